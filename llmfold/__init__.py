@@ -1,0 +1,24 @@
+"""llmfold makes large language models smaller with no data and no fine-tuning."""
+
+from llmfold.api import fold, plan
+from llmfold.config import FoldConfig, LayerOverride
+from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError, VerificationError
+from llmfold.planning import FoldPlan
+from llmfold.report.record import FoldReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "FoldConfig",
+    "FoldPlan",
+    "FoldReport",
+    "LayerOverride",
+    "LlmfoldError",
+    "OutputError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "fold",
+    "plan",
+]

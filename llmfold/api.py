@@ -1,0 +1,55 @@
+"""The Python interface: ``llmfold.fold`` and ``llmfold.plan``."""
+
+from pathlib import Path
+from typing import Any
+
+from llmfold.config import FoldConfig
+from llmfold.planning import FoldPlan
+from llmfold.recipe import parse_layers
+from llmfold.report.record import FoldReport
+from llmfold.streaming.engine import fold_checkpoint, plan_from_config
+from llmfold.streaming.progress import Bar, on_terminal
+
+
+def make_config(model: str | Path | FoldConfig, options: dict[str, Any]) -> FoldConfig:
+    """Build a config from a model and options; ``layers`` may be given as in a recipe.
+
+    Raises:
+        UsageError: an unknown option or a bad value.
+    """
+    if isinstance(model, FoldConfig):
+        if options:
+            raise TypeError("give either a FoldConfig or options, not both")
+        return model
+    layers = options.get("layers")
+    if layers and all(isinstance(key, str) for key in layers):
+        options = {**options, "layers": parse_layers(layers)}
+    if options.get("output") is not None:
+        options = {**options, "output": str(options["output"])}
+    return FoldConfig(model=str(model), **options)
+
+
+def fold(model: str | Path | FoldConfig, *, quiet: bool = False, **options: Any) -> FoldReport:
+    """Fold a model and write the result.
+
+    Args:
+        model: local folder, hub id, ``"demo"``, or a complete :class:`FoldConfig`.
+        quiet: no progress bar (there is none outside a terminal either way).
+        options: fields of :class:`FoldConfig`, e.g. ``ratio=0.2, output="OUT"``.
+
+    Returns:
+        The report; ``report.output`` is the folder that stock transformers loads.
+
+    Raises:
+        LlmfoldError: with one sentence that says what is wrong and what to do.
+    """
+    config = make_config(model, options)
+    if quiet or not on_terminal():
+        return fold_checkpoint(config)
+    with Bar() as bar:
+        return fold_checkpoint(config, bar)
+
+
+def plan(model: str | Path | FoldConfig, **options: Any) -> FoldPlan:
+    """Plan a fold without doing it: widths, parameters and bytes before and after. Arguments as of :func:`fold`."""
+    return plan_from_config(make_config(model, options))

@@ -1,0 +1,43 @@
+"""Model families as data. A new family is one short file and one entry in the registry."""
+
+from llmfold.architectures.base import (
+    ATTENTION_ROLES,
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    MLP_ROLES,
+    Architecture,
+    LayerShape,
+    ModelShape,
+    Role,
+    tensor_name,
+)
+from llmfold.architectures.registry import (
+    ARCHITECTURES,
+    architecture_of,
+    check_tensors,
+    count_parameters,
+    expected_tensors,
+    shape_of,
+    stock_config,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "ATTENTION_ROLES",
+    "EMBEDDING",
+    "FINAL_NORM",
+    "HEAD",
+    "MLP_ROLES",
+    "Architecture",
+    "LayerShape",
+    "ModelShape",
+    "Role",
+    "architecture_of",
+    "check_tensors",
+    "count_parameters",
+    "expected_tensors",
+    "shape_of",
+    "stock_config",
+    "tensor_name",
+]

@@ -1,0 +1,145 @@
+"""What llmfold needs to know of a family, as data: names and shapes of tensors, which biases and norms there are."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Role = str
+"""Short name of a tensor inside a decoder layer, e.g. ``"q"``, ``"q_bias"``, ``"gate"``, ``"post_norm"``."""
+
+ROLE_NAMES: dict[Role, str] = {
+    "input_norm": "input_layernorm.weight",
+    "q": "self_attn.q_proj.weight",
+    "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight",
+    "o": "self_attn.o_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "o_bias": "self_attn.o_proj.bias",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "post_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "down": "mlp.down_proj.weight",
+    "gate_bias": "mlp.gate_proj.bias",
+    "up_bias": "mlp.up_proj.bias",
+    "down_bias": "mlp.down_proj.bias",
+}
+ATTENTION_ROLES = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm")
+MLP_ROLES = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model family.
+
+    ``qkv_bias``, ``o_bias`` and ``mlp_bias`` are either a constant or the config key that says so. ``fallback`` is the
+    family that the same tensors load under when this one's config refuses a head count.
+    """
+
+    model_type: str
+    prefix: str
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    qk_norm: bool = False
+    heads_divide_hidden: bool = False
+    fallback: str | None = None
+
+    @property
+    def causal_lm(self) -> str:
+        """Name of the transformers class, e.g. ``LlamaForCausalLM``."""
+        return f"{self.prefix}ForCausalLM"
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Widths of one decoder layer: intermediate neurons, query heads, key/value heads."""
+
+    intermediate: int
+    heads: int
+    kv_heads: int
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per key/value head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Everything about a model's shape that folding, planning and checking need, resolved from its config."""
+
+    architecture: Architecture
+    hidden: int
+    head_dim: int
+    vocabulary: int
+    layers: tuple[LayerShape, ...]
+    tied: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers have the same widths."""
+        return len(set(self.layers)) <= 1
+
+    @property
+    def biased(self) -> bool:
+        """Whether any projection has a bias."""
+        return self.qkv_bias or self.o_bias or self.mlp_bias
+
+    def layer_roles(self, layer: LayerShape) -> Iterator[tuple[Role, tuple[int, ...]]]:
+        """Yield role and shape of every tensor of a decoder layer of widths ``layer``, in module order."""
+        d, n = self.hidden, layer.intermediate
+        q, kv = layer.heads * self.head_dim, layer.kv_heads * self.head_dim
+        yield "input_norm", (d,)
+        yield from (("q", (q, d)), ("k", (kv, d)), ("v", (kv, d)), ("o", (d, q)))
+        if self.qkv_bias:
+            yield from (("q_bias", (q,)), ("k_bias", (kv,)), ("v_bias", (kv,)))
+        if self.o_bias:
+            yield "o_bias", (d,)
+        if self.architecture.qk_norm:
+            yield from (("q_norm", (self.head_dim,)), ("k_norm", (self.head_dim,)))
+        yield "post_norm", (d,)
+        yield from (("gate", (n, d)), ("up", (n, d)), ("down", (d, n)))
+        if self.mlp_bias:
+            yield from (("gate_bias", (n,)), ("up_bias", (n,)), ("down_bias", (d,)))
+
+    def layer_parameters(self, layer: LayerShape) -> int:
+        """Parameters of one decoder layer of widths ``layer``."""
+        d, h = self.hidden, self.head_dim
+        fixed = 2 * d + self.o_bias * d + self.mlp_bias * d + self.architecture.qk_norm * 2 * h
+        per_group = h * (2 * d + self.qkv_bias * 2) * layer.kv_heads
+        per_head = h * (2 * d + self.qkv_bias) * layer.heads
+        return fixed + per_group + per_head + self.neuron_parameters * layer.intermediate
+
+    @property
+    def neuron_parameters(self) -> int:
+        """Parameters of one intermediate neuron: its gate row, up row and down column (and two biases)."""
+        return 3 * self.hidden + 2 * self.mlp_bias
+
+    @property
+    def decoder_parameters(self) -> int:
+        """Parameters of all decoder layers."""
+        return sum(map(self.layer_parameters, self.layers))
+
+    @property
+    def outside_parameters(self) -> int:
+        """Parameters outside the decoder layers: embeddings (tied ones once), final norm, head."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, tied embeddings counted once."""
+        return self.decoder_parameters + self.outside_parameters
+
+
+def tensor_name(index: int, role: Role) -> str:
+    """Checkpoint name of a tensor of decoder layer ``index``."""
+    return f"model.layers.{index}.{ROLE_NAMES[role]}"
+
+
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"

@@ -1,0 +1,151 @@
+"""From a config.json to a validated :class:`ModelShape`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from llmfold.architectures.base import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    Architecture,
+    LayerShape,
+    ModelShape,
+    tensor_name,
+)
+from llmfold.architectures.llama import LLAMA
+from llmfold.architectures.mistral import MISTRAL
+from llmfold.architectures.qwen2 import QWEN2
+from llmfold.architectures.qwen3 import QWEN3
+from llmfold.errors import CheckpointError
+
+ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """Look up the family of a raw config.
+
+    Raises:
+        CheckpointError: the model type is not supported, or the model is not a causal language model.
+    """
+    model_type = config.get("model_type")
+    supported = ", ".join(sorted(ARCHITECTURES))
+    if model_type is None:
+        raise CheckpointError(f"config.json names no model_type; supported are {supported}")
+    if model_type not in ARCHITECTURES:
+        raise CheckpointError(f"model_type {model_type!r} in config.json is not supported; supported are {supported}")
+    names = config.get("architectures") or []
+    if names and not any(isinstance(n, str) and n.endswith("ForCausalLM") for n in names):
+        raise CheckpointError(
+            f"config.json names {', '.join(map(str, names))}, which is not a causal language model (…ForCausalLM)"
+        )
+    return ARCHITECTURES[str(model_type)]
+
+
+def stock_config(config: Mapping[str, Any]) -> PretrainedConfig:
+    """Build the transformers config of a raw config (without per-layer widths), so that its defaults are filled in.
+
+    Raises:
+        CheckpointError: transformers refuses the config.
+    """
+    plain = {k: v for k, v in config.items() if k not in ("per_layer_config", "auto_map")}
+    try:
+        return CONFIG_MAPPING[config["model_type"]].from_dict(plain)
+    except Exception as error:  # transformers raises many kinds for a bad field
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"config.json is not a valid {config['model_type']} config: {reason}") from error
+
+
+def _positive(value: Any, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{key} in config.json is {value!r}, not a positive integer")
+    return value
+
+
+def _flag(config: PretrainedConfig, key: bool | str) -> bool:
+    return key if isinstance(key, bool) else bool(getattr(config, key, False))
+
+
+def _layer_shape(widths: Mapping[str, Any], index: int) -> LayerShape:
+    layer = LayerShape(
+        _positive(widths["intermediate_size"], "intermediate_size"),
+        _positive(widths["num_attention_heads"], "num_attention_heads"),
+        _positive(widths["num_key_value_heads"], "num_key_value_heads"),
+    )
+    if layer.heads % layer.kv_heads:
+        raise CheckpointError(
+            f"layer {index}: {layer.heads} query heads in config.json are not a multiple of {layer.kv_heads} KV heads"
+        )
+    return layer
+
+
+def shape_of(config: Mapping[str, Any]) -> ModelShape:
+    """Resolve a raw config to a shape; per-layer widths (``per_layer_config``) are honoured.
+
+    Raises:
+        CheckpointError: an unsupported family or a config that contradicts itself.
+    """
+    architecture = architecture_of(config)
+    stock = stock_config(config)
+    hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
+    head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
+    common = {
+        "intermediate_size": stock.intermediate_size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": stock.num_key_value_heads or heads,
+    }
+    overrides = config.get("per_layer_config") or {}
+    count = _positive(stock.num_hidden_layers, "num_hidden_layers")
+    return ModelShape(
+        architecture=architecture,
+        hidden=hidden,
+        head_dim=head_dim,
+        vocabulary=_positive(stock.vocab_size, "vocab_size"),
+        layers=tuple(_layer_shape({**common, **overrides.get(str(i), {})}, i) for i in range(count)),
+        tied=bool(stock.tie_word_embeddings),
+        qkv_bias=_flag(stock, architecture.qkv_bias),
+        o_bias=_flag(stock, architecture.o_bias),
+        mlp_bias=_flag(stock, architecture.mlp_bias),
+    )
+
+
+def expected_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a model, in module order; a tied head is listed under the embedding only."""
+    tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (shape.vocabulary, shape.hidden)}
+    for index, layer in enumerate(shape.layers):
+        tensors.update({tensor_name(index, role): size for role, size in shape.layer_roles(layer)})
+    tensors[FINAL_NORM] = (shape.hidden,)
+    if not shape.tied:
+        tensors[HEAD] = (shape.vocabulary, shape.hidden)
+    return tensors
+
+
+def check_tensors(shape: ModelShape, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Check the tensors of a checkpoint against its config. Tied embeddings may be stored under either name or both.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, of the wrong shape, or unknown.
+    """
+    expected = expected_tensors(shape)
+    if shape.tied and HEAD in found:
+        expected[HEAD] = expected[EMBEDDING]
+        if EMBEDDING not in found:
+            del expected[EMBEDDING]
+    for name, size in expected.items():
+        if name not in found:
+            raise CheckpointError(f"tensor {name} is missing from the checkpoint; the download may be incomplete")
+        if tuple(found[name]) != size:
+            raise CheckpointError(f"tensor {name} has shape {list(found[name])} but config.json implies {list(size)}")
+    unknown = sorted(set(found) - set(expected))
+    if unknown:
+        raise CheckpointError(
+            f"tensor {unknown[0]} is not part of {shape.architecture.causal_lm}; llmfold will not guess what it does"
+        )
+
+
+def count_parameters(tensors: Mapping[str, tuple[int, ...]], *, tied: bool) -> int:
+    """Parameters of a set of named shapes, a tied head counted once."""
+    both = tied and EMBEDDING in tensors and HEAD in tensors
+    return sum(math.prod(size) for name, size in tensors.items() if not (both and name == HEAD))

@@ -1,0 +1,28 @@
+"""Checkpoints on disk: found, read lazily and with suspicion; planned, written, resumed and published whole."""
+
+from llmfold.checkpoint.journal import Entry, Journal
+from llmfold.checkpoint.preflight import MARKER_FILE
+from llmfold.checkpoint.publish import JOURNAL_FILE, WorkFolder
+from llmfold.checkpoint.reader import Checkpoint, TensorInfo
+from llmfold.checkpoint.shards import ShardPlan, TensorSpec, parse_size, plan_shards
+from llmfold.checkpoint.source import Source, resolve
+from llmfold.checkpoint.storage import free_bytes
+from llmfold.checkpoint.writer import ShardWriter
+
+__all__ = [
+    "JOURNAL_FILE",
+    "MARKER_FILE",
+    "Checkpoint",
+    "Entry",
+    "Journal",
+    "ShardPlan",
+    "ShardWriter",
+    "Source",
+    "TensorInfo",
+    "TensorSpec",
+    "WorkFolder",
+    "free_bytes",
+    "parse_size",
+    "plan_shards",
+    "resolve",
+]

@@ -1,0 +1,39 @@
+"""Which tensors of a checkpoint are weights, which are leftovers to drop, and which make it unfit for folding."""
+
+from typing import Any
+
+from llmfold.checkpoint.dtypes import TORCH_DTYPES
+from llmfold.errors import CheckpointError
+
+_RECOMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+_CAUSAL_MASKS = (".attn.bias", ".attention.bias")
+_MASK_FILLS = (".attn.masked_bias", ".attention.masked_bias")
+_QUANTISED_PARTS = frozenset(
+    (
+        *("qweight", "qzeros", "scales", "g_idx", "absmax", "nested_absmax", "quant_map", "nested_quant_map", "SCB"),
+        *("weight_scale", "weight_scale_inv", "weight_packed", "weight_zero_point", "input_scale"),
+    )
+)
+_ADVICE = "llmfold folds bf16, fp16 and fp32 weights: take the unquantised model, fold it first and quantise after"
+
+
+def is_legacy_buffer(name: str, shape: tuple[int, ...]) -> bool:
+    """Tell whether the tensor is a buffer of an old transformers release that every loader computes anew.
+
+    A causal mask shares its name with a bias, so it is told by its shape: (1, 1, n, n).
+    """
+    if name.endswith(_CAUSAL_MASKS):
+        return len(shape) == 4 and shape[:2] == (1, 1)
+    return name.endswith(_RECOMPUTED) or (name.endswith(_MASK_FILLS) and shape == ())
+
+
+def refuse_quantised_config(config: dict[str, Any], model: str) -> None:
+    """Raise CheckpointError when ``config`` declares quantised weights."""
+    if config.get("quantization_config") or config.get("compression_config"):
+        raise CheckpointError(f"{model} is quantised (its config.json says so); {_ADVICE}")
+
+
+def refuse_quantised_tensor(name: str, dtype: str, shard: str) -> None:
+    """Raise CheckpointError when the tensor's name or safetensors ``dtype`` is not that of a plain weight."""
+    if name.rsplit(".", 1)[-1] in _QUANTISED_PARTS or dtype not in TORCH_DTYPES:
+        raise CheckpointError(f"tensor {name!r} ({dtype}) in {shard} is quantised or not a weight; {_ADVICE}")

@@ -1,0 +1,6 @@
+"""The number formats llmfold folds, by their safetensors names."""
+
+import torch
+
+TORCH_DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+SAFETENSORS_DTYPES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}

@@ -1,0 +1,135 @@
+"""What is finished of a run, so that a killed one goes on from its last whole unit."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llmfold.checkpoint.storage import fsync_path, pwrite_all, write_error
+from llmfold.errors import OutputError, UsageError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished unit: sha256 hex digests of its tensors by name, and its record for the report."""
+
+    unit: str
+    digests: dict[str, str]
+    record: dict[str, Any]
+
+
+class Journal:
+    """An append-only JSON-lines file: first the head (what is being made, from what), then one line per unit.
+
+    One process appends. Whatever follows the last whole line is discarded on opening: those units are made again.
+
+    Attributes:
+        path: the file.
+        done: unit -> Entry, in the order of completion.
+    """
+
+    def __init__(self, path: Path, fd: int, end: int, done: dict[str, Entry]) -> None:
+        self.path = path
+        self.done = done
+        self._fd = fd
+        self._end = end
+
+    @classmethod
+    def open(cls, path: Path, head: dict[str, Any]) -> "Journal":
+        """Resume the journal at ``path`` or begin one; ``head`` (JSON values) names options, source and version.
+
+        Raises:
+            UsageError: the journal there has another head.
+            OutputError: the file cannot be read or written.
+        """
+        try:
+            written = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise OutputError(f"{path} cannot be read: {error.strerror}") from error
+        first_line = _line(head)
+        found, done, end = _parse(written)
+        if found is not None and found != json.loads(first_line):
+            raise UsageError(
+                f"a partial run with other options or another source lies at {path.parent}; "
+                "pass --overwrite to discard it"
+            )
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            os.ftruncate(fd, end)
+        except OSError as error:
+            raise write_error(error, path, len(first_line)) from error
+        journal = cls(path, fd, end, done)
+        if found is None:
+            journal._write(first_line)
+            fsync_path(path.parent)
+        return journal
+
+    def append(self, unit: str, digests: dict[str, str], record: dict[str, Any]) -> None:
+        """Record that ``unit`` is finished and on the disk; returns when the record is on the disk too.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        entry = Entry(unit, digests, record)
+        self._write(_line(asdict(entry)))
+        self.done[unit] = entry
+
+    def close(self) -> None:
+        """Close the file; nothing is lost by not calling this."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, line: bytes) -> None:
+        try:
+            pwrite_all(self._fd, line, self._end)
+            os.fsync(self._fd)
+        except OSError as error:
+            raise write_error(error, self.path, len(line)) from error
+        self._end += len(line)
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def _parse(written: bytes) -> tuple[dict[str, Any] | None, dict[str, Entry], int]:
+    """Return the head (None when there is no whole one), the finished units and where the last whole line ends."""
+    head: dict[str, Any] | None = None
+    done: dict[str, Entry] = {}
+    end = 0
+    for line in written.split(b"\n")[:-1]:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if head is None:
+            if not isinstance(value, dict):
+                break
+            head = value
+        else:
+            entry = _entry(value)
+            if entry is None:
+                break
+            done[entry.unit] = entry
+        end += len(line) + 1
+    return head, done, end
+
+
+def _entry(value: Any) -> Entry | None:
+    if not isinstance(value, dict) or value.keys() != {"unit", "digests", "record"}:
+        return None
+    unit, digests, record = value["unit"], value["digests"], value["record"]
+    if not (isinstance(unit, str) and isinstance(digests, dict) and isinstance(record, dict)):
+        return None
+    return Entry(unit, digests, record)

@@ -1,0 +1,41 @@
+"""Which files of a model folder may be opened: a checkpoint may come from anywhere, so nothing in it is trusted."""
+
+from pathlib import Path
+
+from llmfold.errors import CheckpointError
+
+
+def is_plain_name(name: str) -> bool:
+    """Tell whether ``name`` is the name of a file right inside a folder, with no way out of it."""
+    return name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
+
+
+def regular_file(folder: Path, name: str) -> Path:
+    """Return ``folder / name`` after checking that it is a regular file that may be read.
+
+    Links are followed only inside ``folder`` itself or, for a snapshot in a Hugging Face cache, into the blobs of the
+    same cached repository (that is how the cache stores every file); any other target could leak a private file into
+    the output.
+
+    Raises:
+        CheckpointError: the file is missing, is not a regular file, or is a link that leaves the folder.
+    """
+    path = folder / name
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} is missing: download the model again") from error
+    if not any(target.is_relative_to(root) for root in _readable_roots(folder.resolve())):
+        raise CheckpointError(f"{path} is a link to {target}, outside the model folder: replace it by a copy")
+    if not target.is_file():
+        raise CheckpointError(f"{path} is not a regular file: download the model again")
+    return path
+
+
+def _readable_roots(folder: Path) -> list[Path]:
+    roots = [folder]
+    for commit in (folder, *folder.parents):
+        repository = commit.parent.parent
+        if commit.parent.name == "snapshots" and repository.name.startswith("models--"):
+            roots.append((repository / "blobs").resolve())
+    return roots

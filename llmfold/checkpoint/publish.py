@@ -1,0 +1,169 @@
+"""The work folder beside the output: everything is made there and appears at the output path in one rename."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llmfold.checkpoint.journal import Journal
+from llmfold.checkpoint.lock import FileLock
+from llmfold.checkpoint.preflight import check_apart, check_replaceable, check_writable, is_occupied, resolved
+from llmfold.checkpoint.replace import recover, replace_folder
+from llmfold.checkpoint.storage import fsync_path
+from llmfold.errors import OutputError, UsageError
+
+JOURNAL_FILE = "journal.jsonl"
+
+
+class WorkFolder:
+    """A locked folder ``.NAME.llmfold-partial`` beside the output ``NAME``; it outlives a killed run.
+
+    Attributes:
+        output: where the result will appear, links resolved.
+        folder: where to write it until then. Every file in it but the journal is published.
+    """
+
+    def __init__(self, output: Path, folder: Path, lock: FileLock, overwrite: bool) -> None:
+        self.output = output
+        self.folder = folder
+        self._lock = lock
+        self._overwrite = overwrite
+
+    @classmethod
+    def open(cls, output: Path, *, overwrite: bool, source: Path) -> "WorkFolder":
+        """Check ``output`` with nothing written, then lock it and open its work folder, new or left by a killed run.
+
+        Args:
+            output: the folder to make; missing parents are created.
+            overwrite: whether an earlier output of llmfold there may be replaced on publication.
+            source: the model folder that is read.
+
+        Raises:
+            UsageError: the output exists (without ``overwrite``), is a file, was not made by llmfold, or overlaps
+                ``source``.
+            OutputError: another run works on it, or the place cannot be written.
+        """
+        output = resolved(output)
+        check_apart(output, resolved(source))
+        try:
+            check_replaceable(output, overwrite)
+            check_writable(output.parent)
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_writable(output.parent, error) from error
+        busy = f"another llmfold run is writing {output}: wait for it, or choose another output"
+        lock = FileLock.acquire(output.with_name(f".{output.name}.llmfold-lock"), busy)
+        try:
+            recover(output)
+            _journal_aside(output).unlink(missing_ok=True)
+            check_replaceable(output, overwrite)
+            folder = output.with_name(f".{output.name}.llmfold-partial")
+            work = cls(output, folder, lock, overwrite)
+            folder.mkdir(exist_ok=True)
+            if folder.is_symlink():
+                raise OutputError(f"{folder} is a link: remove it")
+            # Without a journal nothing says what these files are.
+            if not (folder / JOURNAL_FILE).exists():
+                work.discard()
+        except OSError as error:
+            lock.release()
+            raise _not_writable(output.parent, error) from error
+        except BaseException:
+            lock.release()
+            raise
+        return work
+
+    def open_journal(self, head: dict[str, Any]) -> Journal:
+        """Resume the journal in the folder, or begin one; see ``Journal.open`` for ``head``.
+
+        With ``overwrite`` a partial run with another head is discarded.
+
+        Raises:
+            UsageError: a partial run with another head is there and ``overwrite`` was not given.
+            OutputError: the journal cannot be read or written.
+        """
+        path = self.folder / JOURNAL_FILE
+        try:
+            return Journal.open(path, head)
+        except UsageError:
+            if not self._overwrite:
+                raise
+        self.discard()
+        return Journal.open(path, head)
+
+    def discard(self) -> None:
+        """Delete everything in the folder, the journal first; the folder and its lock stay.
+
+        Raises:
+            OutputError: something could not be deleted.
+        """
+        try:
+            (self.folder / JOURNAL_FILE).unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be emptied ({error.strerror}): remove it by hand") from error
+
+    def publish(self) -> None:
+        """Make the folder durable, take its journal out, rename it to the output and release the lock.
+
+        Raises:
+            UsageError: meanwhile something else appeared at the output.
+            OutputError: it could not be flushed or renamed; output, folder and journal are as they were before.
+        """
+        try:
+            check_replaceable(self.output, self._overwrite)
+            for path in sorted(self.folder.rglob("*")):
+                fsync_path(path)
+            with _set_aside(self.folder / JOURNAL_FILE, _journal_aside(self.output)):
+                fsync_path(self.folder)
+                if is_occupied(self.output):
+                    replace_folder(self.folder, self.output)
+                else:
+                    os.rename(self.folder, self.output)
+            fsync_path(self.output.parent)
+        except OSError as error:
+            raise OutputError(f"{self.output} cannot be put in place ({error.strerror}): choose another") from error
+        self._lock.release()
+
+    def close(self) -> None:
+        """Release the lock; an unfinished run stays for the next to resume, an empty folder goes."""
+        if self._lock.held and self.folder.is_dir() and not is_occupied(self.folder):
+            self.folder.rmdir()
+        self._lock.release()
+
+    def __enter__(self) -> "WorkFolder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def _set_aside(journal: Path, aside: Path) -> Iterator[None]:
+    """Move the journal away for the time of the body, back if it fails, and delete it if it does not."""
+    if journal.exists():
+        os.rename(journal, aside)
+    try:
+        yield
+    except OSError:
+        if aside.exists():
+            os.rename(aside, journal)
+        raise
+    aside.unlink(missing_ok=True)
+
+
+def _journal_aside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.llmfold-journal")
+
+
+def _not_writable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"{folder} cannot be written ({error.strerror}): choose another output")

@@ -1,0 +1,144 @@
+"""Reading a checkpoint lazily: everything a header can tell is checked first, weights are mapped when asked for."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llmfold.checkpoint.accept import is_legacy_buffer, refuse_quantised_config, refuse_quantised_tensor
+from llmfold.checkpoint.blocks import is_finite
+from llmfold.checkpoint.dtypes import TORCH_DTYPES
+from llmfold.checkpoint.header import Header, read_header
+from llmfold.checkpoint.jsonfile import read_object
+from llmfold.checkpoint.paths import regular_file
+from llmfold.checkpoint.side_files import find_side_files
+from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE, no_weights, read_weight_map
+from llmfold.errors import CheckpointError
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A weight as its shard declares it; ``nbytes`` is its length in the file, ``shard`` the file's name."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    nbytes: int
+    shard: str
+
+
+class Checkpoint:
+    """A validated checkpoint folder whose weights stay on disk until they are read.
+
+    Attributes:
+        folder: the model folder.
+        config: config.json as it was read.
+        tensors: name -> TensorInfo, by shard name and then by place in the file.
+        dropped: names of legacy buffers that are in the files but are not weights.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], headers: list[Header]) -> None:
+        self.folder = folder
+        self.config = config
+        self.tensors: dict[str, TensorInfo] = {}
+        self.dropped: list[str] = []
+        self._headers = {header.path.name: header for header in headers}
+        for header in headers:
+            self._add(header)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """Open the checkpoint in ``folder``, reading its config, index and headers but no weight.
+
+        Raises:
+            CheckpointError: something is missing, damaged, unsafe, quantised or contradicts itself.
+        """
+        if not folder.is_dir():
+            raise CheckpointError(f"model folder {folder} does not exist")
+        config = read_object(regular_file(folder, CONFIG_FILE), unique_keys=False)
+        refuse_quantised_config(config, str(folder))
+        return cls(folder, config, _read_headers(folder))
+
+    def read(self, name: str, *, check_finite: bool = True) -> Tensor:
+        """Return the weight ``name`` with its stored dtype and shape, mapped from the file without a copy.
+
+        The map is private (writing into the tensor does not reach the file) and goes away with the tensor.
+
+        Raises:
+            CheckpointError: no such weight, the shard changed since it was opened, or NaN or infinity was found.
+        """
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.folder} has no tensor {name!r}")
+        info = self.tensors[name]
+        header = self._headers[info.shard]
+        try:
+            status = header.path.stat()
+            if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
+                raise CheckpointError(f"{header.path} changed while it was being read: run the command again")
+            with safe_open(header.path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+            raise CheckpointError(f"tensor {name!r} in {header.path} cannot be read: {error}") from error
+        if check_finite and not is_finite(tensor):
+            raise CheckpointError(f"tensor {name!r} in {header.path} holds NaN or infinity: the model is damaged")
+        return tensor
+
+    def fingerprint(self) -> str:
+        """Return a sha256 that names this source: config and headers by content, shards by name, size and time."""
+        config = hashlib.sha256((self.folder / CONFIG_FILE).read_bytes()).hexdigest()
+        shards = [(name, header.size, header.mtime_ns, header.sha256) for name, header in self._headers.items()]
+        return hashlib.sha256(json.dumps([config, shards]).encode()).hexdigest()
+
+    def side_files(self, *, remote_code: bool = False) -> list[Path]:
+        """Return the files to copy to the output byte for byte; see ``find_side_files``."""
+        return find_side_files(self.folder, remote_code=remote_code)
+
+    def _add(self, header: Header) -> None:
+        shard = header.path.name
+        for entry in header.entries:
+            if is_legacy_buffer(entry.name, entry.shape):
+                self.dropped.append(entry.name)
+                continue
+            refuse_quantised_tensor(entry.name, entry.dtype, shard)
+            dtype = TORCH_DTYPES[entry.dtype]
+            self.tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, entry.nbytes, shard)
+
+
+def _read_headers(folder: Path) -> list[Header]:
+    has_index = (folder / INDEX_FILE).exists()
+    if not has_index:
+        if not (folder / SINGLE_FILE).exists():
+            raise no_weights(str(folder), (path.name for path in folder.iterdir()))
+        return [read_header(regular_file(folder, SINGLE_FILE))]
+    weight_map = read_weight_map(regular_file(folder, INDEX_FILE))
+    shards = sorted(set(weight_map.values()))
+    # transformers would load the single file, so folding the shards would fold another model.
+    if (folder / SINGLE_FILE).exists() and SINGLE_FILE not in shards:
+        raise CheckpointError(f"{folder} has {SINGLE_FILE} and an index that does not list it: remove the stale one")
+    headers = [read_header(regular_file(folder, shard)) for shard in shards]
+    _match_index(weight_map, headers)
+    return headers
+
+
+def _match_index(weight_map: dict[str, str], headers: list[Header]) -> None:
+    found: dict[str, str] = {}
+    for header in headers:
+        for entry in header.entries:
+            if entry.name in found:
+                raise CheckpointError(
+                    f"tensor {entry.name!r} is in both {found[entry.name]} and {header.path.name}: download them again"
+                )
+            found[entry.name] = header.path.name
+    for name, shard in weight_map.items():
+        if found.get(name) != shard:
+            raise CheckpointError(f"{INDEX_FILE} places tensor {name!r} in {shard}, which does not hold it")
+    for name, shard in found.items():
+        if name not in weight_map:
+            raise CheckpointError(f"tensor {name!r} in {shard} is not listed in {INDEX_FILE}: download both again")

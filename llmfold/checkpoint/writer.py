@@ -1,0 +1,138 @@
+"""Writing tensors into preplanned shards, each at its own place, from one process or several."""
+
+import hashlib
+import os
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from llmfold.checkpoint.blocks import blocks, is_finite
+from llmfold.checkpoint.shards import Shard, ShardPlan
+from llmfold.checkpoint.storage import allocate, disk_full, free_bytes, fsync_path, pwrite_all, write_error
+from llmfold.checkpoint.weights import INDEX_FILE
+from llmfold.errors import OutputError
+
+
+class ShardWriter:
+    """Writes the tensors of ``plan`` into ``folder``; one process calls ``create``, any number call ``write``."""
+
+    def __init__(self, plan: ShardPlan, folder: Path) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._sizes = {shard.name: shard.nbytes for shard in plan.shards}
+        self._open: dict[str, int] = {}
+
+    def create(self) -> None:
+        """Create every shard at its final length with its header, and the index; whole shards of a resumed run stay.
+
+        Raises:
+            OutputError: the disk is too full for all of them together, or cannot be written.
+        """
+        todo = [shard for shard in self._plan.shards if not _is_created(self._folder / shard.name, shard)]
+        needed = sum(shard.nbytes - _allocated(self._folder / shard.name) for shard in todo)
+        missing = needed - free_bytes(self._folder)
+        if missing > 0:
+            raise disk_full(self._folder, missing)
+        for shard in todo:
+            path = self._folder / shard.name
+            try:
+                _create(path, shard)
+            except OSError as error:
+                raise write_error(error, path, shard.nbytes) from error
+        index = self._folder / INDEX_FILE
+        try:
+            if self._plan.index is not None:
+                index.write_bytes(self._plan.index)
+                fsync_path(index)
+            fsync_path(self._folder)
+        except OSError as error:
+            raise write_error(error, index, len(self._plan.index or b"")) from error
+
+    def write(self, name: str, tensor: Tensor) -> str:
+        """Write ``tensor`` (any device, any layout) to its place and return the sha256 hex digest of its bytes.
+
+        Work area: one block; a mapped tensor goes straight from its file to the output.
+
+        Raises:
+            OutputError: not in the plan, another dtype or shape than planned, NaN or infinity, or the disk is full.
+        """
+        place = self._plan.tensors.get(name)
+        if place is None:
+            raise OutputError(f"tensor {name!r} is not in the plan of the output")
+        if (tensor.dtype, tuple(tensor.shape)) != (place.spec.dtype, place.spec.shape):
+            raise OutputError(
+                f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}, "
+                f"but {place.spec.dtype} {place.spec.shape} was planned"
+            )
+        digest = hashlib.sha256()
+        offset = place.offset
+        fd = self._descriptor(place.shard)
+        for block in blocks(tensor.detach()):
+            if not is_finite(block):
+                raise OutputError(f"tensor {name!r} came out with NaN or infinity: it was not written")
+            data = block.cpu().view(torch.uint8).numpy().data
+            digest.update(data)
+            try:
+                pwrite_all(fd, data, offset)
+            except OSError as error:
+                raise write_error(error, self._folder / place.shard, place.spec.nbytes) from error
+            offset += data.nbytes
+        return digest.hexdigest()
+
+    def sync(self) -> None:
+        """Return once everything this process wrote is on the disk; raises OutputError when it cannot be."""
+        for shard, fd in self._open.items():
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                raise write_error(error, self._folder / shard, self._sizes[shard]) from error
+
+    def close(self) -> None:
+        """Close the files; written bytes stay, but only ``sync`` makes them durable."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _descriptor(self, shard: str) -> int:
+        if shard not in self._open:
+            path = self._folder / shard
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError as error:
+                raise write_error(error, path, self._sizes[shard]) from error
+            self._open[shard] = fd
+            if os.fstat(fd).st_size != self._sizes[shard]:
+                raise OutputError(f"{path} is not the file that was planned: run again with --overwrite")
+        return self._open[shard]
+
+
+def _is_created(path: Path, shard: Shard) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(shard.header)) == shard.header and path.stat().st_size == shard.nbytes
+    except FileNotFoundError:
+        return False
+
+
+def _allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512 if path.exists() else 0
+
+
+def _create(path: Path, shard: Shard) -> None:
+    # The header goes last: a file with the right header is a file that was created whole.
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        allocate(fd, shard.nbytes)
+        pwrite_all(fd, shard.header, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)

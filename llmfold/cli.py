@@ -1,0 +1,147 @@
+"""The command line: ``llmfold --model MODEL --ratio 0.2`` and ``llmfold plan …``."""
+
+import argparse
+import dataclasses
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from llmfold.config import FoldConfig
+
+INTERRUPTED = 130
+_COMMANDS = ("fold", "plan")
+_EPILOG = """examples:
+  llmfold --model demo --ratio 0.2
+  llmfold --model huggyllama/llama-7b --ratio 0.2 --output llama-7b-small
+  llmfold plan --model ./my-model --ratio 0.3
+  llmfold --model ./llama-7b --recipe recipe.yaml
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"llmfold: {message} (see llmfold --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; unset options are absent, so that a recipe can fill them."""
+    from llmfold import config
+
+    parser = _Parser(
+        prog="llmfold",
+        usage="llmfold [fold|plan] --model MODEL --ratio RATIO [options]",
+        description="Make a large language model smaller with no data and no fine-tuning.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", nargs="?", choices=_COMMANDS, default="fold", help="fold (default), or plan only")
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    what = parser.add_argument_group("what to fold")
+    what.add_argument("--model", help="local folder, hub id, or 'demo' for the checkpoint that ships with llmfold")
+    what.add_argument("--revision", help="branch, tag or commit on the hub")
+    what.add_argument("--output", help="folder to write (default: MODEL-folded-RATIO here)")
+    what.add_argument("--overwrite", action="store_true", help="replace an earlier llmfold output or partial run")
+    what.add_argument("--recipe", help="YAML file with any of these options and per-layer overrides")
+    much = parser.add_argument_group("how much to remove")
+    much.add_argument("--ratio", type=float, help="fraction of parameters to remove, e.g. 0.2")
+    much.add_argument("--ratio-of", choices=config.RATIO_BASES, help="what --ratio counts (default: model)")
+    much.add_argument("--mlp-ratio", type=float, help="fraction of MLP neurons to remove in every layer")
+    much.add_argument("--attention-ratio", type=float, help="fraction of KV groups to remove in every layer")
+    much.add_argument("--multiple-of", type=int, help="MLP widths are multiples of this (default: 128 if wide, else 1)")
+    how = parser.add_argument_group("how to fold")
+    how.add_argument("--method", choices=config.METHODS, help="paper: the published method (default)")
+    how.add_argument("--cluster", choices=config.CLUSTERS, help="clustering of units (default: ward)")
+    how.add_argument("--align", choices=config.ALIGNMENTS, help="gauge: bring units to a common gauge before merging")
+    how.add_argument("--repair", choices=config.REPAIRS, help="variance: the paper's Fold-AR correction")
+    how.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
+    how.add_argument("--dtype", choices=config.DTYPES, help="dtype written (default: auto, as stored)")
+    how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--max-shard-size", help="largest file of weights (default: 5GB)")
+    run.add_argument("--verify", choices=config.VERIFICATIONS, help="reload check before publishing (default: full)")
+    run.add_argument("--trust-remote-code", action="store_true", help="copy Python files that the checkpoint carries")
+    run.add_argument("--dry-run", action="store_true", help="print the plan and stop, like 'llmfold plan'")
+    run.add_argument("--quiet", action="store_true", help="print errors only")
+    run.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def read_config(options: dict[str, Any]) -> "FoldConfig":
+    """Merge command line over recipe into a config.
+
+    Raises:
+        UsageError: no model, or whatever the recipe or the config refuses.
+    """
+    from llmfold.config import FoldConfig
+    from llmfold.errors import UsageError
+    from llmfold.recipe import load_recipe
+
+    values = {**load_recipe(options["recipe"])} if "recipe" in options else {}
+    known = {f.name for f in dataclasses.fields(FoldConfig)}
+    values.update({name: value for name, value in options.items() if name in known})
+    if "model" not in values:
+        raise UsageError("--model is missing; pass a local folder, a hub id, or 'demo'")
+    return FoldConfig(**values)
+
+
+def _show_plan(config: "FoldConfig") -> None:
+    from llmfold.api import plan
+    from llmfold.planning import estimate
+    from llmfold.report.terminal import plan_table, print_table
+
+    made = plan(config)
+    print_table(plan_table(made, estimate(made)))
+
+
+def _fold(config: "FoldConfig", *, quiet: bool) -> None:
+    from llmfold.api import fold
+    from llmfold.report.terminal import print_table, report_table
+
+    if not quiet:
+        _show_plan(config)
+    report = fold(config, quiet=quiet)
+    if not quiet:
+        print_table("")
+        print_table(report_table(report))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 for failures, 2 for usage, 130 for Ctrl-C."""
+    from llmfold.errors import LlmfoldError
+
+    try:
+        options = vars(build_parser().parse_args(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if "version" in options:
+        from llmfold import __version__
+
+        print(f"llmfold {__version__}")
+        return 0
+    debug = options.get("debug", False)
+    try:
+        config = read_config(options)
+        if options["command"] == "plan" or "dry_run" in options:
+            _show_plan(config)
+        else:
+            _fold(config, quiet=options.get("quiet", False))
+    except LlmfoldError as error:
+        _complain(str(error), debug)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; run the same command again to resume at the last whole layer", debug)
+        return INTERRUPTED
+    except Exception as error:  # a person at the prompt gets a sentence, whatever broke
+        _complain(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)
+        return 1
+    return 0
+
+
+def _complain(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"llmfold: {' '.join(message.split())}", file=sys.stderr)

@@ -1,0 +1,181 @@
+"""Gram matrix of block rows, and squared distances from it without the cancellation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from llmfold.clustering.blocks import Blocks, column_chunks, row_count, spans, working_dtype
+
+# Measured Gram error is at most 1e-6 of S_ii, so above this share of S_ii + S_jj a difference keeps about 4 digits.
+_CANCELLATION = 1e-2
+# One pair summed directly costs about as much as this many entries of a float64 matrix product.
+_DIRECT_COST = 64
+_DEPTH = 4096
+_DEPTH_FLOAT64 = 1024
+_PAIRS = 1024
+
+
+@contextmanager
+def _exact_bfloat16_products(blocks: Blocks) -> Iterator[None]:
+    """Let oneDNN multiply float32 panels as bf16, with float32 sums: exact products where all inputs are bf16."""
+    settings = getattr(torch.backends.mkldnn, "matmul", None)
+    exact = all(block.dtype == torch.bfloat16 and block.device.type == "cpu" for block in blocks)
+    if not exact or settings is None or not hasattr(settings, "fp32_precision"):
+        yield
+        return
+    previous = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = previous
+
+
+def _gram_tile(blocks: Blocks, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+    tile = torch.zeros(rows.stop - rows.start, columns.stop - columns.start, dtype=dtype, device=blocks[0].device)
+    for chunk in column_chunks(blocks, _DEPTH):
+        left = chunk[rows].to(dtype)
+        right = left if rows == columns else chunk[columns].to(dtype)
+        tile.addmm_(left, right.T)
+    return tile
+
+
+def gram(blocks: Blocks, *, tile: int = 2048) -> Tensor:
+    """Return S = sum over blocks of X_b X_b^T.
+
+    Only tiles on and below the diagonal are computed; features are summed in fixed chunks in a fixed order. The work
+    area beside the result is two panels of ``tile`` x 4096 and one tile. While bf16 inputs are multiplied on the CPU,
+    the process-wide oneDNN matmul precision is bf16.
+
+    Args:
+        blocks: matrices n x d_b (bf16, fp16, fp32 or fp64; any strides), rows concatenated in thought.
+        tile: rows and columns per tile.
+
+    Returns:
+        n x n symmetric, float32 (float64 if a block is), on the blocks' device.
+
+    Raises:
+        ValueError: unusable blocks, or rows that are not finite or whose squared norm overflows.
+    """
+    n, dtype = row_count(blocks), working_dtype(blocks)
+    out = torch.empty(n, n, dtype=dtype, device=blocks[0].device)
+    parts = spans(n, tile)
+    with _exact_bfloat16_products(blocks):
+        for index, rows in enumerate(parts):
+            for columns in parts[: index + 1]:
+                part = _gram_tile(blocks, rows, columns, dtype)
+                if rows == columns:
+                    # A matrix product of a panel with itself need not be symmetric to the last bit.
+                    part = part.tril() + part.tril(-1).T
+                out[rows, columns] = part
+                out[columns, rows] = part.T
+    finite_norms(out)
+    return out
+
+
+def finite_norms(gram: Tensor) -> Tensor:
+    """Return a copy of the diagonal of a Gram matrix; ValueError unless it is square and its diagonal finite."""
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"a Gram matrix is square, got {tuple(gram.shape)}")
+    norms = gram.diagonal().clone()
+    if not bool(norms.isfinite().all()):
+        raise ValueError("cannot cluster rows that hold NaN or infinite values, or whose squared norm overflows")
+    return norms
+
+
+def _select(chunk: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    return chunk.index_select(0, index).to(dtype)
+
+
+def _direct(blocks: Blocks, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Squared distances of the row pairs (left, right), summed over the features themselves."""
+    out = torch.zeros(len(left), dtype=dtype, device=left.device)
+    for part in spans(len(left), _PAIRS):
+        for chunk in column_chunks(blocks, _DEPTH):
+            difference = _select(chunk, left[part], dtype) - _select(chunk, right[part], dtype)
+            out[part] += difference.square_().sum(1)
+    return out
+
+
+def _dense(blocks: Blocks, left: Tensor, right: Tensor) -> Tensor:
+    """All squared distances between two row sets, from a float64 Gram of centred rows."""
+    out = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
+    scale = torch.zeros_like(out)
+    for chunk in column_chunks(blocks, _DEPTH_FLOAT64):
+        a, b = _select(chunk, left, torch.float64), _select(chunk, right, torch.float64)
+        centre = a.mean(0)
+        a, b = a.sub_(centre), b.sub_(centre)
+        out.addmm_(a, b.T, alpha=-2)
+        scale += a.square().sum(1)[:, None] + b.square().sum(1)
+    out += scale
+    # What is left of two equal rows is rounding: read it as zero.
+    return out.masked_fill_(out < 32 * torch.finfo(torch.float64).eps * scale, 0.0)
+
+
+def _recompute(blocks: Blocks, part: Tensor, close: Tensor, rows: slice, columns: slice) -> None:
+    """Overwrite the entries of the tile ``part`` marked in ``close`` with distances taken from the rows."""
+    left, right = close.any(1).nonzero().flatten(), close.any(0).nonzero().flatten()
+    if int(close.sum()) * _DIRECT_COST > len(left) * len(right):
+        exact = _dense(blocks, left + rows.start, right + columns.start).to(part.dtype)
+        at = (left[:, None], right)
+        part[at] = torch.where(close[at], exact, part[at])
+    else:
+        i, j = close.nonzero().unbind(1)
+        part[i, j] = _direct(blocks, i + rows.start, j + columns.start, part.dtype)
+
+
+def _to_distances(gram: Tensor, blocks: Blocks | None, tile: int) -> Tensor:
+    norms = finite_norms(gram)
+    parts = spans(len(gram), tile)
+    for index, rows in enumerate(parts):
+        for columns in parts[: index + 1]:
+            total = norms[rows, None] + norms[columns]
+            part = total.sub(gram[rows, columns], alpha=2)
+            if blocks is not None:
+                close = part < total.mul_(_CANCELLATION)
+                close = close.tril(-1) if rows == columns else close
+                if bool(close.any()):
+                    _recompute(blocks, part, close, rows, columns)
+            part.clamp_(min=0)
+            if rows == columns:
+                part = part.tril(-1)
+                part = part + part.T
+            gram[rows, columns] = part
+            gram[columns, rows] = part.T
+    return gram
+
+
+def squared_distances(blocks: Blocks, gram: Tensor, *, tile: int = 1024) -> Tensor:
+    """Turn ``gram`` IN PLACE into squared distances D_ij = S_ii + S_jj - 2 S_ij and return it.
+
+    Where D_ij < 0.01 (S_ii + S_jj) the difference of Gram entries has lost digits: those pairs are summed from the rows
+    or, where they are many in a tile, taken from a float64 Gram of the centred rows concerned (there a distance below
+    7e-15 of the centred squared norms reads 0). No second n x n array is made.
+
+    Args:
+        blocks: the matrices n x d_b that ``gram`` was computed from.
+        gram: n x n from :func:`gram`; destroyed.
+        tile: rows and columns per tile.
+
+    Returns:
+        The same tensor: symmetric, nonnegative, zero diagonal.
+
+    Raises:
+        ValueError: blocks that do not fit the Gram, or a Gram that is not square or not finite.
+    """
+    if row_count(blocks) != len(gram):
+        raise ValueError(f"blocks of {len(blocks[0])} rows do not fit a Gram matrix of {len(gram)}")
+    return _to_distances(gram, blocks, tile)
+
+
+def distance_from_gram(gram: Tensor, *, tile: int = 1024) -> Tensor:
+    """Return squared distances in a new n x n tensor when only the Gram is at hand.
+
+    Distances below about 1e-6 (S_ii + S_jj) are rounding in float32: use :func:`squared_distances` where rows exist.
+
+    Raises:
+        ValueError: a Gram that is not square or whose diagonal is not finite.
+    """
+    return _to_distances(gram.clone(), None, tile)

@@ -1,0 +1,146 @@
+"""Every option of a fold, in one frozen dataclass. Command line, recipe file and Python share these names."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmfold.checkpoint import parse_size
+from llmfold.errors import UsageError
+
+METHODS = ("paper",)
+CLUSTERS = ("ward", "kmeans", "hartigan")
+ALIGNMENTS = ("gauge", "none")
+REPAIRS = ("none", "variance")
+RATIO_BASES = ("model", "decoder")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+VERIFICATIONS = ("full", "shapes", "off")
+
+_CHOICES = {
+    "method": METHODS,
+    "cluster": CLUSTERS,
+    "align": (None, *ALIGNMENTS),
+    "repair": REPAIRS,
+    "ratio_of": RATIO_BASES,
+    "dtype": DTYPES,
+    "verify": VERIFICATIONS,
+}
+
+
+@dataclass(frozen=True)
+class LayerOverride:
+    """Fractions removed in one layer by a recipe; ``None`` leaves the choice to the planner."""
+
+    mlp: float | None = None
+    attention: float | None = None
+
+
+@dataclass(frozen=True)
+class FoldConfig:
+    """Options of a fold.
+
+    Attributes:
+        model: local folder, hub id, or ``"demo"`` for the checkpoint that ships with llmfold.
+        ratio: fraction of parameters to remove, in [0, 1); ``None`` when other options say it all.
+        output: folder to write; ``None`` derives ``<model>-folded-<ratio>`` in the working directory.
+        revision: branch, tag or commit on the hub.
+        method: how units are chosen and merged; see ``METHODS``.
+        cluster: clustering of units: ``ward``, ``kmeans`` or ``hartigan`` (Ward, refined).
+        align: bring units to a common gauge before merging; ``None`` is ``none`` under ``paper``, else ``gauge``.
+        repair: correction after merging; ``variance`` is the paper's Fold-AR.
+        ratio_of: whether ``ratio`` counts the whole ``model`` or its ``decoder`` layers only.
+        mlp_ratio: fraction of intermediate neurons removed in every layer, overriding the planner.
+        attention_ratio: fraction of key/value groups removed in every layer, overriding the planner.
+        multiple_of: MLP widths are multiples of this; ``None``: 128 where the layer is 1,024 wide or more, else 1.
+        layers: overrides by layer index.
+        seed: seed of everything random.
+        dtype: dtype of the folded tensors; ``auto`` keeps each tensor's own.
+        device: torch device of the computation; ``auto`` is CUDA when present.
+        max_shard_size: bytes, or a size such as ``"5GB"``.
+        verify: reload check: ``full``, ``shapes`` or ``off``.
+        overwrite: replace an earlier output, and discard a partial run with other options.
+        trust_remote_code: also copy Python files that the checkpoint carries. llmfold never runs them.
+    """
+
+    model: str
+    ratio: float | None = None
+    output: str | None = None
+    revision: str | None = None
+    method: str = "paper"
+    cluster: str = "ward"
+    align: str | None = None
+    repair: str = "none"
+    ratio_of: str = "model"
+    mlp_ratio: float | None = None
+    attention_ratio: float | None = None
+    multiple_of: int | None = None
+    layers: Mapping[int, LayerOverride] = field(default_factory=dict)
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+    max_shard_size: int | str = "5GB"
+    verify: str = "full"
+    overwrite: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every value; raises UsageError naming the option."""
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise UsageError(f"{option(name)} is {value!r}; choose from {', '.join(str(c) for c in choices if c)}")
+        for name in ("ratio", "mlp_ratio", "attention_ratio"):
+            check_fraction(getattr(self, name), option(name))
+        if self.multiple_of is not None and (not _is_int(self.multiple_of) or self.multiple_of < 1):
+            raise UsageError(f"--multiple-of is {self.multiple_of!r}; give an integer of at least 1")
+        if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed is {self.seed!r}; give an integer in [0, 2^63)")
+        if self.ratio is None and self.mlp_ratio is None and self.attention_ratio is None and not self.layers:
+            raise UsageError("nothing says how much to remove; pass --ratio, for example --ratio 0.2")
+        self.shard_bytes  # noqa: B018 - refuses a malformed size now rather than after the clustering
+
+    @property
+    def shard_bytes(self) -> int:
+        """Largest shard in bytes."""
+        return parse_size(self.max_shard_size)
+
+    @property
+    def alignment(self) -> str:
+        """The alignment in force: the published method aligns nothing unless told to."""
+        return self.align or ("none" if self.method == "paper" else "gauge")
+
+    @property
+    def output_path(self) -> Path:
+        """Where the folded checkpoint goes."""
+        if self.output is not None:
+            return Path(self.output).expanduser()
+        stem = Path(self.model).expanduser().resolve().name if Path(self.model).exists() else self.model.split("/")[-1]
+        amount = "custom" if self.ratio is None else f"{self.ratio:g}"
+        return Path(f"{stem}-folded-{amount}")
+
+    def work(self) -> dict[str, Any]:
+        """The options that decide the bytes of the output; two runs that agree on them can resume one another."""
+        values = dataclasses.asdict(self)
+        for name in ("output", "overwrite", "verify"):
+            del values[name]
+        values["align"] = self.alignment
+        values["layers"] = {str(i): values["layers"][i] for i in sorted(self.layers)}
+        return values
+
+
+def option(name: str) -> str:
+    """Spelling of a field on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check_fraction(value: Any, name: str) -> None:
+    """Raise UsageError unless ``value`` is None or a number in [0, 1)."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UsageError(f"{name} is {value!r}; it is the fraction to remove and must lie in [0, 1)")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,25 @@
+"""Every error llmfold raises on purpose: one sentence that names the culprit and what to do about it."""
+
+
+class LlmfoldError(Exception):
+    """Base of all expected errors; the command line prints it as one line and exits with ``exit_code``."""
+
+    exit_code = 1
+
+
+class UsageError(LlmfoldError):
+    """An option, a ratio or a recipe that cannot be met as written."""
+
+    exit_code = 2
+
+
+class CheckpointError(LlmfoldError):
+    """The model that was read is missing, damaged, unsupported or unsafe."""
+
+
+class OutputError(LlmfoldError):
+    """The output could not be written, or is not what was meant to be written."""
+
+
+class VerificationError(OutputError):
+    """The written checkpoint does not compute what llmfold produced; it was not published."""

@@ -1,0 +1,1 @@
+"""Folding: merging clusters of neurons and heads, as pure tensor functions."""

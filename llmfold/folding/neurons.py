@@ -1,0 +1,102 @@
+"""Merging the intermediate neurons of a gated MLP."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from llmfold.architectures import Role
+from llmfold.clustering import gram
+from llmfold.folding.grouping import Groups, merge_rows, scale_rows, squared_norms, work_dtype
+
+_TINY = 1e-30
+
+
+def neuron_rows(weights: Mapping[Role, Tensor]) -> list[Tensor]:
+    """Features of the n neurons as blocks, never concatenated: gate rows, up rows, down columns, biases as columns."""
+    blocks = [weights["gate"], weights["up"], weights["down"].T]
+    return blocks + [weights[role][:, None] for role in ("gate_bias", "up_bias") if role in weights]
+
+
+def value_rows(weights: Mapping[Role, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Blocks of the gate, of the up row (each with its bias) and of the down column."""
+    gate = [weights["gate"]] + ([weights["gate_bias"][:, None]] if "gate_bias" in weights else [])
+    up = [weights["up"]] + ([weights["up_bias"][:, None]] if "up_bias" in weights else [])
+    return gate, up, [weights["down"].T]
+
+
+def gauge_gram(weights: Mapping[Role, Tensor]) -> Tensor:
+    """Gram of neurons that cannot see how a neuron's scale and sign are split between its up row and down column.
+
+    A neuron adds ``silu(g·x) (u·x) D`` and depends on u and D through their outer product only, so the kernel is
+    ``G Gᵀ / tr + (U Uᵀ ∘ Dᵀ D) / tr``, both parts brought to the same trace.
+
+    Returns:
+        (n, n) float32.
+    """
+    gate, up, down = value_rows(weights)
+    values = gram(up)
+    values *= gram(down)
+    values /= values.diagonal().sum().clamp_min(_TINY)
+    gates = gram(gate)
+    gates /= gates.diagonal().sum().clamp_min(_TINY)
+    return values.add_(gates)
+
+
+def gauge_factors(weights: Mapping[Role, Tensor], groups: Groups) -> Tensor:
+    """Factor s of every neuron that turns it to its cluster's gauge: up rows times s, down columns over s.
+
+    Scales balance ‖u‖ = ‖D‖; the sign agrees with the cluster's strongest member.
+
+    Returns:
+        (n,) in the dtype of computation; one for neurons that stand alone.
+    """
+    _, up, down = value_rows(weights)
+    u_norm, d_norm = (sum(map(squared_norms, part)).sqrt() for part in (up, down))  # type: ignore[union-attr]
+    alive = (u_norm > _TINY) & (d_norm > _TINY)
+    factors = torch.where(alive, (d_norm / u_norm.clamp_min(_TINY)).sqrt(), torch.ones_like(u_norm))
+    strength = (u_norm * d_norm).cpu()
+    merged = torch.zeros(len(strength), dtype=torch.bool)
+    for group in groups.merged.tolist():
+        members = groups.members(group)
+        merged[members] = True
+        reference = members[strength[members].argmax()]
+        joint = factors[members] * factors[reference]
+        agreement = _products(up, members, reference) * joint + _products(down, members, reference) / joint
+        factors[members] *= torch.where(agreement < 0, -1.0, 1.0).to(factors.dtype)
+    return torch.where(merged.to(factors.device), factors, torch.ones_like(factors))
+
+
+def _products(blocks: list[Tensor], members: Tensor, reference: Tensor) -> Tensor:
+    """Inner products of a cluster's members with one of them."""
+    dtype = work_dtype(blocks[0].dtype)
+    return torch.stack([b[members].to(dtype) @ b[reference].to(dtype) for b in blocks]).sum(0)
+
+
+def merge_neurons(
+    weights: Mapping[Role, Tensor], groups: Groups, *, factors: Tensor | None = None, scale: Tensor | None = None
+) -> dict[Role, Tensor]:
+    """Merge each cluster of neurons into one: gate and up rows averaged, down columns summed.
+
+    Args:
+        weights: the MLP's tensors by role.
+        groups: partition of the n neurons into k.
+        factors: (n,) change of gauge, see :func:`gauge_factors`.
+        scale: (k,) factor of the merged up rows, see :func:`llmfold.repair.variance.variance_scale`.
+
+    Returns:
+        The MLP's tensors of width k, same dtypes; a neuron that stands alone keeps its bits.
+    """
+    inverse = None if factors is None else 1 / factors
+    merged: dict[Role, Tensor] = {}
+    for role in ("gate", "gate_bias"):
+        if role in weights:
+            merged[role] = merge_rows(weights[role], groups, mean=True)
+    for role in ("up", "up_bias"):
+        if role in weights:
+            rows = merge_rows(weights[role], groups, mean=True, scale=factors)
+            merged[role] = rows if scale is None else scale_rows(rows, groups, scale)
+    merged["down"] = merge_rows(weights["down"].T, groups, mean=False, scale=inverse).T.contiguous()
+    if "down_bias" in weights:
+        merged["down_bias"] = weights["down_bias"]
+    return merged

@@ -1,0 +1,124 @@
+"""The plan of a fold: shapes before and after, and every tensor that will be written."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmfold.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    ModelShape,
+    tensor_name,
+)
+from llmfold.checkpoint import TensorInfo, TensorSpec
+from llmfold.config import FoldConfig
+from llmfold.planning.widths import plan_widths
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """What a fold will do, before it does it.
+
+    Attributes:
+        before, after: shapes of the model read and the model written.
+        tensors: every tensor that will be written, in order.
+        written_as: the family whose stock class loads the result.
+        parameters_before, parameters_after: all parameters, tied embeddings once.
+        bytes_before, bytes_after: tensor bytes.
+    """
+
+    config: FoldConfig
+    before: ModelShape
+    after: ModelShape
+    tensors: tuple[TensorSpec, ...]
+    written_as: Architecture
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def parameters_before(self) -> int:
+        """Parameters of the model read."""
+        return self.before.parameters
+
+    @property
+    def parameters_after(self) -> int:
+        """Parameters of the model written."""
+        return self.after.parameters
+
+    @property
+    def ratio(self) -> float:
+        """Fraction of all parameters that goes."""
+        return 1 - self.parameters_after / self.parameters_before
+
+    @property
+    def decoder_ratio(self) -> float:
+        """Fraction of the decoder layers' parameters that goes."""
+        return 1 - self.after.decoder_parameters / self.before.decoder_parameters
+
+    @property
+    def needs_remote_code(self) -> bool:
+        """Whether layers differ in width, so that the result carries its own modelling file."""
+        return not self.after.uniform
+
+    @property
+    def folded_layers(self) -> list[int]:
+        """Layers whose widths change."""
+        return [i for i, (a, b) in enumerate(zip(self.before.layers, self.after.layers, strict=True)) if a != b]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for report.json."""
+        return {
+            "parameters": {"before": self.parameters_before, "after": self.parameters_after},
+            "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "ratio": self.ratio,
+            "decoder_ratio": self.decoder_ratio,
+            "written_as": self.written_as.causal_lm,
+            "needs_trust_remote_code": self.needs_remote_code,
+            "layers": [
+                {"before": dataclasses.asdict(a), "after": dataclasses.asdict(b)}
+                for a, b in zip(self.before.layers, self.after.layers, strict=True)
+            ],
+        }
+
+
+def make_plan(shape: ModelShape, tensors: Mapping[str, TensorInfo], config: FoldConfig) -> FoldPlan:
+    """Plan the fold of a checkpoint whose tensors have been validated against ``shape``.
+
+    Raises:
+        UsageError: the ratio or the recipe cannot be met; see :func:`plan_widths`.
+    """
+    after = dataclasses.replace(shape, layers=plan_widths(shape, config))
+    new_shapes = {
+        tensor_name(index, role): size
+        for index, layer in enumerate(after.layers)
+        for role, size in after.layer_roles(layer)
+    }
+    specs = tuple(
+        TensorSpec(
+            name=t.name,
+            dtype=t.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
+            shape=new_shapes.get(t.name, t.shape),
+        )
+        for t in tensors.values()
+    )
+    return FoldPlan(
+        config=config,
+        before=shape,
+        after=after,
+        tensors=specs,
+        written_as=_written_as(after),
+        bytes_before=sum(t.nbytes for t in tensors.values()),
+        bytes_after=sum(s.nbytes for s in specs),
+    )
+
+
+def _written_as(after: ModelShape) -> Architecture:
+    """The model's own family, or its fallback where the own config refuses a head count."""
+    family = after.architecture
+    if family.heads_divide_hidden and any(after.hidden % layer.heads for layer in after.layers):
+        assert family.fallback is not None
+        return ARCHITECTURES[family.fallback]
+    return family

@@ -1,0 +1,176 @@
+"""From a ratio to the widths of every layer: which shapes are legal, and which of them meets the budget."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from llmfold.architectures import LayerShape, ModelShape
+from llmfold.config import FoldConfig, LayerOverride
+from llmfold.errors import UsageError
+
+WIDE, WIDE_MULTIPLE = 1024, 128
+HALF = 0.5
+
+
+def width_multiple(intermediate: int, requested: int | None) -> int:
+    """Granularity of an MLP width: engines are faster on multiples of 128, narrow layers are kept exact."""
+    return min(requested or (WIDE_MULTIPLE if intermediate >= WIDE else 1), intermediate)
+
+
+def snap(intermediate: int, kept: float, multiple: int) -> int:
+    """Legal width nearest to ``kept * intermediate``: a multiple of ``multiple``, at least one of it, at most all."""
+    target = kept * intermediate
+    below = int(target // multiple) * multiple
+    legal = {multiple, max(below, multiple), below + multiple, intermediate}
+    return min((w for w in legal if w <= intermediate), key=lambda w: (abs(w - target), -w))
+
+
+def head_options(shape: ModelShape, layer: LayerShape) -> list[tuple[int, int]]:
+    """Legal (query heads, KV heads) of a layer, widest first.
+
+    Whole KV groups go; where a single KV head serves all query heads (MQA), query heads go instead. A family whose config
+    wants the head count to divide the hidden size is restricted to such counts unless another family can hold it.
+    """
+    if layer.kv_heads > 1:
+        options = [(g * layer.group_size, g) for g in range(layer.kv_heads, 0, -1)]
+    else:
+        options = [(h, 1) for h in range(layer.heads, 0, -1)]
+    return [o for o in options if o[0] == layer.heads or heads_are_legal(shape, o[0])]
+
+
+def heads_are_legal(shape: ModelShape, heads: int) -> bool:
+    """Whether some stock config can express ``heads`` query heads for this model."""
+    family = shape.architecture
+    divides = not family.heads_divide_hidden or shape.hidden % heads == 0
+    return divides or (family.fallback is not None and not shape.biased)
+
+
+def drop_heads(shape: ModelShape, layer: LayerShape, fraction: float) -> tuple[int, int]:
+    """Legal (query heads, KV heads) whose removed fraction is nearest to ``fraction``; ties keep more."""
+    return min(head_options(shape, layer), key=lambda o: (abs(1 - o[0] / layer.heads - fraction), -o[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Budget:
+    """The layers that the planner may shape, and how many parameters must go from them."""
+
+    shape: ModelShape
+    config: FoldConfig
+    pinned: Mapping[int, LayerShape]
+
+    def layers(self, mlp: float, attention: float) -> tuple[LayerShape, ...]:
+        """Widths of all layers when every free one loses these fractions."""
+        return tuple(
+            self.pinned.get(i) or fold_layer_shape(self.shape, layer, self.config, LayerOverride(mlp, attention))
+            for i, layer in enumerate(self.shape.layers)
+        )
+
+    def removed(self, mlp: float, attention: float) -> int:
+        after = sum(map(self.shape.layer_parameters, self.layers(mlp, attention)))
+        return self.shape.decoder_parameters - after
+
+    @property
+    def free_neurons(self) -> int:
+        return sum(layer.intermediate for i, layer in enumerate(self.shape.layers) if i not in self.pinned)
+
+    @property
+    def step(self) -> int:
+        """Parameters of one MLP step taken in all free layers."""
+        return self.shape.neuron_parameters * sum(
+            width_multiple(layer.intermediate, self.config.multiple_of)
+            for i, layer in enumerate(self.shape.layers)
+            if i not in self.pinned
+        )
+
+    def mlp_fraction(self, wanted: int, attention: float) -> float:
+        """Fraction of the free layers' neurons that must go once ``attention`` of the heads has gone."""
+        missing = wanted - self.removed(0.0, attention)
+        return missing / (self.shape.neuron_parameters * self.free_neurons) if self.free_neurons else 0.0
+
+
+def fold_layer_shape(shape: ModelShape, layer: LayerShape, config: FoldConfig, fractions: LayerOverride) -> LayerShape:
+    """Widths of one layer after removing these fractions of its neurons and heads."""
+    heads, kv_heads = drop_heads(shape, layer, fractions.attention or 0.0)
+    kept = snap(layer.intermediate, 1 - (fractions.mlp or 0.0), width_multiple(layer.intermediate, config.multiple_of))
+    return LayerShape(layer.intermediate if not fractions.mlp else kept, heads, kv_heads)
+
+
+def plan_widths(shape: ModelShape, config: FoldConfig) -> tuple[LayerShape, ...]:
+    """Widths of every layer after folding.
+
+    The MLPs give first; heads go when the MLPs alone would lose more than half, until both lose alike. Layers that the
+    recipe names are pinned to what it says, the others are shaped alike and meet the ratio.
+
+    Raises:
+        UsageError: layers that do not exist, a ratio that cannot be met (naming the largest that can), or options
+            that contradict each other.
+    """
+    absent = [i for i in config.layers if i >= len(shape.layers)]
+    if absent:
+        raise UsageError(f"layer {absent[0]} of the recipe does not exist; the model has {len(shape.layers)} layers")
+    if config.ratio is not None and config.mlp_ratio is not None and config.attention_ratio is not None:
+        raise UsageError("--ratio, --mlp-ratio and --attention-ratio say the same thing twice; give at most two")
+    mlp, attention = config.mlp_ratio, config.attention_ratio
+    pinned = {
+        i: fold_layer_shape(
+            shape,
+            shape.layers[i],
+            config,
+            LayerOverride(o.mlp if o.mlp is not None else mlp, o.attention if o.attention is not None else attention),
+        )
+        for i, o in config.layers.items()
+    }
+    budget = _Budget(shape, config, pinned)
+    if config.ratio is None:
+        return budget.layers(mlp or 0.0, attention or 0.0)
+    if config.ratio == 0 and not pinned and not mlp and not attention:
+        return shape.layers
+    return _meet(budget, config.ratio, mlp, attention)
+
+
+def _meet(budget: _Budget, ratio: float, mlp: float | None, attention: float | None) -> tuple[LayerShape, ...]:
+    shape = budget.shape
+    base = shape.parameters if budget.config.ratio_of == "model" else shape.decoder_parameters
+    wanted = round(ratio * base)
+    free = [layer for i, layer in enumerate(shape.layers) if i not in budget.pinned]
+    fractions = sorted({1 - o[0] / layer.heads for layer in free for o in head_options(shape, layer)}) or [0.0]
+    if attention is not None:
+        fractions = [attention]
+    if mlp is not None:
+        best = min(fractions, key=lambda a: (abs(budget.removed(mlp, a) - wanted), a))
+        layers = budget.layers(mlp, best)
+    else:
+        needs = [(a, budget.mlp_fraction(wanted, a)) for a in fractions]
+        gentle = [(a, m) for a, m in needs if m <= max(HALF, a)]
+        best, need = gentle[0] if gentle else needs[-1]
+        layers = budget.layers(min(max(need, 0.0), 1.0), best)
+    _check_met(budget, layers, wanted, base, ratio, mlp, fractions)
+    return layers
+
+
+def _check_met(
+    budget: _Budget,
+    layers: tuple[LayerShape, ...],
+    wanted: int,
+    base: int,
+    ratio: float,
+    mlp: float | None,
+    fractions: list[float],
+) -> None:
+    """Hold the promise on the ratio: within half an MLP step, or half a head step where the MLPs are fixed."""
+    shape = budget.shape
+    removed = shape.decoder_parameters - sum(map(shape.layer_parameters, layers))
+    steps = [budget.removed(mlp, a) for a in fractions] if mlp is not None else []
+    step = max((b - a for a, b in zip(steps, steps[1:], strict=False)), default=budget.step)
+    if abs(removed - wanted) <= step / 2 + 1:
+        return
+    least, most = budget.removed(mlp or 0.0, fractions[0]), budget.removed(1.0 if mlp is None else mlp, fractions[-1])
+    bound, word = (most, "largest") if wanted > removed else (least, "smallest")
+    raise UsageError(
+        f"--ratio {ratio:g} cannot be met: the {word} that can with these options is {_floor(bound / base):g} "
+        f"of the {budget.config.ratio_of}"
+    )
+
+
+def _floor(ratio: float) -> float:
+    """Round down, so that the ratio named in an error can really be met."""
+    return int(ratio * 10_000) / 10_000

@@ -1,0 +1,1 @@
+"""Repair: closed-form corrections of what merging changed."""

@@ -1,0 +1,1 @@
+"""Reports: what a fold did, as data and for people."""

@@ -1,0 +1,143 @@
+"""The plan and the report as tables for a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from llmfold.architectures import LayerShape, ModelShape
+from llmfold.planning import Estimate, FoldPlan, human_seconds
+from llmfold.report.record import FoldReport
+
+
+def human_bytes(count: float) -> str:
+    """Render bytes for people, decimal units: ``6.9 MB``, ``13.5 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_count(count: int) -> str:
+    """Render a number of parameters for people: ``3.44 M``, ``6.74 B``."""
+    for size, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    return grid
+
+
+def _arrow(before: Any, after: Any) -> str:
+    return str(before) if before == after else f"{before} → {after}"
+
+
+def layer_spans(before: ModelShape, after: ModelShape) -> list[tuple[str, LayerShape, LayerShape]]:
+    """Group neighbouring layers that share their widths before and after: ``("0-31", before, after)``."""
+    spans: list[tuple[int, int, LayerShape, LayerShape]] = []
+    for index, (a, b) in enumerate(zip(before.layers, after.layers, strict=True)):
+        if spans and spans[-1][2:] == (a, b):
+            spans[-1] = (spans[-1][0], index, a, b)
+        else:
+            spans.append((index, index, a, b))
+    return [(str(i) if i == j else f"{i}-{j}", a, b) for i, j, a, b in spans]
+
+
+def _saving(before: int, after: int) -> str:
+    return f"{1 - after / before:.1%} less"
+
+
+def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableType:
+    """The plan: sizes, widths per layer, how the result loads, and what the work will cost."""
+    sizes = _grid()
+    sizes.add_row(
+        "parameters",
+        f"{human_count(plan.parameters_before)} → {human_count(plan.parameters_after)}  "
+        f"({_saving(plan.parameters_before, plan.parameters_after)}; decoder layers {plan.decoder_ratio:.1%} less)",
+    )
+    sizes.add_row("weights", f"{human_bytes(plan.bytes_before)} → {human_bytes(plan.bytes_after)}")
+    sizes.add_row("method", describe_method(plan))
+    sizes.add_row("loads as", f"{plan.written_as.causal_lm}{_loading_note(plan)}")
+    if estimate is not None:
+        sizes.add_row(
+            "expect",
+            f"{human_bytes(estimate.memory_bytes)} of memory, {human_bytes(estimate.disk_bytes)} of disk, "
+            f"about {human_seconds(estimate.seconds)} before the reload check",
+        )
+    widths = Table(box=None, padding=(0, 2), header_style="dim")
+    for heading in ("layers", "MLP neurons", "query heads", "KV heads"):
+        widths.add_column(heading, justify="right")
+    for span, a, b in layer_spans(plan.before, plan.after):
+        widths.add_row(
+            span, _arrow(a.intermediate, b.intermediate), _arrow(a.heads, b.heads), _arrow(a.kv_heads, b.kv_heads)
+        )
+    return Group(sizes, Text(), widths)
+
+
+def describe_method(plan: FoldPlan) -> str:
+    """One line that names the method and what it used."""
+    config = plan.config
+    parts = [config.method, f"{config.cluster} clusters", f"align {config.alignment}"]
+    if config.repair != "none":
+        parts.append(f"{config.repair} repair")
+    return ", ".join([*parts, "no data"])
+
+
+def _loading_note(plan: FoldPlan) -> str:
+    if plan.needs_remote_code:
+        return " with its own modelling file (trust_remote_code=True), since layers differ in width"
+    if plan.written_as != plan.before.architecture:
+        return f", since {plan.before.architecture.prefix}Config refuses {plan.after.layers[0].heads} heads"
+    return ""
+
+
+def _clusters(part: dict[str, Any] | None) -> Sequence[str]:
+    if part is None:
+        return ("", "", "", "")
+    sizes = {int(size): count for size, count in part["cluster_sizes"].items()}
+    merged = sum(count for size, count in sizes.items() if size > 1)
+    bound = part["inertia_bound"]
+    ratio = f"{part['inertia'] / bound:.2f}" if bound else "–"
+    return (f"{part['before']} → {part['after']}", str(merged), str(max(sizes)), ratio)
+
+
+def report_table(report: FoldReport) -> RenderableType:
+    """The report: what was merged in every layer, what was checked, and where the time went."""
+    layers = Table(box=None, padding=(0, 2), header_style="dim")
+    for heading in ("layer", "MLP", "merged", "largest", "inertia/bound", "heads", "merged", "largest"):
+        layers.add_column(heading, justify="right")
+    for index, record in enumerate(report.layers):
+        layers.add_row(str(index), *_clusters(record.get("mlp")), *_clusters(record.get("attention"))[:3])
+    summary = _grid()
+    summary.add_row(
+        "parameters",
+        f"{report.parameters_before:,} → {report.parameters_after:,}  "
+        f"({_saving(report.parameters_before, report.parameters_after)})",
+    )
+    sizes = report.plan["bytes"]
+    summary.add_row("weights", f"{human_bytes(sizes['before'])} → {human_bytes(sizes['after'])}")
+    summary.add_row("reload check", _verification(report.verification))
+    summary.add_row("peak memory", human_bytes(report.peak_memory_bytes))
+    summary.add_row("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
+    summary.add_row("output", str(report.output))
+    return Group(layers, Text(), summary)
+
+
+def _verification(found: dict[str, Any]) -> str:
+    if found.get("mode") == "full":
+        worst = ", ".join(f"{dtype} {gap:.1e}" for dtype, gap in found["relative_logit_difference"].items())
+        return f"passed: {found['tensors']} tensors read back, relative logit difference {worst}"
+    return "shapes only" if found.get("mode") == "shapes" else "off"
+
+
+def print_table(table: RenderableType) -> None:
+    """Print to standard output."""
+    Console(highlight=False).print(table)

@@ -1,0 +1,285 @@
+"""The engine: one decoder layer at a time from the source's shards, through folding, into the output's shards."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfold.architectures import ModelShape, Role, check_tensors, expected_tensors, shape_of, tensor_name
+from llmfold.checkpoint import (
+    MARKER_FILE,
+    Checkpoint,
+    Journal,
+    ShardWriter,
+    Source,
+    TensorInfo,
+    WorkFolder,
+    plan_shards,
+    resolve,
+)
+from llmfold.config import FoldConfig
+from llmfold.demo import DEMO_NAME, demo_folder
+from llmfold.errors import UsageError
+from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer
+from llmfold.planning import FoldPlan, make_plan
+from llmfold.report.record import FoldReport, versions
+from llmfold.streaming.memory import PeakMemory
+from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
+from llmfold.streaming.progress import Listener, Silent
+from llmfold.verification import verify
+
+OUTSIDE = "outside"
+
+
+def _layer_unit(index: int) -> str:
+    return f"layer-{index}"
+
+
+@dataclass
+class Stages:
+    """Seconds by stage, in the order the stages were first entered."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time what happens inside under ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add to a stage."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+def find_source(config: FoldConfig) -> Source:
+    """Locate the model: the shipped demo, a local folder, or a snapshot from the hub (downloaded as needed)."""
+    if config.model == DEMO_NAME:
+        return Source(demo_folder(), DEMO_NAME, None)
+    return resolve(config.model, revision=config.revision)
+
+
+def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
+    """Open a checkpoint and check every header against its config.
+
+    Raises:
+        CheckpointError: see :mod:`llmfold.checkpoint` and :func:`llmfold.architectures.check_tensors`.
+    """
+    checkpoint = Checkpoint.open(source.folder)
+    shape = shape_of(checkpoint.config)
+    check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
+    return checkpoint, shape
+
+
+def plan_from_config(config: FoldConfig) -> FoldPlan:
+    """Plan a fold from a hub model's config alone, without its weights; local folders are checked in full.
+
+    Raises:
+        LlmfoldError: as :func:`fold_checkpoint` does before it begins to work.
+    """
+    if config.model == DEMO_NAME or Path(config.model).expanduser().exists():
+        checkpoint, shape = open_source(find_source(config))
+        return make_plan(shape, checkpoint.tensors, config)
+    source = resolve(config.model, revision=config.revision, weights=False)
+    raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    shape = shape_of(raw)
+    dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
+    tensors = {
+        name: TensorInfo(name, dtype, size, torch.Size(size).numel() * dtype.itemsize, "")
+        for name, size in expected_tensors(shape).items()
+    }
+    return make_plan(shape, tensors, config)
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve ``auto`` to CUDA where present, else the CPU.
+
+    Raises:
+        UsageError: a device that torch does not know or this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used here: {reason}") from error
+    return device
+
+
+def fold_checkpoint(config: FoldConfig, listener: Listener | None = None) -> FoldReport:
+    """Fold a checkpoint into ``config.output_path``.
+
+    Memory is bounded by one decoder layer and the clustering's work area. The output appears in one rename after it has
+    been reloaded and checked; a killed run resumes at the last whole layer.
+
+    Raises:
+        LlmfoldError: bad options, a damaged or unsupported source, an output that cannot be written, or a result that
+            does not reload to what was produced. Nothing is left at the output path.
+    """
+    with PeakMemory() as memory:
+        report = _Run(config, listener or Silent()).execute(memory)
+    return report
+
+
+class _Run:
+    """One fold, from source to published folder."""
+
+    def __init__(self, config: FoldConfig, listener: Listener) -> None:
+        self.config, self.listener, self.stages = config, listener, Stages()
+        self.device = pick_device(config.device)
+        self.source = find_source(config)
+        self.checkpoint, self.shape = open_source(self.source)
+        self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
+        self.records: list[dict[str, Any]] = []
+
+    def execute(self, memory: PeakMemory) -> FoldReport:
+        output = self.config.output_path
+        with WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder) as work:
+            with work.open_journal(self._head()) as journal:
+                resumed = sum(unit != OUTSIDE for unit in journal.done)
+                self._fold_all(work.folder, journal)
+                digests = {name: d for entry in journal.done.values() for name, d in entry.digests.items()}
+                self._write_side_files(work.folder)
+                self.listener.stage("reload check")
+                with self.stages("check"):
+                    verification = verify(work.folder, self.plan, digests, self.config.verify)
+            report = FoldReport(
+                output=work.output,
+                source={"name": self._public_name(), "revision": self.source.revision},
+                config=self._public_config(),
+                plan=self.plan.to_dict(),
+                layers=self.records,
+                verification=verification,
+                seconds=self.stages.seconds,
+                peak_memory_bytes=memory.bytes,
+                resumed_layers=resumed,
+            )
+            report.save(work.folder)
+            self.listener.stage("publish")
+            work.publish()
+        return report
+
+    def _head(self) -> dict[str, Any]:
+        """What a resumed run must agree on: source, options, and all that can move a bit of the result."""
+        return {
+            "source": self.checkpoint.fingerprint(),
+            "config": self.config.work(),
+            "versions": versions(),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _fold_all(self, folder: Path, journal: Journal) -> None:
+        layers = len(self.shape.layers)
+        self.listener.start(layers, sum(unit != OUTSIDE for unit in journal.done))
+        with ShardWriter(plan_shards(self.plan.tensors, self.config.shard_bytes), folder) as writer:
+            writer.create()
+            if OUTSIDE not in journal.done:
+                self.listener.stage("embeddings")
+                self._copy_outside(writer, journal)
+            for index in range(layers):
+                if _layer_unit(index) not in journal.done:
+                    self._fold_one(index, writer, journal)
+                    self.listener.advance()
+                self.records.append(journal.done[_layer_unit(index)].record)
+
+    def _copy_outside(self, writer: ShardWriter, journal: Journal) -> None:
+        inside = {
+            tensor_name(i, role)
+            for i, layer in enumerate(self.shape.layers)
+            for role, _ in self.shape.layer_roles(layer)
+        }
+        digests = {}
+        for name in self.checkpoint.tensors:
+            if name not in inside:
+                with self.stages("read"):
+                    tensor = self.checkpoint.read(name)
+                with self.stages("write"):
+                    digests[name] = self._write(writer, name, tensor)
+        self._finish(OUTSIDE, digests, {}, writer, journal)
+
+    def _fold_one(self, index: int, writer: ShardWriter, journal: Journal) -> None:
+        before, after = self.shape.layers[index], self.plan.after.layers[index]
+        self.listener.stage(f"layer {index}: read")
+        with self.stages("read"):
+            weights: dict[Role, Tensor] = {
+                role: self.checkpoint.read(tensor_name(index, role)) for role, _ in self.shape.layer_roles(before)
+            }
+        self.listener.stage(f"layer {index}: fold")
+        record = LayerRecord()
+        if before != after:
+            weights = {role: tensor.to(self.device) for role, tensor in weights.items()}
+            weights, record = fold_layer(weights, self.shape, before, after, self._merge_options(index))
+        for stage, seconds in record.seconds.items():
+            self.stages.add(stage, seconds)
+        self.listener.stage(f"layer {index}: write")
+        with self.stages("write"):
+            digests = {
+                tensor_name(index, role): self._write(writer, tensor_name(index, role), tensor)
+                for role, tensor in weights.items()
+            }
+        self._finish(_layer_unit(index), digests, dataclasses.asdict(record), writer, journal)
+
+    def _merge_options(self, index: int) -> MergeOptions:
+        config = self.config
+        seed = (config.seed * 1_000_003 + index) % 2**63
+        return MergeOptions(config.cluster, config.alignment, config.repair, seed)
+
+    def _write(self, writer: ShardWriter, name: str, tensor: Tensor) -> str:
+        dtype = tensor.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
+        return writer.write(name, tensor.to(dtype))
+
+    def _finish(
+        self, unit: str, digests: dict[str, str], record: dict[str, Any], writer: ShardWriter, journal: Journal
+    ) -> None:
+        with self.stages("write"):
+            writer.sync()
+            journal.append(unit, digests, record)
+
+    def _write_side_files(self, folder: Path) -> None:
+        for path in self.checkpoint.side_files(remote_code=self.config.trust_remote_code):
+            target = folder / path.relative_to(self.source.folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+        _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
+        _write_json(folder / MARKER_FILE, self._provenance())
+        if self.plan.needs_remote_code:
+            (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "made_by": "llmfold",
+            "source": {"name": self._public_name(), "revision": self.source.revision},
+            "config": self.config.work(),
+            "plan": self.plan.to_dict(),
+            "data": "none",
+            "versions": versions(),
+        }
+
+    def _public_name(self) -> str:
+        """Name of the source that may be published: hub ids as they are, local folders by their last part."""
+        is_local = self.source.name != DEMO_NAME and self.source.revision is None
+        return self.source.folder.resolve().name if is_local else self.source.name
+
+    def _public_config(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self.config)
+        values.update(model=self._public_name(), output=self.config.output_path.name, align=self.config.alignment)
+        values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(self.config.layers.items())}
+        return values
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

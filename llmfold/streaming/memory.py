@@ -1,0 +1,50 @@
+"""Peak anonymous memory of this process: mapped files count as resident, but the kernel can drop them at will."""
+
+import os
+import resource
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+
+_STATUS = Path("/proc/self/status")
+_PERIOD = 0.02
+
+
+def anonymous_bytes() -> int:
+    """Anonymous resident memory in bytes (RssAnon); where the system does not tell, the peak resident set."""
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class PeakMemory:
+    """Samples anonymous memory in a thread while it is open; ``bytes`` holds the largest value seen."""
+
+    def __init__(self) -> None:
+        self.bytes = anonymous_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="llmfold-memory", daemon=True)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_PERIOD):
+            self.bytes = max(self.bytes, anonymous_bytes())
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.bytes = max(self.bytes, anonymous_bytes())
+
+
+def host_memory_bytes() -> int:
+    """Physical memory of this machine in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
