@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfold.checkpoint import parse_size
+from llmfold.clustering import Method
 from llmfold.errors import UsageError
 
 METHODS = ("paper",)
@@ -68,7 +69,7 @@ class FoldConfig:
     output: str | None = None
     revision: str | None = None
     method: str = "paper"
-    cluster: str = "ward"
+    cluster: Method = "ward"
     align: str | None = None
     repair: str = "none"
     ratio_of: str = "model"

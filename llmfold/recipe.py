@@ -19,7 +19,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping, refusing repeated keys."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         repeated = {str(k) for k in keys if keys.count(k) > 1}
         if repeated:
             raise UsageError(f"key {sorted(repeated)[0]!r} stands twice")

@@ -1,6 +1,5 @@
 """The reload check: what was written is what was produced, and stock transformers computes the same from it."""
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check_tensors, tensor_name
-from llmfold.checkpoint import Checkpoint
+from llmfold.checkpoint import Checkpoint, sha256
 from llmfold.errors import VerificationError
 from llmfold.planning import FoldPlan
 from llmfold.streaming.forward import ForwardContext, decoder_layer, forward_context, rms_norm
@@ -105,8 +104,7 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
 
 def _check_digests(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
     for name in checkpoint.tensors:
-        data = checkpoint.read(name, check_finite=False).contiguous().view(-1).view(torch.uint8)
-        if hashlib.sha256(memoryview(data.numpy())).hexdigest() != digests.get(name):
+        if sha256(checkpoint.read(name, check_finite=False)) != digests.get(name):
             raise VerificationError(f"tensor {name} on disk is not what was produced; the disk may be failing")
 
 
@@ -133,7 +131,7 @@ def independent_logits(checkpoint: Checkpoint, shape: ModelShape, tokens: Tensor
             }
             x = decoder_layer(x, weights, layer, context, index)
         x = rms_norm(x, checkpoint.read(FINAL_NORM, check_finite=False).float(), context.eps)
-        blocks = checkpoint.read(head, check_finite=False).split(_VOCABULARY_BLOCK)
+        blocks = torch.split(checkpoint.read(head, check_finite=False), _VOCABULARY_BLOCK)
         return torch.cat([F.linear(x, block.float()) for block in blocks], dim=-1)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints on disk: found, read lazily and with suspicion; planned, written, resumed and published whole."""
 
+from llmfold.checkpoint.blocks import sha256
 from llmfold.checkpoint.journal import Entry, Journal
 from llmfold.checkpoint.preflight import MARKER_FILE
 from llmfold.checkpoint.publish import JOURNAL_FILE, WorkFolder
@@ -25,4 +26,5 @@ __all__ = [
     "parse_size",
     "plan_shards",
     "resolve",
+    "sha256",
 ]

@@ -1,5 +1,6 @@
 """Going through a tensor of any size in blocks of bounded memory."""
 
+import hashlib
 from collections.abc import Iterator
 
 import torch
@@ -31,3 +32,11 @@ def is_finite(tensor: Tensor) -> bool:
     """Tell whether a floating-point tensor holds neither NaN nor infinity, with a bounded work area."""
     # The smallest and largest element are NaN as soon as any element is.
     return all(bool(torch.isfinite(torch.stack(torch.aminmax(block))).all()) for block in blocks(tensor.detach()))
+
+
+def sha256(tensor: Tensor) -> str:
+    """Return the SHA-256 hex digest of the tensor's bytes in row-major order, with a bounded work area."""
+    digest = hashlib.sha256()
+    for block in blocks(tensor.detach()):
+        digest.update(block.cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

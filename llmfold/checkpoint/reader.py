@@ -44,11 +44,12 @@ class Checkpoint:
         dropped: names of legacy buffers that are in the files but are not weights.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], headers: list[Header]) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], config_sha256: str, headers: list[Header]) -> None:
         self.folder = folder
         self.config = config
         self.tensors: dict[str, TensorInfo] = {}
         self.dropped: list[str] = []
+        self._config_sha256 = config_sha256
         self._headers = {header.path.name: header for header in headers}
         for header in headers:
             self._add(header)
@@ -62,9 +63,10 @@ class Checkpoint:
         """
         if not folder.is_dir():
             raise CheckpointError(f"model folder {folder} does not exist")
-        config = read_object(regular_file(folder, CONFIG_FILE), unique_keys=False)
+        path = regular_file(folder, CONFIG_FILE)
+        config = read_object(path, unique_keys=False)
         refuse_quantised_config(config, str(folder))
-        return cls(folder, config, _read_headers(folder))
+        return cls(folder, config, hashlib.sha256(path.read_bytes()).hexdigest(), _read_headers(folder))
 
     def read(self, name: str, *, check_finite: bool = True) -> Tensor:
         """Return the weight ``name`` with its stored dtype and shape, mapped from the file without a copy.
@@ -92,9 +94,8 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """Return a sha256 that names this source: config and headers by content, shards by name, size and time."""
-        config = hashlib.sha256((self.folder / CONFIG_FILE).read_bytes()).hexdigest()
         shards = [(name, header.size, header.mtime_ns, header.sha256) for name, header in self._headers.items()]
-        return hashlib.sha256(json.dumps([config, shards]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self._config_sha256, shards]).encode()).hexdigest()
 
     def side_files(self, *, remote_code: bool = False) -> list[Path]:
         """Return the files to copy to the output byte for byte; see ``find_side_files``."""

@@ -79,7 +79,7 @@ def _download(model: str, revision: str | None, weights: bool) -> Source:
 def _explain(error: Exception, model: str, revision: str | None) -> str:
     # Only classes and status codes are told: messages of the client may quote requests.
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    status = getattr(cause.response, "status_code", None) if isinstance(cause, HfHubHTTPError) else None
     if isinstance(error, HFValidationError):
         return f"model {model!r} is neither a folder nor a valid hub name such as owner/name"
     if isinstance(cause, GatedRepoError):

@@ -1,12 +1,14 @@
 """Exact k-means from a Gram matrix: ++ seeding, Lloyd's and Hartigan's iterations."""
 
+import math
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llmfold.clustering.blocks import spans
 from llmfold.clustering.gram import finite_norms
+from llmfold.clustering.host import host_matrix
 from llmfold.clustering.partition import cluster_sizes, cluster_sums, groups_by_size
 from llmfold.clustering.quality import cluster_inertias, inertia
 
@@ -24,16 +26,12 @@ def _noise(gram: Tensor, norms: Tensor) -> Tensor:
     return 16 * torch.finfo(gram.dtype).eps * norms
 
 
-def _host_row(gram: Tensor, norms: NDArray[np.float64], row: int) -> NDArray[np.float64]:
-    """Squared distances of one row to all, float64 on the host."""
-    products = gram[row].to("cpu", torch.float64).numpy()
-    return np.asarray(norms + norms[row] - 2 * products)
-
-
 def kmeans_plus_plus(gram: Tensor, k: int, seed: int) -> Tensor:
-    """Draw k distinct rows, each with probability proportional to its squared distance from those drawn before.
+    """Draw k distinct rows far apart by greedy k-means++ (Arthur and Vassilvitskii 2007; trials as in scikit-learn).
 
-    Arthur and Vassilvitskii 2007. Once every row left equals a drawn one, the lowest rows left are taken.
+    Each step draws 2 + ln k rows with probability proportional to the squared distance from the rows taken so far and
+    takes the one that leaves the least total. One trial a step is three times worse at k near n. Once every row left
+    equals a taken one, the lowest rows left are taken.
 
     Args:
         gram: n x n, float32 or float64.
@@ -41,31 +39,37 @@ def kmeans_plus_plus(gram: Tensor, k: int, seed: int) -> Tensor:
         seed: of the CPU generator.
 
     Returns:
-        int64, k, on the device of the Gram, in order of drawing.
+        int64, k, on the device of the Gram, in the order taken.
 
     Raises:
         ValueError: k outside 1..n, or a Gram that is not finite.
     """
     _check_k(gram, k)
-    norms = finite_norms(gram).double().cpu().numpy()
-    n = len(norms)
-    draws = torch.rand(k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).numpy()
+    matrix, norms = host_matrix(gram), finite_norms(gram).cpu().numpy()
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(k, 2 + int(math.log(k)), generator=generator, dtype=torch.float64).numpy()
     seeds = np.empty(k, np.int64)
-    nearest = np.ones(n)
-    taken = np.zeros(n, bool)
-    for index, draw in enumerate(draws):
-        mass = nearest.cumsum()
+    nearest = np.full_like(norms, np.inf)
+    taken = np.zeros(len(norms), bool)
+    for step, draw in enumerate(draws):
+        weights = nearest if step else np.ones_like(norms)
+        mass = weights.cumsum(dtype=np.float64)
         if mass[-1] > 0:
-            row = int(np.searchsorted(mass, draw * mass[-1], side="right"))
-            # A product that rounds up to the whole mass points past the last row that can be drawn.
-            row = min(row, int(np.flatnonzero(nearest)[-1])) if row == n else row
+            # Strictly below the whole mass, whatever the rounding, so that a row of positive weight is found.
+            points = np.minimum(draw * mass[-1], np.nextafter(mass[-1], 0))
+            rows = np.sort(np.searchsorted(mass, points, side="right"))
         else:
-            row = int(taken.argmin())
-        seeds[index] = row
-        taken[row] = True
-        distance = np.maximum(_host_row(gram, norms, row), 0.0)
-        nearest = distance if index == 0 else np.minimum(nearest, distance)
-        nearest[taken] = 0.0
+            rows = taken.argmin(0, keepdims=True)
+        left = matrix[rows]
+        left *= -2
+        left += norms
+        left += norms[rows, None]
+        np.clip(left, 0, nearest, out=left)
+        best = int(left.sum(1).argmin())
+        seeds[step] = rows[best]
+        taken[rows[best]] = True
+        nearest = left[best].copy()
+        nearest[taken] = 0
     return torch.from_numpy(seeds).to(gram.device)
 
 
@@ -165,8 +169,8 @@ def hartigan(gram: Tensor, labels: Tensor, k: int, max_passes: int = 10) -> Tens
     sizes = cluster_sizes(labels, k).cpu().numpy()
     if not sizes.all():
         raise ValueError(f"Hartigan's method needs {k} non-empty clusters to start from")
-    device_norms = finite_norms(gram)
-    norms, noise = device_norms.double().cpu().numpy(), _noise(gram, device_norms).double().cpu().numpy()
+    matrix, norms = host_matrix(gram), finite_norms(gram).double().cpu()
+    squares, noise = norms.numpy(), _noise(gram, norms).numpy()
     within = cluster_inertias(gram, labels, k).cpu().numpy()
     home = labels.cpu().numpy().copy()
     for _ in range(max_passes):
@@ -175,8 +179,8 @@ def hartigan(gram: Tensor, labels: Tensor, k: int, max_passes: int = 10) -> Tens
             own = home[row]
             if sizes[own] == 1:
                 continue
-            sums = np.bincount(home, weights=_host_row(gram, norms, row), minlength=k)
-            excess = sums - within
+            distances = squares + squares[row] - 2.0 * matrix[row].astype(np.float64)
+            excess = np.bincount(home, weights=distances, minlength=k) - within
             freed = excess[own] / (sizes[own] - 1)
             added = excess / (sizes + 1)
             added[own] = np.inf

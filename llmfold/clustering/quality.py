@@ -6,8 +6,8 @@ from torch import Tensor
 
 from llmfold.clustering.blocks import Blocks, column_chunks, row_count, spans
 from llmfold.clustering.gram import finite_norms
+from llmfold.clustering.host import host_matrix
 from llmfold.clustering.partition import cluster_sizes, cluster_sums, groups_by_size, numbered_by_first_occurrence
-from llmfold.clustering.ward import host_matrix
 
 _WORK = 2**20
 

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from llmfold.clustering.host import Array, host_matrix
 from llmfold.clustering.partition import numbered_by_first_occurrence
-
-Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +38,6 @@ class Dendrogram:
         while not torch.equal(root := parent[parent], parent):
             parent = root
         return numbered_by_first_occurrence(parent)
-
-
-def host_matrix(distances: Tensor) -> Array:
-    """Return a square matrix as float32 or float64 NumPy array, sharing memory where it can; ValueError otherwise."""
-    if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or not len(distances):
-        raise ValueError(f"distances must be a non-empty square matrix, got {tuple(distances.shape)}")
-    dtype = torch.float64 if distances.dtype == torch.float64 else torch.float32
-    return np.asarray(distances.detach().to("cpu", dtype).contiguous().numpy())
 
 
 class _Greedy:

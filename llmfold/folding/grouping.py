@@ -15,7 +15,7 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
 def squared_norms(rows: Tensor, chunk: int = 1024) -> Tensor:
     """(n,) squared norms of the rows of an (n, d) matrix, converted a chunk of rows at a time."""
     dtype = work_dtype(rows.dtype)
-    return torch.cat([part.to(dtype).square().sum(1) for part in rows.split(chunk)])
+    return torch.cat([part.to(dtype).square().sum(1) for part in torch.split(rows, chunk)])
 
 
 @dataclass(frozen=True)

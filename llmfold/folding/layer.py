@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from llmfold.architectures import ATTENTION_ROLES, MLP_ROLES, LayerShape, ModelShape, Role
-from llmfold.clustering import Clustering, cluster
-from llmfold.clustering.similarity import cluster_distances, cluster_gram
+from llmfold.clustering import Clustering, Method, cluster
+from llmfold.clustering.similarity import cluster_distances
 from llmfold.folding.alignment import PairwiseAligner, balance
 from llmfold.folding.grouping import Groups
 from llmfold.folding.heads import aligned_views, head_groups, merge_heads, unit_rows, unit_views
-from llmfold.folding.neurons import gauge_factors, gauge_gram, merge_neurons, neuron_rows, value_rows
+from llmfold.folding.neurons import gauge_distances, gauge_factors, merge_neurons, neuron_rows, value_rows
 from llmfold.repair.variance import variance_scale
 
 Weights = Mapping[Role, Tensor]
@@ -23,7 +23,7 @@ Weights = Mapping[Role, Tensor]
 class MergeOptions:
     """How units are clustered (``ward``, ``kmeans``, ``hartigan``), aligned (``gauge``, ``none``) and repaired."""
 
-    cluster: str = "ward"
+    cluster: Method = "ward"
     align: str = "none"
     repair: str = "none"
     seed: int = 0
@@ -58,7 +58,8 @@ def fold_layer(
     Args:
         weights: all tensors of the layer by role, in their stored dtype.
         shape: the model's shape (biases, query/key norms).
-        before, after: widths of the layer.
+        before: widths of the layer as it is.
+        after: widths it shall have.
         options: clustering, alignment, repair and seed.
 
     Returns:
@@ -94,7 +95,9 @@ def _fold_mlp(
 ) -> tuple[dict[Role, Tensor], dict[str, Any]]:
     factors = None
     if options.align == "gauge":
-        found = cluster_gram(gauge_gram(mlp), width, method=options.cluster, seed=options.seed)
+        distances = gauge_distances(mlp)
+        found = cluster_distances(distances, width, method=options.cluster, seed=options.seed, overwrite=True)
+        del distances
         groups = Groups(found.labels)
         factors = gauge_factors(mlp, groups)
     else:

@@ -25,22 +25,35 @@ def value_rows(weights: Mapping[Role, Tensor]) -> tuple[list[Tensor], list[Tenso
     return gate, up, [weights["down"].T]
 
 
-def gauge_gram(weights: Mapping[Role, Tensor]) -> Tensor:
-    """Gram of neurons that cannot see how a neuron's scale and sign are split between its up row and down column.
+def gauge_distances(weights: Mapping[Role, Tensor]) -> Tensor:
+    """Squared distances between neurons that do not see how scale and sign are split between up row and down column.
 
-    A neuron adds ``silu(g·x) (u·x) D`` and depends on u and D through their outer product only, so the kernel is
-    ``G Gᵀ / tr + (U Uᵀ ∘ Dᵀ D) / tr``, both parts brought to the same trace.
+    A neuron adds ``silu(g·x) (u·x) D``, so (u, D) and (s u, D / s) are the same neuron for any s. Both are balanced to
+    ‖u‖ = ‖D‖, and a pair is compared under the better of its two signs:
+    ``‖g - g'‖² + min over ± of ‖(u, D) ∓ (u', D')‖²``. These are not distances between points of a space.
 
     Returns:
-        (n, n) float32.
+        (n, n) float32 (float64 for float64), symmetric, zero diagonal.
     """
     gate, up, down = value_rows(weights)
-    values = gram(up)
-    values *= gram(down)
-    values /= values.diagonal().sum().clamp_min(_TINY)
-    gates = gram(gate)
-    gates /= gates.diagonal().sum().clamp_min(_TINY)
-    return values.add_(gates)
+    scale = _balance(up, down)
+    values = gram(up).mul_(scale).mul_(scale[:, None])
+    values += gram(down).div_(scale).div_(scale[:, None])
+    values = values.abs_().add_(gram(gate))
+    norms = values.diagonal().clone()
+    values.mul_(-2).add_(norms).add_(norms[:, None]).clamp_(min=0)
+    return values.fill_diagonal_(0)
+
+
+def _balance(up: list[Tensor], down: list[Tensor]) -> Tensor:
+    """(n,) factor of the up rows that balances ‖u‖ = ‖D‖; one for neurons that are dead on either side."""
+    u_norm, d_norm = _norms(up), _norms(down)
+    alive = (u_norm > _TINY) & (d_norm > _TINY)
+    return torch.where(alive, (d_norm / u_norm.clamp_min(_TINY)).sqrt(), torch.ones_like(u_norm))
+
+
+def _norms(blocks: list[Tensor]) -> Tensor:
+    return torch.stack([squared_norms(block) for block in blocks]).sum(0).sqrt()
 
 
 def gauge_factors(weights: Mapping[Role, Tensor], groups: Groups) -> Tensor:
@@ -52,10 +65,8 @@ def gauge_factors(weights: Mapping[Role, Tensor], groups: Groups) -> Tensor:
         (n,) in the dtype of computation; one for neurons that stand alone.
     """
     _, up, down = value_rows(weights)
-    u_norm, d_norm = (sum(map(squared_norms, part)).sqrt() for part in (up, down))  # type: ignore[union-attr]
-    alive = (u_norm > _TINY) & (d_norm > _TINY)
-    factors = torch.where(alive, (d_norm / u_norm.clamp_min(_TINY)).sqrt(), torch.ones_like(u_norm))
-    strength = (u_norm * d_norm).cpu()
+    factors = _balance(up, down)
+    strength = (_norms(up) * _norms(down)).cpu()
     merged = torch.zeros(len(strength), dtype=torch.bool)
     for group in groups.merged.tolist():
         members = groups.members(group)

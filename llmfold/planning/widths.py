@@ -1,6 +1,7 @@
 """From a ratio to the widths of every layer: which shapes are legal, and which of them meets the budget."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 from llmfold.architectures import LayerShape, ModelShape
@@ -27,8 +28,8 @@ def snap(intermediate: int, kept: float, multiple: int) -> int:
 def head_options(shape: ModelShape, layer: LayerShape) -> list[tuple[int, int]]:
     """Legal (query heads, KV heads) of a layer, widest first.
 
-    Whole KV groups go; where a single KV head serves all query heads (MQA), query heads go instead. A family whose config
-    wants the head count to divide the hidden size is restricted to such counts unless another family can hold it.
+    Whole KV groups go; where a single KV head serves all query heads (MQA), query heads go instead. A family whose
+    config wants the head count to divide the hidden size is restricted to such counts, unless another can hold it.
     """
     if layer.kv_heads > 1:
         options = [(g * layer.group_size, g) for g in range(layer.kv_heads, 0, -1)]
@@ -160,7 +161,7 @@ def _check_met(
     shape = budget.shape
     removed = shape.decoder_parameters - sum(map(shape.layer_parameters, layers))
     steps = [budget.removed(mlp, a) for a in fractions] if mlp is not None else []
-    step = max((b - a for a, b in zip(steps, steps[1:], strict=False)), default=budget.step)
+    step = max((b - a for a, b in itertools.pairwise(steps)), default=budget.step)
     if abs(removed - wanted) <= step / 2 + 1:
         return
     least, most = budget.removed(mlp or 0.0, fractions[0]), budget.removed(1.0 if mlp is None else mlp, fractions[-1])

@@ -31,7 +31,7 @@ def human_count(count: int) -> str:
 
 def _grid() -> Table:
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim")
+    grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     return grid
 
@@ -111,9 +111,9 @@ def _clusters(part: dict[str, Any] | None) -> Sequence[str]:
 
 def report_table(report: FoldReport) -> RenderableType:
     """The report: what was merged in every layer, what was checked, and where the time went."""
-    layers = Table(box=None, padding=(0, 2), header_style="dim")
+    layers = Table(box=None, padding=(0, 1), header_style="dim")
     for heading in ("layer", "MLP", "merged", "largest", "inertia/bound", "heads", "merged", "largest"):
-        layers.add_column(heading, justify="right")
+        layers.add_column(heading, justify="right", no_wrap=True)
     for index, record in enumerate(report.layers):
         layers.add_row(str(index), *_clusters(record.get("mlp")), *_clusters(record.get("attention"))[:3])
     summary = _grid()

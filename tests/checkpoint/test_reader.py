@@ -229,7 +229,7 @@ class TestIndex:
         assert "tensor 'c' in model-00002-of-00002.safetensors is not listed" in refusal(folder)
 
     def test_tensor_in_two_shards(self, tmp_path):
-        folder = sharded(tmp_path, {"a": torch.ones(2)}, {"b": torch.ones(2), "a": torch.ones(2)})
+        folder = sharded(tmp_path, {"a": torch.ones(2), "b": torch.ones(2)}, {"a": torch.ones(2)})
         assert "tensor 'a' is in both" in refusal(folder)
 
     def test_stale_single_file_beside_an_index(self, folder):
@@ -266,6 +266,15 @@ class TestLinks:
         (snapshot / name).unlink()
         (snapshot / name).symlink_to(tmp_path / "plain" / name)
         assert "outside the model folder" in refusal(snapshot)
+
+    @pytest.mark.parametrize("layout", ["models--owner--name/versions", "owner--name/snapshots"])
+    def test_blobs_of_another_layout_are_outside(self, tmp_path, layout):
+        snapshot = self.hub_cache(tmp_path)
+        moved = tmp_path / "moved" / layout
+        moved.parent.mkdir(parents=True)
+        (snapshot.parent.parent / "blobs").rename(moved.parent / "blobs")
+        snapshot.parent.rename(moved)
+        assert "outside the model folder" in refusal(moved / snapshot.name)
 
     @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
     def test_links_out_of_a_plain_folder_are_refused(self, tmp_path, name):

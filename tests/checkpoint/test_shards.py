@@ -118,7 +118,7 @@ SPECS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SPECS, st.integers(1, 400))
 def test_plans_are_whole_bounded_and_aligned(given, limit):
     plan = plan_shards(given, limit)
@@ -138,7 +138,7 @@ def test_plans_are_whole_bounded_and_aligned(given, limit):
     assert all(last < first for last, first in zip(lasts, firsts[1:], strict=False))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SPECS, st.integers(1, 400), st.randoms(use_true_random=False))
 def test_random_specs_round_trip(given, limit, random):
     tensors = {spec.name: torch.randn(spec.shape).to(spec.dtype) for spec in given}

@@ -17,7 +17,7 @@ LEFT = [
     "README.md",
     "modeling_x.py",
     "pytorch_model.bin",
-    "training_args.bin",
+    "args.bin",
     "notes.json",
     "LICENSE.bin",
     "NOTICE.py",

@@ -1,9 +1,11 @@
 import errno
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import httpx2
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import errors as hub
 
 from llmfold.checkpoint import Checkpoint, Source, resolve
@@ -14,9 +16,15 @@ from .builders import one_sentence, sharded, single_file, write_config, write_in
 TOKEN = "hf_secretsecretsecret"
 
 
-def response(status: int) -> httpx2.Response:
-    request = httpx2.Request("GET", "https://huggingface.co/x", headers={"authorization": f"Bearer {TOKEN}"})
-    return httpx2.Response(status, request=request)
+REAL_DOWNLOAD = huggingface_hub.snapshot_download
+
+
+class ConnectError(Exception):
+    """Stands for the transport's own errors: requests, httpx or httpx2, by version of the client."""
+
+
+def response(status: int) -> Any:
+    return SimpleNamespace(status_code=status, headers={"authorization": TOKEN}, request=None)
 
 
 def refusal(model: str, **options) -> str:
@@ -48,12 +56,9 @@ class TestLocal:
         single_file(tmp_path / "m")
         assert resolve("~/m") == Source(tmp_path / "m", "~/m", None)
 
-    @pytest.mark.parametrize("model", ["./m", "../m", "/no/m", "~/m", "a/b/c", "."])
-    def test_a_missing_path_is_not_looked_up_on_the_hub(self, model, tmp_path):
-        if model == ".":
-            pytest.raises(AssertionError, resolve, "m")
-        else:
-            assert refusal(model) == f"model folder {model} does not exist"
+    @pytest.mark.parametrize("model", ["./m", "../m", "/no/m", "~/m", "a/b/c"])
+    def test_a_missing_path_is_not_looked_up_on_the_hub(self, model):
+        assert refusal(model) == f"model folder {model} does not exist"
 
     def test_a_file_is_not_a_model(self, tmp_path):
         folder = single_file(tmp_path / "m")
@@ -92,8 +97,6 @@ class FakeHub:
 class TestHub:
     @pytest.fixture
     def repository(self, tmp_path):
-        import torch
-
         folder = sharded(tmp_path / "repository", {"a": torch.ones(2)}, {"b": torch.ones(2)})
         for name in ("tokenizer.json", "tokenizer.model", "LICENSE.txt", "USE_POLICY.md", "merges.txt", "modeling.py"):
             (folder / name).write_text("{}")
@@ -165,10 +168,10 @@ def caused(error: Exception, cause: Exception) -> Exception:
             caused(hub.LocalEntryNotFoundError(TOKEN), hub.HfHubHTTPError("x", response=response(403))),
             "refused access to owner/name (403)",
         ),
-        (caused(hub.LocalEntryNotFoundError(TOKEN), httpx2.ConnectError("x")), "pass a local folder"),
+        (caused(hub.LocalEntryNotFoundError(TOKEN), ConnectError("x")), "pass a local folder"),
         (hub.LocalEntryNotFoundError(TOKEN), "the hub cannot be reached"),
         (hub.OfflineModeIsEnabled(TOKEN), "the hub cannot be reached (OfflineModeIsEnabled)"),
-        (httpx2.ConnectError(TOKEN), "the hub cannot be reached (ConnectError)"),
+        (ConnectError(TOKEN), "the hub cannot be reached (ConnectError)"),
         (ConnectionResetError(TOKEN), "check the network, or pass a local folder"),
         (hub.HFValidationError(TOKEN), "neither a folder nor a valid hub name"),
         (OSError(errno.ENOSPC, TOKEN), "the disk is full while downloading owner/name"),
@@ -184,9 +187,7 @@ def test_errors_of_the_hub_are_one_sentence(monkeypatch, error, sentence):
 
 
 def test_the_real_client_offline(monkeypatch, tmp_path):
-    from huggingface_hub import _snapshot_download
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", _snapshot_download.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", REAL_DOWNLOAD)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert "pass a local folder" in refusal("owner/name")

@@ -1,9 +1,12 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
+import resource
 import subprocess
-import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,7 +166,7 @@ class TestFullDisk:
     def test_known_before_anything_is_written(self, small_disk):
         writer = ShardWriter(plan_of({"w": torch.zeros(1 << 18)}), small_disk)
         free = storage.free_bytes(small_disk)
-        with pytest.raises(OutputError, match="free [0-9]+ bytes and run the same command again") as caught:
+        with pytest.raises(OutputError, match=r"free [0-9]+ bytes and run the same command again") as caught:
             writer.create()
         missing = int(str(caught.value).split("free ")[1].split()[0])
         assert missing == writer._plan.nbytes - free
@@ -187,7 +190,7 @@ class TestFullDisk:
 
     def test_full_while_creating(self, small_disk, monkeypatch):
         monkeypatch.setattr(writer_module, "free_bytes", lambda folder: 1 << 40)
-        with pytest.raises(OutputError, match="is full: free [0-9]+ bytes"):
+        with pytest.raises(OutputError, match=r"is full: free [0-9]+ bytes"):
             ShardWriter(plan_of({"w": torch.zeros(1 << 18)}), small_disk).create()
 
 
@@ -206,11 +209,9 @@ def test_errors_of_the_disk_are_one_sentence(created, monkeypatch, code, sentenc
 
     created.write("a", TENSORS["a"])
     monkeypatch.setattr(os, call, fail)
+    use = created.sync if call == "fsync" else lambda: created.write("b", TENSORS["b"])
     with pytest.raises(OutputError, match=sentence) as caught:
-        if call == "pwrite":
-            created.write("b", TENSORS["b"])
-        else:
-            created.sync()
+        use()
     assert one_sentence(caught.value)
 
 
@@ -233,16 +234,18 @@ def test_file_systems_without_preallocation(tmp_path, monkeypatch):
 
 def test_a_limit_on_the_length_of_files(tmp_path):
     """RLIMIT_FSIZE stands for file systems with small files, such as FAT."""
-    code = """
-import resource, sys, torch
-from pathlib import Path
-from llmfold.checkpoint import ShardWriter, TensorSpec, plan_shards
-from llmfold.errors import OutputError
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    ShardWriter(plan_shards([TensorSpec("w", torch.float32, (1000,))], 10**9), Path(sys.argv[1])).create()
-except OutputError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
-    assert "use a smaller maximum shard size" in done.stdout
+    told, report = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=create_with_limit, args=(tmp_path, report))
+    process.start()
+    assert "use a smaller maximum shard size" in told.recv()
+    process.join()
+
+
+def create_with_limit(folder: Path, report: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        ShardWriter(plan_of({"w": torch.zeros(1000)}), folder).create()
+    except OutputError as error:
+        report.send(str(error))
+    else:
+        report.send("no error")
