@@ -1,9 +1,11 @@
 """The Python interface: ``llmfold.fold`` and ``llmfold.plan``."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from llmfold.config import FoldConfig
+from llmfold.config import FoldConfig, LayerOverride
+from llmfold.errors import UsageError
 from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
 from llmfold.report.record import FoldReport
@@ -21,8 +23,11 @@ def make_config(model: str | Path | FoldConfig, options: dict[str, Any]) -> Fold
         if options:
             raise TypeError("give either a FoldConfig or options, not both")
         return model
+    unknown = sorted(options.keys() - {field.name for field in dataclasses.fields(FoldConfig)})
+    if unknown:
+        raise UsageError(f"there is no option {unknown[0]!r}; see FoldConfig for those that exist")
     layers = options.get("layers")
-    if layers and all(isinstance(key, str) for key in layers):
+    if layers and not all(isinstance(value, LayerOverride) for value in layers.values()):
         options = {**options, "layers": parse_layers(layers)}
     if options.get("output") is not None:
         options = {**options, "output": str(options["output"])}

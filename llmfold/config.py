@@ -10,7 +10,7 @@ from llmfold.checkpoint import parse_size
 from llmfold.clustering import Method
 from llmfold.errors import UsageError
 
-METHODS = ("paper",)
+METHODS = ("self", "weights", "paper", "calibrated")
 CLUSTERS = ("ward", "kmeans", "hartigan")
 ALIGNMENTS = ("gauge", "none")
 REPAIRS = ("none", "variance")
@@ -51,6 +51,10 @@ class FoldConfig:
         align: bring units to a common gauge before merging; ``None`` is ``none`` under ``paper``, else ``gauge``.
         repair: correction after merging; ``variance`` is the paper's Fold-AR.
         ratio_of: whether ``ratio`` counts the whole ``model`` or its ``decoder`` layers only.
+        data: text file or hub data set of ``calibrated``.
+        num_samples: sequences to measure on; ``None``: 64, or more where blocks are wide.
+        sequence_length: tokens per sequence; ``None``: 256.
+        refine: Gauss-Newton steps on gate and up rows; ``None`` is 4 under ``self`` and ``calibrated``, else none.
         mlp_ratio: fraction of intermediate neurons removed in every layer, overriding the planner.
         attention_ratio: fraction of key/value groups removed in every layer, overriding the planner.
         multiple_of: MLP widths are multiples of this; ``None``: 128 where the layer is 1,024 wide or more, else 1.
@@ -73,6 +77,10 @@ class FoldConfig:
     align: str | None = None
     repair: str = "none"
     ratio_of: str = "model"
+    data: str | None = None
+    num_samples: int | None = None
+    sequence_length: int | None = None
+    refine: int | None = None
     mlp_ratio: float | None = None
     attention_ratio: float | None = None
     multiple_of: int | None = None
@@ -93,8 +101,24 @@ class FoldConfig:
                 raise UsageError(f"{option(name)} is {value!r}; choose from {', '.join(str(c) for c in choices if c)}")
         for name in ("ratio", "mlp_ratio", "attention_ratio"):
             check_fraction(getattr(self, name), option(name))
-        if self.multiple_of is not None and (not _is_int(self.multiple_of) or self.multiple_of < 1):
-            raise UsageError(f"--multiple-of is {self.multiple_of!r}; give an integer of at least 1")
+        for name in ("model", "output", "revision", "device"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name in ("output", "revision")):
+                raise UsageError(f"{option(name)} is {value!r}; give a text")
+        for name in ("overwrite", "trust_remote_code"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{option(name)} is {getattr(self, name)!r}; give true or false")
+        for index, override in self.layers.items():
+            if not _is_int(index) or index < 0:
+                raise UsageError(f"layers: {index!r} is not the index of a layer")
+            check_fraction(override.mlp, f"layers: {index}: mlp")
+            check_fraction(override.attention, f"layers: {index}: attention")
+        for name, least in (("multiple_of", 1), ("num_samples", 1), ("sequence_length", 2), ("refine", 0)):
+            value = getattr(self, name)
+            if value is not None and (not _is_int(value) or value < least):
+                raise UsageError(f"{option(name)} is {value!r}; give an integer of at least {least}")
+        if (self.method == "calibrated") != (self.data is not None):
+            raise UsageError("--method calibrated and --data go together: one needs the other")
         if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed is {self.seed!r}; give an integer in [0, 2^63)")
         if self.ratio is None and self.mlp_ratio is None and self.attention_ratio is None and not self.layers:

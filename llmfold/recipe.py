@@ -11,6 +11,7 @@ import yaml
 from llmfold.config import FoldConfig, LayerOverride, check_fraction
 from llmfold.errors import UsageError
 
+MAX_LAYERS = 100_000
 _SPAN = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
 
 
@@ -33,6 +34,8 @@ def _span(key: object) -> range:
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
         raise UsageError(f"layers: range {key!r} ends before it begins")
+    if last >= MAX_LAYERS:
+        raise UsageError(f"layers: no model has the layer {last} that {key!r} names")
     return range(first, last + 1)
 
 

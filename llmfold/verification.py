@@ -1,7 +1,6 @@
 """The reload check: what was written is what was produced, and stock transformers computes the same from it."""
 
-import logging
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,14 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check_tensors, tensor_name
+from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check_tensors, shape_of, tensor_name
 from llmfold.checkpoint import Checkpoint, sha256
-from llmfold.errors import VerificationError
+from llmfold.errors import CheckpointError, VerificationError
 from llmfold.planning import FoldPlan
+from llmfold.quiet import quiet_transformers
 from llmfold.streaming.forward import ForwardContext, decoder_layer, forward_context, rms_norm
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -27,7 +26,13 @@ IN_MEMORY_BYTES = 1_000_000_000
 _VOCABULARY_BLOCK = 16_384
 
 
-def verify(folder: Path, plan: FoldPlan, digests: Mapping[str, str], mode: str) -> dict[str, Any]:
+class DamagedError(VerificationError):
+    """The disk does not hold what was written there; nothing of it is worth resuming."""
+
+
+def verify(
+    folder: Path, plan: FoldPlan, digests: Mapping[str, str], mode: str, source_config: Mapping[str, Any]
+) -> dict[str, Any]:
     """Check the written folder before it is published.
 
     ``shapes`` builds the stock model without weights and compares every name and shape. ``full`` also reads every
@@ -41,23 +46,29 @@ def verify(folder: Path, plan: FoldPlan, digests: Mapping[str, str], mode: str) 
         plan: the fold it came from.
         digests: SHA-256 of each tensor's bytes by name.
         mode: ``full``, ``shapes`` or ``off``.
+        source_config: raw config of the model that was read, which the written one must agree with.
 
     Returns:
         What was compared, for the report.
 
     Raises:
-        VerificationError: anything differs; the folder must not be published.
+        VerificationError: anything differs; the folder must not be published. A :class:`DamagedError` where the files
+            themselves are not what was written.
     """
     if mode == "off":
         return {"mode": mode}
-    checkpoint = Checkpoint.open(folder)
-    check_tensors(plan.after, {t.name: t.shape for t in checkpoint.tensors.values()})
+    try:
+        checkpoint = Checkpoint.open(folder)
+        check_tensors(plan.after, {t.name: t.shape for t in checkpoint.tensors.values()})
+    except CheckpointError as error:
+        raise DamagedError(f"what was written does not read back: {error}") from error
     check_stock_shapes(folder, checkpoint, remote_code=plan.needs_remote_code)
+    _check_config(checkpoint.config, source_config, plan.after)
     if mode == "shapes":
         return {"mode": mode}
     _check_digests(checkpoint, digests)
     tokens = probe_tokens(plan.after.vocabulary)
-    reference = independent_logits(checkpoint, plan.after, tokens)
+    reference = independent_logits(checkpoint, source_config, plan.after, tokens)
     stored = plan.tensors[0].dtype
     differences = {}
     for dtype in dict.fromkeys((torch.float32, stored)):
@@ -84,8 +95,8 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
         VerificationError: transformers refuses the config, or a parameter differs.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-        with torch.device("meta"):
+        with quiet_transformers(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote_code)
     except Exception as error:  # transformers raises many kinds for a config it cannot build
         reason = " ".join(str(error).split())
@@ -102,24 +113,40 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
             )
 
 
+def _check_config(written: Mapping[str, Any], source: Mapping[str, Any], shape: ModelShape) -> None:
+    """Compare all that decides the function beside widths; the logits of a short probe barely see some of it."""
+    new, old = forward_context(written, shape), forward_context(source, shape)
+    same = {
+        "rotary frequencies": torch.equal(new.frequencies, old.frequencies) and new.rotary_scale == old.rotary_scale,
+        "rms_norm_eps": new.eps == old.eps,
+        "hidden_act": type(new.activation) is type(old.activation),
+        "sliding window": new.windows == old.windows,
+        "tie_word_embeddings": shape_of(written).tied == shape.tied,
+    }
+    for what, agrees in same.items():
+        if not agrees:
+            raise VerificationError(f"{what}: the folded config.json does not agree with the source's")
+
+
 def _check_digests(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
     for name in checkpoint.tensors:
         if sha256(checkpoint.read(name, check_finite=False)) != digests.get(name):
-            raise VerificationError(f"tensor {name} on disk is not what was produced; the disk may be failing")
+            raise DamagedError(f"tensor {name} on disk is not what was produced; the disk may be failing")
 
 
-def independent_logits(checkpoint: Checkpoint, shape: ModelShape, tokens: Tensor) -> Tensor:
+def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape: ModelShape, tokens: Tensor) -> Tensor:
     """Logits by llmfold's own forward pass in float32, one layer in memory at a time.
 
     Args:
         checkpoint: the tensors.
+        config: raw config of the model they came from; its widths are not looked at.
         shape: their shape.
         tokens: (batch, tokens) int64.
 
     Returns:
         (batch, tokens, vocabulary) float32.
     """
-    context: ForwardContext = forward_context(checkpoint.config, shape)
+    context: ForwardContext = forward_context(config, shape)
     embedding = EMBEDDING if EMBEDDING in checkpoint.tensors else HEAD
     head = HEAD if HEAD in checkpoint.tensors and not shape.tied else embedding
     with torch.inference_mode():
@@ -138,7 +165,7 @@ def independent_logits(checkpoint: Checkpoint, shape: ModelShape, tokens: Tensor
 def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan) -> Tensor:
     """Logits of stock transformers, loaded strictly; from disk layer by layer where the model is large."""
     size = plan.after.parameters * dtype.itemsize
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".llmfold-offload-") as offload, _quiet_transformers():
+    with _scratch(folder.with_name(f"{folder.name}-offload")) as offload, quiet_transformers():
         placement: dict[str, Any] = {}
         if size > IN_MEMORY_BYTES:
             placement = {"device_map": _disk_map(len(plan.after.layers)), "offload_folder": offload}
@@ -152,8 +179,12 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
         for kind, names in info.items():
             if names:
                 raise VerificationError(f"transformers reports {kind.replace('_', ' ')}: {sorted(map(str, names))[0]}")
-        with torch.inference_mode():
-            return _logits(model, tokens)
+        try:
+            with torch.inference_mode():
+                return _logits(model, tokens)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise VerificationError(f"transformers cannot run the folded checkpoint: {reason}") from error
 
 
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -180,18 +211,11 @@ def _compare(logits: Tensor, reference: Tensor, dtype: torch.dtype, folder: Path
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep loading bars and offload notices of a check out of the user's terminal."""
-    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    accelerate_logger = logging.getLogger("accelerate")
-    level = accelerate_logger.level
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    accelerate_logger.setLevel(logging.ERROR)
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for the time of a check; what a killed run left in it goes first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
-        yield
+        yield folder
     finally:
-        transformers.logging.set_verbosity(verbosity)
-        accelerate_logger.setLevel(level)
-        if bars:
-            transformers.logging.enable_progress_bar()
+        shutil.rmtree(folder, ignore_errors=True)

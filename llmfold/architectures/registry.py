@@ -81,6 +81,26 @@ def _layer_shape(widths: Mapping[str, Any], index: int) -> LayerShape:
     return layer
 
 
+def _per_layer(overrides: Any, count: int, known: tuple[str, ...]) -> dict[int, Mapping[str, Any]]:
+    """Widths by layer index; transformers pads the indices with zeros when it saves ten layers and more."""
+    if not isinstance(overrides, Mapping) or not all(isinstance(o, Mapping) for o in overrides.values()):
+        raise CheckpointError("per_layer_config in config.json does not map layers to {intermediate_size: …}")
+    widths = {}
+    for key, override in overrides.items():
+        index = int(key) if str(key).isdecimal() else -1
+        if not 0 <= index < count:
+            raise CheckpointError(
+                f"per_layer_config in config.json names layer {key}, but the model has {count} layers"
+            )
+        unknown = sorted(set(map(str, override)) - set(known))
+        if unknown:
+            raise CheckpointError(
+                f"per_layer_config in config.json changes {unknown[0]} of layer {key}; supported are {', '.join(known)}"
+            )
+        widths[index] = override
+    return widths
+
+
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """Resolve a raw config to a shape; per-layer widths (``per_layer_config``) are honoured.
 
@@ -96,14 +116,14 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         "num_attention_heads": heads,
         "num_key_value_heads": stock.num_key_value_heads or heads,
     }
-    overrides = config.get("per_layer_config") or {}
     count = _positive(stock.num_hidden_layers, "num_hidden_layers")
+    overrides = _per_layer(config.get("per_layer_config") or {}, count, tuple(common))
     return ModelShape(
         architecture=architecture,
         hidden=hidden,
         head_dim=head_dim,
         vocabulary=_positive(stock.vocab_size, "vocab_size"),
-        layers=tuple(_layer_shape({**common, **overrides.get(str(i), {})}, i) for i in range(count)),
+        layers=tuple(_layer_shape({**common, **overrides.get(i, {})}, i) for i in range(count)),
         tied=bool(stock.tie_word_embeddings),
         qkv_bias=_flag(stock, architecture.qkv_bias),
         o_bias=_flag(stock, architecture.o_bias),

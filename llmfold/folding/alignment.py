@@ -151,7 +151,7 @@ class PairwiseAligner:
         own = torch.arange(len(heads))
         turn = self._kk[a, b] + self._qq[a, own, b, heads].sum(0)
         if self.groups.qk_norm:
-            angles = torch.where(turn.real < 0, torch.pi, 0.0).to(turn.real.dtype)
+            angles = (turn.real < 0) * torch.full_like(turn.real, torch.pi)
             rope_gain = turn.real.abs().sum()
         else:
             angles, rope_gain = -turn.angle(), turn.abs().sum()
@@ -184,6 +184,8 @@ class PairwiseAligner:
         g, angles = self.groups, alignment.angles
         heads = alignment.heads.to(g.q.device)
         cos, sin = angles.cos(), angles.sin()
+        if g.qk_norm:  # signs, exactly: the sine of a rounded pi is not zero
+            cos, sin = cos.round(), sin.round()
         rotation = alignment.rotation
         return HeadGroups(
             _rotate_pairs(g.q[b, heads], cos, sin)[None],

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import FoldConfig, LayerOverride
@@ -10,6 +11,7 @@ from llmfold.errors import UsageError
 
 WIDE, WIDE_MULTIPLE = 1024, 128
 HALF = 0.5
+_BISECTIONS = 40
 
 
 def width_multiple(intermediate: int, requested: int | None) -> int:
@@ -87,6 +89,17 @@ class _Budget:
         missing = wanted - self.removed(0.0, attention)
         return missing / (self.shape.neuron_parameters * self.free_neurons) if self.free_neurons else 0.0
 
+    def nearest(self, wanted: int, attention: float) -> float:
+        """Fraction of neurons in [0, 1] whose removal comes nearest to ``wanted`` once widths are legal."""
+        need = min(max(self.mlp_fraction(wanted, attention), 0.0), 1.0)
+        if abs(self.removed(need, attention) - wanted) <= self.step / 2:
+            return need
+        low, high = 0.0, 1.0  # layers of different widths are not rounded alike
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.removed(middle, attention) >= wanted else (middle, high)
+        return min((high, low), key=lambda m: abs(self.removed(m, attention) - wanted))
+
 
 def fold_layer_shape(shape: ModelShape, layer: LayerShape, config: FoldConfig, fractions: LayerOverride) -> LayerShape:
     """Widths of one layer after removing these fractions of its neurons and heads."""
@@ -141,9 +154,10 @@ def _meet(budget: _Budget, ratio: float, mlp: float | None, attention: float | N
         layers = budget.layers(mlp, best)
     else:
         needs = [(a, budget.mlp_fraction(wanted, a)) for a in fractions]
-        gentle = [(a, m) for a, m in needs if m <= max(HALF, a)]
-        best, need = gentle[0] if gentle else needs[-1]
-        layers = budget.layers(min(max(need, 0.0), 1.0), best)
+        slack = budget.step / 2 / (shape.neuron_parameters * max(budget.free_neurons, 1))
+        possible = [(a, m) for a, m in needs if m >= -slack] or needs[:1]
+        best = next((a for a, m in possible if m <= max(HALF, a)), possible[-1][0])
+        layers = budget.layers(budget.nearest(wanted, best), best)
     _check_met(budget, layers, wanted, base, ratio, mlp, fractions)
     return layers
 
@@ -164,14 +178,21 @@ def _check_met(
     step = max((b - a for a, b in itertools.pairwise(steps)), default=budget.step)
     if abs(removed - wanted) <= step / 2 + 1:
         return
-    least, most = budget.removed(mlp or 0.0, fractions[0]), budget.removed(1.0 if mlp is None else mlp, fractions[-1])
-    bound, word = (most, "largest") if wanted > removed else (least, "smallest")
+    reached = {budget.removed(m, a) for a in fractions for m in ((0.0, 1.0) if mlp is None else (mlp,))}
+    below = [_name(max(x for x in reached if x <= wanted), base, step, math.floor)] if min(reached) <= wanted else []
+    above = [_name(min(x for x in reached if x > wanted), base, step, math.ceil)] if max(reached) > wanted else []
+    word = "nearest that can" if below and above else "largest that can" if below else "smallest that can"
+    verb = "are" if below and above else "is"
     raise UsageError(
-        f"--ratio {ratio:g} cannot be met: the {word} that can with these options is {_floor(bound / base):g} "
+        f"--ratio {ratio:g} cannot be met: the {word} with these options {verb} {' and '.join(below + above)} "
         f"of the {budget.config.ratio_of}"
     )
 
 
-def _floor(ratio: float) -> float:
-    """Round down, so that the ratio named in an error can really be met."""
-    return int(ratio * 10_000) / 10_000
+def _name(removed: int, base: int, step: float, rounded: Callable[[float], int]) -> str:
+    """A ratio that is really met by removing this many parameters, in as few decimals as that takes."""
+    for digits in range(4, 16):
+        ratio = rounded(removed / base * 10**digits) / 10**digits
+        if abs(round(ratio * base) - removed) <= step / 2:
+            break
+    return f"{ratio:.{digits}f}".rstrip("0").rstrip(".")

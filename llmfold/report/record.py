@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 REPORT_FILE = "report.json"
-_PACKAGES = ("llmfold", "torch", "transformers", "accelerate", "safetensors", "numpy", "scipy")
+_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "scipy")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the result."""
-    found = {"python": platform.python_version()}
+    from llmfold import __version__
+
+    found = {"python": platform.python_version(), "llmfold": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
@@ -43,6 +45,7 @@ class FoldReport:
         config: every option.
         plan: widths, parameters and bytes before and after.
         layers: by layer, clusters and seconds of each part.
+        data: what the method looked at beside the weights: nothing, tokens of the model itself, or outside text.
         verification: what the reload check compared.
         seconds: time by stage.
         peak_memory_bytes: largest anonymous memory seen (RssAnon).
@@ -54,6 +57,7 @@ class FoldReport:
     config: dict[str, Any]
     plan: dict[str, Any]
     layers: list[dict[str, Any]]
+    data: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0

@@ -25,16 +25,20 @@ from llmfold.checkpoint import (
     plan_shards,
     resolve,
 )
+from llmfold.checkpoint.storage import write_error
 from llmfold.config import FoldConfig
 from llmfold.demo import DEMO_NAME, demo_folder
-from llmfold.errors import UsageError
-from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer
+from llmfold.errors import CheckpointError, UsageError
+from llmfold.methods.base import LayerMethod
+from llmfold.methods.build import Setting, build_method
+from llmfold.methods.merging import Merging
 from llmfold.planning import FoldPlan, make_plan
 from llmfold.report.record import FoldReport, versions
 from llmfold.streaming.memory import PeakMemory
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
 from llmfold.streaming.progress import Listener, Silent
-from llmfold.verification import verify
+from llmfold.streaming.states import STATE_FOLDER
+from llmfold.verification import DamagedError, verify
 
 OUTSIDE = "outside"
 
@@ -144,18 +148,20 @@ class _Run:
         self.checkpoint, self.shape = open_source(self.source)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
         self.records: list[dict[str, Any]] = []
+        self.facts: dict[str, Any] = {}
 
     def execute(self, memory: PeakMemory) -> FoldReport:
         output = self.config.output_path
         with WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder) as work:
-            with work.open_journal(self._head()) as journal:
+            with work.open_journal(self._head()) as journal, _tidy(work, journal):
                 resumed = sum(unit != OUTSIDE for unit in journal.done)
                 self._fold_all(work.folder, journal)
                 digests = {name: d for entry in journal.done.values() for name, d in entry.digests.items()}
-                self._write_side_files(work.folder)
+                with _writing(work.folder):
+                    self._write_side_files(work.folder)
                 self.listener.stage("reload check")
                 with self.stages("check"):
-                    verification = verify(work.folder, self.plan, digests, self.config.verify)
+                    verification = verify(work.folder, self.plan, digests, self.config.verify, self.checkpoint.config)
             report = FoldReport(
                 output=work.output,
                 source={"name": self._public_name(), "revision": self.source.revision},
@@ -164,10 +170,12 @@ class _Run:
                 layers=self.records,
                 verification=verification,
                 seconds=self.stages.seconds,
+                data=self.facts,
                 peak_memory_bytes=memory.bytes,
                 resumed_layers=resumed,
             )
-            report.save(work.folder)
+            with _writing(work.folder):
+                report.save(work.folder)
             self.listener.stage("publish")
             work.publish()
         return report
@@ -176,7 +184,7 @@ class _Run:
         """What a resumed run must agree on: source, options, and all that can move a bit of the result."""
         return {
             "source": self.checkpoint.fingerprint(),
-            "config": self.config.work(),
+            "config": self._work_config(),
             "versions": versions(),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
@@ -184,17 +192,32 @@ class _Run:
 
     def _fold_all(self, folder: Path, journal: Journal) -> None:
         layers = len(self.shape.layers)
-        self.listener.start(layers, sum(unit != OUTSIDE for unit in journal.done))
+        done = sum(unit != OUTSIDE for unit in journal.done)
+        self.listener.start(layers, done)
         with ShardWriter(plan_shards(self.plan.tensors, self.config.shard_bytes), folder) as writer:
             writer.create()
             if OUTSIDE not in journal.done:
                 self.listener.stage("embeddings")
                 self._copy_outside(writer, journal)
-            for index in range(layers):
-                if _layer_unit(index) not in journal.done:
-                    self._fold_one(index, writer, journal)
-                    self.listener.advance()
-                self.records.append(journal.done[_layer_unit(index)].record)
+            if done < layers:
+                self._fold_layers(done, folder, writer, journal)
+        self.records = [journal.done[_layer_unit(index)].record for index in range(layers)]
+
+    def _fold_layers(self, first: int, folder: Path, writer: ShardWriter, journal: Journal) -> None:
+        method = self._method(folder)
+        self.facts = method.summary()
+        method.start(first)
+        for index in range(first, len(self.shape.layers)):
+            self._fold_one(index, method, writer, journal)
+            self.listener.advance()
+        shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+
+    def _method(self, folder: Path) -> LayerMethod:
+        if not self.plan.folded_layers:
+            return Merging(self.config, self.shape, self.device)
+        setting = Setting(self.config, self.checkpoint, self.shape, folder, self.device)
+        with self.stages("prepare"):
+            return build_method(setting, self.listener.stage)
 
     def _copy_outside(self, writer: ShardWriter, journal: Journal) -> None:
         inside = {
@@ -211,7 +234,7 @@ class _Run:
                     digests[name] = self._write(writer, name, tensor)
         self._finish(OUTSIDE, digests, {}, writer, journal)
 
-    def _fold_one(self, index: int, writer: ShardWriter, journal: Journal) -> None:
+    def _fold_one(self, index: int, method: LayerMethod, writer: ShardWriter, journal: Journal) -> None:
         before, after = self.shape.layers[index], self.plan.after.layers[index]
         self.listener.stage(f"layer {index}: read")
         with self.stages("read"):
@@ -219,10 +242,8 @@ class _Run:
                 role: self.checkpoint.read(tensor_name(index, role)) for role, _ in self.shape.layer_roles(before)
             }
         self.listener.stage(f"layer {index}: fold")
-        record = LayerRecord()
-        if before != after:
-            weights = {role: tensor.to(self.device) for role, tensor in weights.items()}
-            weights, record = fold_layer(weights, self.shape, before, after, self._merge_options(index))
+        with torch.no_grad():
+            weights, record = method.fold(index, weights, before, after)
         for stage, seconds in record.seconds.items():
             self.stages.add(stage, seconds)
         self.listener.stage(f"layer {index}: write")
@@ -231,12 +252,9 @@ class _Run:
                 tensor_name(index, role): self._write(writer, tensor_name(index, role), tensor)
                 for role, tensor in weights.items()
             }
+            method.flush()
         self._finish(_layer_unit(index), digests, dataclasses.asdict(record), writer, journal)
-
-    def _merge_options(self, index: int) -> MergeOptions:
-        config = self.config
-        seed = (config.seed * 1_000_003 + index) % 2**63
-        return MergeOptions(config.cluster, config.alignment, config.repair, seed)
+        method.committed()
 
     def _write(self, writer: ShardWriter, name: str, tensor: Tensor) -> str:
         dtype = tensor.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
@@ -263,11 +281,14 @@ class _Run:
         return {
             "made_by": "llmfold",
             "source": {"name": self._public_name(), "revision": self.source.revision},
-            "config": self.config.work(),
+            "config": self._work_config(),
             "plan": self.plan.to_dict(),
             "data": "none",
             "versions": versions(),
         }
+
+    def _work_config(self) -> dict[str, Any]:
+        return {**self.config.work(), "model": self._public_name()}
 
     def _public_name(self) -> str:
         """Name of the source that may be published: hub ids as they are, local folders by their last part."""
@@ -279,6 +300,26 @@ class _Run:
         values.update(model=self._public_name(), output=self.config.output_path.name, align=self.config.alignment)
         values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(self.config.layers.items())}
         return values
+
+
+@contextmanager
+def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
+    """Leave nothing of a run that cannot be resumed: no unit is finished, or its source or its files are damaged."""
+    try:
+        yield
+    except BaseException as error:
+        if not journal.done or isinstance(error, CheckpointError | DamagedError):
+            work.discard()
+        raise
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in a sentence why a small file could not be written into ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error, folder / "config.json", 0) from error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmfold.architectures import LayerShape, ModelShape, Role, stock_config
+from llmfold.errors import CheckpointError
 
 Weights = Mapping[Role, Tensor]
 
@@ -60,12 +61,19 @@ def _windows(config: PretrainedConfig, count: int) -> tuple[int | None, ...]:
 
 
 def forward_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardContext:
-    """Build the context of a raw config."""
+    """Build the context of a raw config.
+
+    Raises:
+        CheckpointError: transformers has no such rotary variant.
+    """
     stock = stock_config(config)
     rope = rope_parameters(stock)
     if rope["rope_type"] == "default":
         exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
         frequencies, scale = 1.0 / rope["rope_theta"] ** exponent, 1.0
+    elif rope["rope_type"] not in ROPE_INIT_FUNCTIONS:
+        known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
+        raise CheckpointError(f"rope_type {rope['rope_type']!r} in config.json is not supported; supported are {known}")
     else:
         frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](stock, torch.device("cpu"))
     windows = _windows(stock, len(shape.layers)) if hasattr(stock, "sliding_window") else (None,) * len(shape.layers)

@@ -12,6 +12,7 @@ from llmfold.streaming.forward import rope_parameters
 
 MODELING_FILE = "modeling_llmfold.py"
 WIDTH_KEYS = {"intermediate_size": "intermediate", "num_attention_heads": "heads", "num_key_value_heads": "kv_heads"}
+_PER_LAYER_ONLY = ("per_layer_config", "auto_map", "allow_global_per_layer_attribute_access")
 _LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
 
 
@@ -25,7 +26,7 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
     Returns:
         Contents of config.json. Layers of different widths add ``per_layer_config`` and ``auto_map``.
     """
-    config = {k: v for k, v in source.items() if k not in ("per_layer_config", "auto_map", "_name_or_path")}
+    config = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, "_name_or_path")}
     family = plan.written_as
     if family.model_type != config["model_type"]:
         config = _rewritten(config, family)
@@ -42,6 +43,8 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
         config["per_layer_config"] = {str(i): _widths(layer) for i, layer in enumerate(plan.after.layers)}
         config["architectures"] = [name]
         config["auto_map"] = {"AutoModelForCausalLM": f"{MODELING_FILE.removesuffix('.py')}.{name}"}
+        if family.heads_divide_hidden:  # its config reads the global head count, which else is forbidden
+            config["allow_global_per_layer_attribute_access"] = True
     return config
 
 

@@ -1,0 +1,368 @@
+"""Folding as projection: units are chosen and their consumer refit by what the layer does to hidden states.
+
+Two streams run side by side, of the dense model and of the folded one, so every layer is repaired on what it will
+really see and also corrects what earlier layers got wrong. Only Gram matrices of the activations are kept.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmfold.architectures import LayerShape, ModelShape, Role
+from llmfold.folding.layer import LayerRecord
+from llmfold.methods.base import Weights
+from llmfold.methods.streams import CHUNK, Stream, chunks, gather, heads_of
+from llmfold.repair.least_squares import NormalEquations, accumulate, solve
+from llmfold.repair.refine import RefineOptions, Rows, refine_gate_up
+from llmfold.selection.candidates import Candidate, head_candidates, neuron_candidates
+from llmfold.streaming.forward import mlp_neurons, rms_norm
+from llmfold.streaming.states import HiddenStates, read, write
+
+Start = Callable[[], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class ActivationOptions:
+    """Settings of the projection.
+
+    Attributes:
+        ridge: of every least-squares problem, as a fraction of the mean diagonal of its Gram.
+        held_back: fraction of sequences on which candidates and refinements are judged.
+        refine: settings of the Gauss-Newton refit; zero steps leave the closed form alone.
+        gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
+        metric: (hidden, m) map of outputs whose squared norm selects units, or None.
+    """
+
+    ridge: float = 1e-3
+    held_back: float = 0.125
+    refine: RefineOptions = field(default_factory=RefineOptions)
+    gaussian: float = 0.0
+    metric: Tensor | None = None
+    seed: int = 0
+
+
+class ActivationFolder:
+    """Folds layers by their activations on one stream."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        stream: Stream,
+        start: Start,
+        size: tuple[int, int],
+        work: Path,
+        device: torch.device,
+        options: ActivationOptions,
+    ) -> None:
+        """Set up; nothing is computed yet.
+
+        Args:
+            shape: the model's shape.
+            stream: how rows are attended.
+            start: yields the hidden states before layer 0 in chunks of ``CHUNK`` sequences, (s, tokens, hidden).
+            size: sequences and tokens per sequence.
+            work: folder for the states.
+            device: where to compute.
+            options: settings.
+        """
+        self._shape, self._stream, self._start, self._size = shape, stream, start, size
+        self._work, self._device, self._options = work, device, options
+        self._states: HiddenStates | None = None
+        self._next: HiddenStates | None = None
+        self._drifted = False
+
+    def start(self, first_layer: int) -> None:
+        """Write the first states, or open those that an interrupted run left."""
+        shape = (*self._size, self._shape.hidden)
+        self._drifted = first_layer > 0
+        if first_layer > 0:
+            self._states = HiddenStates(self._work, first_layer, shape, create=False)
+            return
+        self._states = HiddenStates(self._work, 0, shape, create=True)
+        for part, states in zip(chunks(self._size[0]), self._start(), strict=True):
+            write(self._states.dense, part, states)
+            write(self._states.folded, part, states)
+
+    def fold(
+        self, index: int, weights: Weights, before: LayerShape, after: LayerShape
+    ) -> tuple[dict[Role, Tensor], LayerRecord]:
+        """Choose units, refit their consumers, and move both streams past the layer."""
+        assert self._states is not None
+        step = _LayerStep(self, self._states, index, weights, before, after)
+        self._next = step.next
+        folded, record = step.run()
+        self._drifted = self._drifted or step.changed
+        return folded, record
+
+    def flush(self) -> None:
+        """Put the states after the layer on disk."""
+        assert self._next is not None
+        self._next.flush()
+
+    def committed(self) -> None:
+        """Forget the states before the layer."""
+        assert self._states is not None
+        self._states.discard()
+        self._states = self._next
+
+
+def _row_weight(hidden: Tensor) -> Tensor:
+    """(t,) one over the mean square of each row: the next RMSNorm will divide by it."""
+    return 1 / (hidden.square().mean(-1).flatten() + 1e-6)
+
+
+class _LayerStep:
+    """One layer on both streams."""
+
+    def __init__(
+        self,
+        owner: ActivationFolder,
+        states: HiddenStates,
+        index: int,
+        weights: Weights,
+        before: LayerShape,
+        after: LayerShape,
+    ) -> None:
+        self._o, self._options, self._device = owner, owner._options, owner._device
+        self._states, self._index, self._before, self._after = states, index, before, after
+        self._stored = dict(weights)
+        self._dense = {role: tensor.to(self._device, torch.float32) for role, tensor in weights.items()}
+        self._context = owner._stream.context
+        self.next = states.next()
+        self.record = LayerRecord()
+        self._order = owner._stream.order(index, states.shape[0] * states.shape[1])
+        self._parts = list(chunks(states.shape[0], CHUNK))
+        held = max(1, round(len(self._parts) * self._options.held_back)) if len(self._parts) > 1 else 0
+        self._held = self._parts[len(self._parts) - held :]
+        self._train = self._parts[: len(self._parts) - held]
+        self._clock = time.perf_counter()
+        self.changed = before != after
+        self._refit = owner._drifted or self.changed
+
+    def run(self) -> tuple[dict[Role, Tensor], LayerRecord]:
+        folded = dict(self._stored)
+        folded.update(self._attention())
+        folded.update(self._mlp())
+        return folded, self.record
+
+    def _time(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.record.seconds[stage] = self.record.seconds.get(stage, 0.0) + now - self._clock
+        self._clock = now
+
+    def _round(self, tensors: Weights) -> dict[Role, Tensor]:
+        """What will be stored, so that later layers repair the rounding too."""
+        return {role: tensor.to(self._stored[role].dtype) for role, tensor in tensors.items()}
+
+    def _wide(self, tensors: Weights) -> dict[Role, Tensor]:
+        return {**self._dense, **{role: tensor.to(self._device, torch.float32) for role, tensor in tensors.items()}}
+
+    # ---- attention: dense stream h -> h2 (kept in the next states), folded stream f
+
+    def _attention(self) -> dict[Role, Tensor]:
+        result: dict[Role, Tensor] = {}
+        if self._refit:
+            result, chosen = self._fold_attention()
+            if chosen is not None:
+                self.record.attention = chosen
+        else:
+            for part in self._parts:
+                self._advance_dense_attention(part)
+        weights = self._wide(result)
+        layer = replace(self._before, heads=self._after.heads, kv_heads=self._after.kv_heads)
+        for part in self._parts:
+            f = gather(self._states.folded, part, self._order, self._device)
+            heads = heads_of(f, weights, layer, self._context, self._index)
+            write(self.next.folded, part, f + F.linear(heads, weights["o"], weights.get("o_bias")))
+        self._time("forward")
+        return result
+
+    def _advance_dense_attention(self, part: slice) -> Tensor:
+        h = gather(self._states.dense, part, self._order, self._device)
+        heads = heads_of(h, self._dense, self._before, self._context, self._index)
+        h = h + F.linear(heads, self._dense["o"], self._dense.get("o_bias"))
+        write(self.next.dense, part, h)
+        return h
+
+    def _attention_rows(self, part: slice, weights: Weights, layer: LayerShape, *, first: bool) -> Rows:
+        h2 = self._advance_dense_attention(part) if first else read(self.next.dense, part, self._device)
+        f = gather(self._states.folded, part, self._order, self._device)
+        heads = heads_of(f, weights, layer, self._context, self._index)
+        return Rows(heads.flatten(0, 1), (h2 - f).flatten(0, 1), _row_weight(h2))
+
+    def _equations(self, rows: Callable[[slice], Rows]) -> tuple[NormalEquations, NormalEquations | None]:
+        train = accumulate(rows(part) for part in self._train)
+        return train, accumulate(rows(part) for part in self._held) if self._held else None
+
+    def _fold_attention(self) -> tuple[dict[Role, Tensor], dict[str, Any] | None]:
+        train, held = self._equations(lambda part: self._attention_rows(part, self._dense, self._before, first=True))
+        self._time("measure")
+        bias = "o_bias" in self._stored
+        candidates = head_candidates(
+            self._dense, self._shape(), self._before, self._after, train, self._options.ridge, self._options.metric
+        )
+        measured = []
+        for candidate in candidates:
+            if candidate.units is not None:
+                pair = train.restricted(candidate.units), None if held is None else held.restricted(candidate.units)
+            else:
+                merged = {**self._dense, **candidate.tensors}
+                layer = replace(self._before, heads=self._after.heads, kv_heads=self._after.kv_heads)
+                pair = self._equations(
+                    lambda part, w=merged, s=layer: self._attention_rows(part, w, s, first=False)  # type: ignore[misc]
+                )
+            measured.append((candidate, *pair))
+        best, errors = self._judge(measured, bias)
+        candidate, chosen, rest = measured[best]
+        weights, offset = solve(chosen if rest is None else chosen + rest, self._options.ridge, bias=bias)
+        result = dict(candidate.tensors)
+        result["o"] = weights.T.float().contiguous()
+        if offset is not None:
+            result["o_bias"] = offset.float()
+        self._time("select")
+        record = self._describe(candidates, errors, best, self._before.heads, self._after.heads)
+        return self._round(result), record if self._before.heads != self._after.heads else None
+
+    # ---- MLP: dense stream h2 -> h3, folded stream f2 -> f3, both in the next states
+
+    def _mlp(self) -> dict[Role, Tensor]:
+        result: dict[Role, Tensor] = {}
+        if self._refit:
+            result, record = self._fold_mlp()
+            if self._before.intermediate != self._after.intermediate:
+                self.record.mlp = record
+        else:
+            for part in self._parts:
+                self._advance_dense_mlp(part)
+        weights = self._wide(result)
+        for part in self._parts:
+            f = read(self.next.folded, part, self._device)
+            neurons = mlp_neurons(rms_norm(f, weights["post_norm"], self._context.eps), weights, self._context)
+            write(self.next.folded, part, f + F.linear(neurons, weights["down"], weights.get("down_bias")))
+        self._time("forward")
+        return result
+
+    def _advance_dense_mlp(self, part: slice) -> Tensor:
+        h = read(self.next.dense, part, self._device)
+        neurons = mlp_neurons(rms_norm(h, self._dense["post_norm"], self._context.eps), self._dense, self._context)
+        h = h + F.linear(neurons, self._dense["down"], self._dense.get("down_bias"))
+        write(self.next.dense, part, h)
+        return h
+
+    def _mlp_inputs(self, part: slice, *, first: bool = False) -> Rows:
+        h3 = self._advance_dense_mlp(part) if first else read(self.next.dense, part, self._device)
+        f = read(self.next.folded, part, self._device)
+        x = rms_norm(f, self._dense["post_norm"], self._context.eps)
+        return Rows(x.flatten(0, 1), (h3 - f).flatten(0, 1), _row_weight(h3))
+
+    def _mlp_rows(self, part: slice, weights: Weights, *, first: bool = False) -> Rows:
+        x, y, w = self._mlp_inputs(part, first=first)
+        return Rows(mlp_neurons(x, weights, self._context), y, w)
+
+    def _fold_mlp(self) -> tuple[dict[Role, Tensor], dict[str, Any]]:
+        train, held = self._equations(lambda part: self._mlp_rows(part, self._dense, first=True))
+        train = self._with_gaussian(train)
+        self._time("measure")
+        bias = "down_bias" in self._stored
+        candidates = neuron_candidates(
+            self._dense, self._after.intermediate, train, self._options.ridge, self._options.metric
+        )
+        measured = [
+            (c, train.restricted(c.units), None if held is None else held.restricted(c.units))
+            for c in candidates
+            if c.units is not None
+        ]
+        best, errors = self._judge(measured, bias)
+        candidate, chosen, rest = measured[best]
+        self._time("select")
+        result = dict(candidate.tensors)
+        record = self._describe(candidates, errors, best, self._before.intermediate, self._after.intermediate)
+        if self._options.refine.steps and self._held and self._before.intermediate != self._after.intermediate:
+            result, trace = self._refine(result, bias)
+            record["refined_errors"] = trace
+            if len(trace) > 1:
+                rounded = self._wide(self._round(result))
+                chosen, rest = self._equations(lambda part: self._mlp_rows(part, rounded))
+            self._time("refine")
+        weights, offset = solve(chosen if rest is None else chosen + rest, self._options.ridge, bias=bias)
+        result["down"] = weights.T.float().contiguous()
+        if offset is not None:
+            result["down_bias"] = offset.float()
+        return self._round(result), record
+
+    def _with_gaussian(self, equations: NormalEquations) -> NormalEquations:
+        """Mix in rows x ~ N(0, gain²) through the dense MLP, weighted to a share of the Gram's trace."""
+        share = self._options.gaussian
+        if not share:
+            return equations
+        generator = torch.Generator().manual_seed(self._options.seed + self._index)
+        gain = self._dense["post_norm"]
+        x = torch.randn(8192, len(gain), generator=generator).to(self._device) * gain
+        a = mlp_neurons(x, self._dense, self._context)
+        y = F.linear(a, self._dense["down"])
+        extra = accumulate([(a, y, torch.ones(len(a), device=self._device))])
+        return equations + extra.scaled(share / (1 - share) * _trace(equations) / _trace(extra))
+
+    def _refine(self, result: dict[Role, Tensor], bias: bool) -> tuple[dict[Role, Tensor], list[float]]:
+        biased = "gate_bias" in result
+
+        def load(part: slice) -> Callable[[], Rows]:
+            def rows() -> Rows:
+                x, y, w = self._mlp_inputs(part)
+                return Rows(F.pad(x, (0, 1), value=1.0) if biased else x, y, w)
+
+            return rows
+
+        def joined(role: Role) -> Tensor:
+            return torch.cat((result[role], result[role + "_bias"][:, None]), 1) if biased else result[role]
+
+        gate, up, trace = refine_gate_up(
+            joined("gate"),
+            joined("up"),
+            [load(part) for part in self._train],
+            [load(part) for part in self._held],
+            self._context.activation,
+            replace(self._options.refine, ridge=self._options.ridge),
+            bias=bias,
+        )
+        for role, rows in (("gate", gate), ("up", up)):
+            result[role] = rows[:, :-1].contiguous() if biased else rows
+            if biased:
+                result[role + "_bias"] = rows[:, -1].contiguous()
+        return result, trace
+
+    # ---- shared
+
+    def _shape(self) -> ModelShape:
+        return self._o._shape
+
+    def _judge(
+        self, measured: list[tuple[Candidate, NormalEquations, NormalEquations | None]], bias: bool
+    ) -> tuple[int, list[float]]:
+        """The candidate with the smallest relative error on held-back rows (on the training rows if none are held)."""
+        errors = []
+        for _, train, held in measured:
+            errors.append((held or train).error(*solve(train, self._options.ridge, bias=bias)))
+        return min(range(len(errors)), key=errors.__getitem__), errors
+
+    def _describe(
+        self, candidates: list[Candidate], errors: list[float], best: int, before: int, after: int
+    ) -> dict[str, Any]:
+        return {
+            "before": before,
+            "after": after,
+            "chosen": candidates[best].name,
+            "held_back_errors": {c.name: e for c, e in zip(candidates, errors, strict=True)},
+            "error_before_repair": candidates[best].error_before_repair,
+            "error_after_repair": errors[best],
+        }
+
+
+def _trace(equations: NormalEquations) -> float:
+    return float(equations.gram.diagonal().sum())

@@ -1,0 +1,32 @@
+"""What the engine asks of a method."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from llmfold.architectures import LayerShape, Role
+from llmfold.folding.layer import LayerRecord
+
+Weights = Mapping[Role, Tensor]
+
+
+class LayerMethod(Protocol):
+    """Folds layers in order; whatever it carries from one to the next survives an interrupted run."""
+
+    def start(self, first_layer: int) -> None:
+        """Get ready to fold from ``first_layer`` on (not 0 where an earlier run was interrupted)."""
+
+    def fold(
+        self, index: int, weights: Weights, before: LayerShape, after: LayerShape
+    ) -> tuple[dict[Role, Tensor], LayerRecord]:
+        """Fold one layer; tensors in, tensors out, both in their stored dtype on the method's device."""
+
+    def flush(self) -> None:
+        """Put what the next layer needs on disk, before the layer just folded is journalled as done."""
+
+    def committed(self) -> None:
+        """The layer just folded is safe; drop what only it needed."""
+
+    def summary(self) -> dict[str, Any]:
+        """What the method did outside the layers, for the report: data used, tokens, seconds."""

@@ -1,0 +1,43 @@
+"""The published method: cluster and merge by the weights alone; layers do not depend on one another."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfold.architectures import LayerShape, ModelShape, Role
+from llmfold.config import FoldConfig
+from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer
+from llmfold.methods.base import Weights
+
+
+class Merging:
+    """``--method paper``, with optional gauge alignment and variance repair."""
+
+    def __init__(self, config: FoldConfig, shape: ModelShape, device: torch.device) -> None:
+        self._config, self._shape, self._device = config, shape, device
+
+    def start(self, first_layer: int) -> None:
+        """Nothing is carried between layers."""
+
+    def fold(
+        self, index: int, weights: Weights, before: LayerShape, after: LayerShape
+    ) -> tuple[dict[Role, Tensor], LayerRecord]:
+        """See :func:`llmfold.folding.layer.fold_layer`."""
+        if before == after:
+            return dict(weights), LayerRecord()
+        config = self._config
+        seed = (config.seed * 1_000_003 + index) % 2**63
+        options = MergeOptions(config.cluster, config.alignment, config.repair, seed)
+        moved = {role: tensor.to(self._device) for role, tensor in weights.items()}
+        return fold_layer(moved, self._shape, before, after, options)
+
+    def flush(self) -> None:
+        """Nothing is carried between layers."""
+
+    def committed(self) -> None:
+        """Nothing is carried between layers."""
+
+    def summary(self) -> dict[str, Any]:
+        """No data of any kind."""
+        return {"data": "none"}

@@ -1,0 +1,157 @@
+"""Token sequences to measure on: sampled from the model itself, or cut from a text that the user names."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from llmfold.architectures import EMBEDDING, HEAD, ModelShape
+from llmfold.checkpoint import Checkpoint
+from llmfold.errors import CheckpointError, UsageError
+from llmfold.methods.streams import CHUNK, chunks
+from llmfold.quiet import quiet_transformers
+
+TOKENS_FILE = "llmfold_tokens.npy"
+TOKENS_PER_UNIT = 4
+DEFAULT_SEQUENCES = 64
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """How many sequences of how many tokens."""
+
+    sequences: int
+    length: int
+
+
+def token_budget(shape: ModelShape, positions: int, sequences: int | None, length: int | None) -> TokenBudget:
+    """Default budget: 64 sequences of 256 tokens, more where a block has more than a quarter as many units.
+
+    Args:
+        shape: the model's shape.
+        positions: the model's maximum number of positions.
+        sequences: wanted sequences, or None.
+        length: wanted tokens per sequence, or None.
+
+    Raises:
+        UsageError: sequences longer than the model allows.
+    """
+    length = length or min(256, positions)
+    if length > positions:
+        raise UsageError(f"--sequence-length {length} exceeds the model's maximum of {positions} positions")
+    widest = max(max(layer.intermediate, layer.heads * shape.head_dim) for layer in shape.layers)
+    needed = -(-TOKENS_PER_UNIT * widest // length)
+    sequences = sequences or max(DEFAULT_SEQUENCES, -(-needed // CHUNK) * CHUNK)
+    return TokenBudget(sequences, length)
+
+
+def sample_tokens(folder: Path, budget: TokenBudget, seed: int, device: torch.device, **loading: Any) -> Tensor:
+    """Sample sequences from the model at temperature 1, no top-k, starting from BOS and never stopping at EOS.
+
+    Where the tokenizer knows no BOS, sequences start from EOS, which separates documents in such models.
+
+    Args:
+        folder: the checkpoint.
+        budget: sequences and tokens, the first token included.
+        seed: of the sampling.
+        device: where the model is held.
+        loading: passed to ``from_pretrained``, e.g. ``device_map`` and ``max_memory`` for accelerate's offloading.
+
+    Returns:
+        (sequences, length) int64 on the CPU.
+
+    Raises:
+        CheckpointError: the model samples NaN, or nothing says how a sequence begins.
+    """
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **loading).eval()
+    if "device_map" not in loading:
+        model = model.to(device)
+    settings = model.generation_config
+    start = next((t for t in (settings.bos_token_id, model.config.bos_token_id) if t is not None), None)
+    if start is None:
+        stop = settings.eos_token_id if settings.eos_token_id is not None else model.config.eos_token_id
+        start = stop[0] if isinstance(stop, list) else stop
+    if start is None:
+        raise CheckpointError(
+            "config.json names neither bos_token_id nor eos_token_id, so self tokens have no beginning"
+        )
+    rules = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=budget.length - 1, pad_token_id=start
+    )
+    prompt = torch.full((budget.sequences, 1), start, device=model.device)
+    with torch.random.fork_rng(), torch.inference_mode(), quiet_transformers():
+        torch.manual_seed(seed)
+        try:
+            sampled: Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=rules)
+        except RuntimeError as error:
+            raise CheckpointError(f"sampling from the model failed: {str(error).splitlines()[0]}") from error
+    return sampled.cpu()
+
+
+def quality(tokens: Tensor) -> dict[str, float]:
+    """How text-like sampled tokens are.
+
+    Returns:
+        ``distinct``: different tokens over all tokens; ``repeated_4grams``: fraction of 4-grams that stood before in
+        the same sequence, which approaches one when a model has fallen into a loop.
+    """
+    repeated = total = 0
+    for row in tokens.tolist():
+        grams = [tuple(row[i : i + 4]) for i in range(len(row) - 3)]
+        repeated += len(grams) - len(set(grams))
+        total += len(grams)
+    return {"distinct": len(torch.unique(tokens)) / tokens.numel(), "repeated_4grams": repeated / max(total, 1)}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint, from tokenizer.json itself where there is one."""
+    with quiet_transformers():
+        if (folder / "tokenizer.json").exists():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def text_tokens(folder: Path, text: str, budget: TokenBudget, origin: str) -> Tensor:
+    """Cut the head of a text into sequences.
+
+    Raises:
+        UsageError: the text is too short.
+    """
+    with quiet_transformers():
+        stream = load_tokenizer(folder)(text).input_ids
+    wanted = budget.sequences * budget.length
+    if len(stream) < wanted:
+        raise UsageError(f"{origin} holds {len(stream)} tokens but {wanted} are wanted; pass a longer text")
+    return torch.tensor(stream[:wanted]).view(budget.sequences, budget.length)
+
+
+def stored(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """Tokens from ``path``; made and stored there if they are not yet."""
+    if path.exists():
+        return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64))
+    tokens = make()
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, tokens.numpy().astype(np.int32))
+    partial.rename(path)
+    return tokens
+
+
+def digest(tokens: Tensor) -> str:
+    """SHA-256 of the tokens as int32, for the report."""
+    return hashlib.sha256(tokens.numpy().astype(np.int32).tobytes()).hexdigest()
+
+
+def embedded(checkpoint: Checkpoint, tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Hidden states before the first layer, in chunks of ``CHUNK`` sequences."""
+    table = checkpoint.read(EMBEDDING if EMBEDDING in checkpoint.tensors else HEAD, check_finite=False)
+    for part in chunks(len(tokens)):
+        yield F.embedding(tokens[part], table).float().to(device)

@@ -1,0 +1,25 @@
+"""Keeping other libraries' loading bars and notices out of the user's terminal."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import transformers
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers and accelerate below errors inside, and restore them afterwards."""
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    accelerate_logger = logging.getLogger("accelerate")
+    level = accelerate_logger.level
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    accelerate_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        accelerate_logger.setLevel(level)
+        if bars:
+            transformers.logging.enable_progress_bar()

@@ -1,0 +1,220 @@
+"""Gauss-Newton refit of the kept neurons' gate and up rows, with the down projection eliminated.
+
+Minimises ``Σ w ‖y − Dᵀ(silu(G x) ∘ U x) − b‖²`` over G and U while D and b are always their own least-squares solution
+(variable projection, Golub and Pereyra 1973). A step linearises the neurons and solves the damped least-squares
+problem by some conjugate-gradient iterations, so there is no learning rate; it counts only if rows that it has not
+seen improve.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmfold.repair.least_squares import accumulate, solve
+
+
+class Rows(NamedTuple):
+    """A block of rows: inputs x (t, e), targets y (t, d), weights w (t,)."""
+
+    x: Tensor
+    y: Tensor
+    w: Tensor
+
+
+Loader = Callable[[], Rows]
+Activation = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """Settings of the refit.
+
+    Attributes:
+        steps: Gauss-Newton steps at most.
+        iterations: conjugate-gradient iterations per step.
+        damping: Tikhonov term, relative to the diagonal of the Gauss-Newton matrix.
+        blocks_per_step: blocks of rows that one step looks at; the blocks take turns.
+        tolerance: relative improvement below which it stops.
+        ridge: of the least squares in between.
+    """
+
+    steps: int = 4
+    iterations: int = 8
+    damping: float = 1e-3
+    blocks_per_step: int = 8
+    tolerance: float = 2e-3
+    ridge: float = 1e-3
+
+
+class _Neurons(NamedTuple):
+    gate: Tensor
+    up: Tensor
+
+    def plus(self, step: "_Neurons", length: float = 1.0) -> "_Neurons":
+        return _Neurons(self.gate + length * step.gate, self.up + length * step.up)
+
+    def dot(self, other: "_Neurons") -> float:
+        return float((self.gate * other.gate).sum() + (self.up * other.up).sum())
+
+
+class _Problem:
+    """The least-squares problem at one point, block by block."""
+
+    def __init__(
+        self, train: Sequence[Loader], held: Sequence[Loader], activation: Activation, bias: bool, ridge: float
+    ) -> None:
+        self._train, self._held = train, held
+        self._activation, self._bias, self._ridge = activation, bias, ridge
+
+    def consumer(self, neurons: _Neurons) -> tuple[Tensor, Tensor | None]:
+        """Least-squares D (k, d) and b (d,) for these neurons, from all training rows."""
+        parts = ((self._neurons(rows.x, neurons), rows.y, rows.w) for rows in (load() for load in self._train))
+        weights, bias = solve(accumulate(parts), self._ridge, bias=self._bias)
+        return weights.float(), None if bias is None else bias.float()
+
+    def held_error(self, neurons: _Neurons, down: Tensor, bias: Tensor | None) -> float:
+        """Relative squared error on the rows held back."""
+        wrong = total = 0.0
+        for load in self._held:
+            rows = load()
+            rest = rows.y - self._neurons(rows.x, neurons) @ down
+            if bias is not None:
+                rest = rest - bias
+            wrong += float((rest.square().sum(1) * rows.w).sum())
+            total += float((rows.y.square().sum(1) * rows.w).sum())
+        return wrong / max(total, torch.finfo(torch.float64).tiny)
+
+    def _neurons(self, x: Tensor, neurons: _Neurons) -> Tensor:
+        return self._activation(x @ neurons.gate.T) * (x @ neurons.up.T)
+
+    def linearise(
+        self, neurons: _Neurons, down: Tensor, bias: Tensor | None, blocks: Sequence[Loader]
+    ) -> "_Linearised":
+        return _Linearised(neurons, down, bias, blocks, self._activation)
+
+
+class _Linearised:
+    """Products with the Jacobian of the outputs in gate and up, square-root weights included, over some blocks."""
+
+    def __init__(
+        self,
+        neurons: _Neurons,
+        down: Tensor,
+        bias: Tensor | None,
+        blocks: Sequence[Loader],
+        activation: Activation,
+    ) -> None:
+        self._at, self._down, self._bias = neurons, down, bias
+        self._blocks, self._activation = blocks, activation
+
+    def _slopes(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Value of the gate, and derivative of each neuron in u·x and in g·x, scaled by √w."""
+        gate = (rows.x @ self._at.gate.T).requires_grad_()
+        with torch.enable_grad():
+            value = self._activation(gate)
+            (slope,) = torch.autograd.grad(value.sum(), gate)
+        up, root = rows.x @ self._at.up.T, rows.w.sqrt()[:, None]
+        return value.detach() * root, slope * up * root, up
+
+    def gradient_and_diagonal(self) -> tuple[_Neurons, _Neurons]:
+        """Jᵀr at this point, and an estimate of the diagonal of JᵀJ."""
+        strength = self._down.square().sum(1)
+        total: list[Tensor] = []
+        for load in self._blocks:
+            rows = load()
+            by_up, by_gate, up = self._slopes(rows)
+            rest = rows.y * rows.w.sqrt()[:, None] - (by_up * up) @ self._down
+            if self._bias is not None:
+                rest -= rows.w.sqrt()[:, None] * self._bias
+            back, inputs = rest @ self._down.T, rows.x.square().sum(0)
+            part = [(by_gate * back).T @ rows.x, (by_up * back).T @ rows.x]
+            part += [(strength * by_gate.square().mean(0))[:, None] * inputs]
+            part += [(strength * by_up.square().mean(0))[:, None] * inputs]
+            total = part if not total else [a + b for a, b in zip(total, part, strict=True)]
+        return _Neurons(total[0], total[1]), _Neurons(total[2], total[3])
+
+    def normal_product(self, step: _Neurons) -> _Neurons:
+        """JᵀJ times a step."""
+        out: _Neurons | None = None
+        for load in self._blocks:
+            rows = load()
+            by_up, by_gate, _ = self._slopes(rows)
+            moved = (by_up * (rows.x @ step.up.T) + by_gate * (rows.x @ step.gate.T)) @ self._down
+            back = moved @ self._down.T
+            part = _Neurons((by_gate * back).T @ rows.x, (by_up * back).T @ rows.x)
+            out = part if out is None else out.plus(part)
+        assert out is not None
+        return out
+
+
+def _conjugate_gradients(problem: _Linearised, options: RefineOptions) -> _Neurons:
+    """Approximate solution of the damped normal equations, preconditioned by their diagonal."""
+    rest, diagonal = problem.gradient_and_diagonal()
+    damping = _Neurons(*(options.damping * (h + h.mean()) for h in diagonal))
+    scale = _Neurons(*((h + t).clamp_min(1e-30) for h, t in zip(diagonal, damping, strict=True)))
+    step = _Neurons(torch.zeros_like(rest.gate), torch.zeros_like(rest.up))
+    direction = _Neurons(rest.gate / scale.gate, rest.up / scale.up)
+    energy = rest.dot(direction)
+    for _ in range(options.iterations):
+        product = problem.normal_product(direction)
+        product = product.plus(_Neurons(damping.gate * direction.gate, damping.up * direction.up))
+        curvature = direction.dot(product)
+        if not curvature > 0:
+            break
+        length = energy / curvature
+        step, rest = step.plus(direction, length), rest.plus(product, -length)
+        eased = _Neurons(rest.gate / scale.gate, rest.up / scale.up)
+        renewed = rest.dot(eased)
+        direction, energy = eased.plus(direction, renewed / energy), renewed
+    return step
+
+
+def refine_gate_up(
+    gate: Tensor,
+    up: Tensor,
+    train: Sequence[Loader],
+    held: Sequence[Loader],
+    activation: Activation,
+    options: RefineOptions,
+    *,
+    bias: bool = False,
+) -> tuple[Tensor, Tensor, list[float]]:
+    """Refit gate and up rows (k, e) float32; biases are their last column, met by a column of ones in x.
+
+    Args:
+        gate: rows to start from.
+        up: rows to start from.
+        train: loaders of the training blocks, at least one.
+        held: loaders of the blocks held back, at least one; they decide whether a step counts.
+        activation: of the gate, elementwise.
+        options: see :class:`RefineOptions`.
+        bias: whether the consumer has a bias.
+
+    Returns:
+        Gate, up, and the relative held-back errors: before, then after each step that counted.
+    """
+    problem = _Problem(train, held, activation, bias, options.ridge)
+    best = _Neurons(gate, up)
+    down, offset = problem.consumer(best)
+    trace = [problem.held_error(best, down, offset)]
+    count = min(options.blocks_per_step, len(train))
+    for index in range(options.steps):
+        blocks = [train[(index * count + j) % len(train)] for j in range(count)]
+        step = _conjugate_gradients(problem.linearise(best, down, offset, blocks), options)
+        for length in (1.0, 0.5, 0.25):
+            candidate = best.plus(step, length)
+            new_down, new_offset = problem.consumer(candidate)
+            error = problem.held_error(candidate, new_down, new_offset)
+            if error < trace[-1]:
+                break
+        else:
+            break
+        best, down, offset = candidate, new_down, new_offset
+        gain = trace[-1] - error
+        trace.append(error)
+        if gain < options.tolerance * error:
+            break
+    return best.gate, best.up, trace

@@ -1,0 +1,151 @@
+"""Backward elimination on the inverse Gram: drop the unit whose loss, after all others are refit, is smallest.
+
+This is optimal brain surgeon (Hassibi and Stork 1993) for whole units and a quadratic objective, where it is exact at
+every step.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmfold.repair.least_squares import NormalEquations
+
+_DELAY = 64
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """Order in which units go.
+
+    Attributes:
+        kept: (k,) units that stay, ascending, on the CPU.
+        removed: (n - k,) units in the order they went.
+        costs: (n - k,) rise of the ridge objective by each, float64.
+    """
+
+    kept: Tensor
+    removed: Tensor
+    costs: Tensor
+
+
+def _inverse(equations: NormalEquations, ridge: float) -> Tensor:
+    gram = equations.gram.clone()
+    gram.diagonal().add_(equations.ridge(ridge))
+    return torch.cholesky_inverse(torch.linalg.cholesky(gram))
+
+
+def eliminate_units(
+    equations: NormalEquations, keep: int, ridge: float, *, metric: Tensor | None = None
+) -> Elimination:
+    """Drop single units until ``keep`` are left.
+
+    With P the inverse ridged Gram and W = P C the current refit, unit i costs ``‖W_i‖² / P_ii``. Removing it downdates
+    P and W Wᵀ by rank one; the updates are delayed and applied in blocks, so that a step reads O(n) numbers and the
+    rest is matrix products.
+
+    Args:
+        equations: over all n units.
+        keep: units to leave, from 1 to n.
+        ridge: as a fraction of the mean diagonal.
+        metric: (d, m) linear map of the outputs whose squared norm is the loss; the identity if None.
+
+    Raises:
+        ValueError: ``keep`` outside 1..n.
+    """
+    n = len(equations.gram)
+    if not 1 <= keep <= n:
+        raise ValueError(f"keep must be from 1 to {n}, got {keep}")
+    inverse = _inverse(equations, ridge)
+    refit = inverse @ (equations.cross if metric is None else equations.cross @ metric.to(equations.cross))
+    state = _Delayed(inverse, refit @ refit.T)
+    removed, costs = [], []
+    for _ in range(n - keep):
+        unit, cost = state.step()
+        removed.append(unit)
+        costs.append(cost)
+    gone = torch.tensor(removed, dtype=torch.int64)
+    alive = torch.ones(n, dtype=torch.bool)
+    alive[gone] = False
+    return Elimination(alive.nonzero().flatten(), gone, torch.tensor(costs, dtype=torch.float64))
+
+
+class _Delayed:
+    """The inverse P and the products K = W Wᵀ, downdated by rank one with delay.
+
+    With p = P_i / √P_ii, k = K_i / √P_ii and κ = K_ii / P_ii, removing unit i makes P ← P − p pᵀ and
+    K ← K − p kᵀ − k pᵀ + κ p pᵀ.
+    """
+
+    def __init__(self, inverse: Tensor, products: Tensor) -> None:
+        n = len(inverse)
+        self._p, self._k = inverse, products
+        self._p_diagonal, self._k_diagonal = inverse.diagonal().clone(), products.diagonal().clone()
+        self._ps, self._ks = inverse.new_zeros(n, _DELAY), inverse.new_zeros(n, _DELAY)
+        self._kappas = inverse.new_zeros(_DELAY)
+        self._pending = 0
+        self._gone = torch.zeros(n, dtype=torch.bool, device=inverse.device)
+
+    def step(self) -> tuple[int, float]:
+        """Remove the cheapest unit; returns it and its cost."""
+        cost = torch.where(self._gone, math.inf, self._k_diagonal / self._p_diagonal)
+        unit = int(cost.argmin())
+        self._remove(unit)
+        return unit, max(float(cost[unit]), 0.0)
+
+    def _remove(self, unit: int) -> None:
+        m = self._pending
+        ps, ks, kappas = self._ps[:, :m], self._ks[:, :m], self._kappas[:m]
+        p = self._p[:, unit] - ps @ ps[unit]
+        k = self._k[:, unit] - ps @ (ks[unit] - kappas * ps[unit]) - ks @ ps[unit]
+        root = float(p[unit]) ** 0.5
+        kappa = float(k[unit]) / float(p[unit])
+        p, k = p / root, k / root
+        self._ps[:, m], self._ks[:, m], self._kappas[m] = p, k, kappa
+        self._p_diagonal -= p.square()
+        self._k_diagonal -= p * (2 * k - kappa * p)
+        self._gone[unit] = True
+        self._pending = m + 1
+        if self._pending == _DELAY:
+            self._flush()
+
+    def _flush(self) -> None:
+        ps, ks = self._ps, self._ks - 0.5 * self._kappas * self._ps
+        self._p.addmm_(ps, ps.T, alpha=-1)
+        self._k.addmm_(ps, ks.T, alpha=-1)
+        self._k.addmm_(ks, ps.T, alpha=-1)
+        self._pending = 0
+
+
+def eliminate_blocks(
+    equations: NormalEquations, keep: int, size: int, ridge: float, *, metric: Tensor | None = None
+) -> Elimination:
+    """Drop whole blocks of ``size`` neighbouring features (key/value groups with their heads) until ``keep`` are left.
+
+    Block b costs ``tr(W_bᵀ (P_bb)⁻¹ W_b)``; arguments otherwise as of :func:`eliminate_units`, counted in blocks.
+    """
+    n = len(equations.gram)
+    count = n // size
+    if n % size or not 1 <= keep <= count:
+        raise ValueError(f"keep must be from 1 to {count} blocks of {size} in {n}, got {keep}")
+    p = _inverse(equations, ridge)
+    w = p @ (equations.cross if metric is None else equations.cross @ metric.to(equations.cross))
+    alive = list(range(count))
+    removed, costs = [], []
+    while len(alive) > keep:
+        losses = {b: _block_cost(p, w, slice(b * size, (b + 1) * size)) for b in alive}
+        worst = min(alive, key=losses.__getitem__)
+        span = slice(worst * size, (worst + 1) * size)
+        columns = p[:, span].clone()
+        step = torch.linalg.solve(p[span, span].clone(), torch.cat((columns.T, w[span]), 1))
+        p -= columns @ step[:, :n]
+        w -= columns @ step[:, n:]
+        alive.remove(worst)
+        removed.append(worst)
+        costs.append(max(losses[worst], 0.0))
+    return Elimination(torch.tensor(alive), torch.tensor(removed), torch.tensor(costs, dtype=torch.float64))
+
+
+def _block_cost(p: Tensor, w: Tensor, span: slice) -> float:
+    return float((w[span] * torch.linalg.solve(p[span, span], w[span])).sum())

@@ -1,0 +1,60 @@
+"""Hidden states between layers, dense and folded side by side, in files that the kernel may keep in memory or not."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STATE_FOLDER = "states"
+
+
+class HiddenStates:
+    """Two streams of hidden states before one layer: of the dense model and of the folded one.
+
+    Each is a mapped float32 file of shape (sequences, tokens, hidden), so a stream of any length costs no anonymous
+    memory beyond the chunk at hand, and an interrupted run finds the states of its last whole layer.
+    """
+
+    def __init__(self, root: Path, index: int, shape: tuple[int, int, int], *, create: bool) -> None:
+        """Open the states before layer ``index`` under the work folder ``root``."""
+        self.folder = root / STATE_FOLDER / f"{index:05d}"
+        self.index, self.shape, self._root = index, shape, root
+        if create:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+        self.dense = self._map("dense", create)
+        self.folded = self._map("folded", create)
+
+    def _map(self, name: str, create: bool) -> np.memmap:
+        path = self.folder / f"{name}.npy"
+        mode = "w+" if create else "r+"
+        return np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=self.shape if create else None)
+
+    def next(self) -> "HiddenStates":
+        """Fresh states after this layer."""
+        return HiddenStates(self._root, self.index + 1, self.shape, create=True)
+
+    def flush(self) -> None:
+        """Return once both streams are on disk."""
+        for stream in (self.dense, self.folded):
+            stream.flush()
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def discard(self) -> None:
+        """Delete these states."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read(stream: np.ndarray, sequences: slice | np.ndarray, device: torch.device) -> Tensor:
+    """Copy some sequences of a stream to the device: (s, tokens, hidden) float32."""
+    return torch.from_numpy(np.array(stream[sequences])).to(device)
+
+
+def write(stream: np.ndarray, sequences: slice, states: Tensor) -> None:
+    """Store some sequences of a stream."""
+    stream[sequences] = states.float().cpu().numpy()

@@ -1,0 +1,119 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmfold.clustering import cluster
+from llmfold.clustering.similarity import cluster_distances
+
+Rows = Callable[..., Tensor]
+METHODS = ["ward", "kmeans", "hartigan"]
+
+
+def metric(n: int = 12, seed: int = 0) -> Tensor:
+    """Symmetric numbers with a zero diagonal that are no distances between points: triangles are violated."""
+    values = torch.rand(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 4
+    return ((values + values.T) / 2).fill_diagonal_(0)
+
+
+def naive_ward(distances: Tensor, k: int) -> tuple[list[set[int]], float]:
+    """Merge by the formula on the members: half the change of (sum of pair distances) / size."""
+    clusters, total = [{i} for i in range(len(distances))], 0.0
+
+    def spread(members: set[int]) -> float:
+        index = sorted(members)
+        return float(distances[index][:, index].sum()) / (2 * len(index))
+
+    while len(clusters) > k:
+        costs = {
+            (i, j): spread(clusters[i] | clusters[j]) - spread(clusters[i]) - spread(clusters[j])
+            for i in range(len(clusters))
+            for j in range(i)
+        }
+        i, j = min(costs, key=costs.__getitem__)
+        total += costs[i, j]
+        clusters[j] |= clusters.pop(i)
+    return clusters, total
+
+
+def spread(distances: Tensor, labels: Tensor) -> float:
+    return sum(float(distances[m][:, m].sum()) / (2 * int(m.sum())) for m in (labels == c for c in labels.unique()))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("k", [1, 20, 45, 60])
+def test_distances_of_points_cluster_like_the_points(rows: Rows, method: str, k: int) -> None:
+    points = rows(noise=0.3)
+    distances = torch.cdist(points, points).square()
+    found = cluster_distances(distances, k, method=method, seed=4)  # type: ignore[arg-type]
+    expected = cluster([points], k, method=method, seed=4)  # type: ignore[arg-type]
+    assert found.k == k
+    assert found.labels.unique().tolist() == list(range(k))
+    assert found.inertia == pytest.approx(expected.inertia, rel=0.1 if method == "kmeans" else 1e-6, abs=1e-6)
+    assert found.inertia == pytest.approx(spread(distances, found.labels), rel=1e-6, abs=1e-6)
+    assert found.bound is None
+    if method != "kmeans":
+        assert torch.equal(found.labels, expected.labels)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 12])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ward_on_what_is_no_metric_merges_by_its_formula(k: int, seed: int) -> None:
+    distances = metric(seed=seed)
+    found = cluster_distances(distances, k, method="ward")
+    clusters, total = naive_ward(distances, k)
+    assert {frozenset(torch.nonzero(found.labels == c).flatten().tolist()) for c in range(k)} == set(
+        map(frozenset, clusters)
+    )
+    assert found.inertia == pytest.approx(total, abs=1e-12)
+    assert found.inertia == pytest.approx(spread(distances, found.labels), abs=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_clustering_of_what_is_no_metric_is_a_partition(method: str) -> None:
+    distances = metric(20)
+    before = distances.clone()
+    found = cluster_distances(distances, 9, method=method)  # type: ignore[arg-type]
+    assert torch.equal(distances, before)
+    assert found.labels.unique().tolist() == list(range(9))
+    assert found.labels.device.type == "cpu"
+    assert found.inertia == pytest.approx(max(spread(before, found.labels), 0), abs=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_overwriting_the_distances_changes_no_label(method: str) -> None:
+    kept = cluster_distances(metric(30), 20, method=method)  # type: ignore[arg-type]
+    destroyed = cluster_distances(metric(30), 20, method=method, overwrite=True)  # type: ignore[arg-type]
+    assert torch.equal(kept.labels, destroyed.labels)
+    assert kept.inertia == pytest.approx(destroyed.inertia)
+
+
+def test_hartigan_refines_ward() -> None:
+    distances = torch.cdist(*[torch.randn(40, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)] * 2) ** 2
+    ward, refined = (cluster_distances(distances, 8, method=m) for m in ("ward", "hartigan"))  # type: ignore[arg-type]
+    assert refined.inertia < ward.inertia
+
+
+@pytest.mark.parametrize("method", ["ward", "hartigan"])
+def test_order_of_units_renames_clusters_only(method: str) -> None:
+    distances = metric(15)
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(2))
+    found = cluster_distances(distances, 6, method=method).labels  # type: ignore[arg-type]
+    shuffled = cluster_distances(distances[order][:, order], 6, method=method).labels  # type: ignore[arg-type]
+    together = found[:, None] == found
+    assert torch.equal(together[order][:, order], shuffled[:, None] == shuffled)
+
+
+def test_unusable_input() -> None:
+    with pytest.raises(ValueError, match="method must be ward, kmeans or hartigan"):
+        cluster_distances(metric(), 3, method="median")  # type: ignore[arg-type]
+    for method in METHODS:
+        for k in (0, 13):
+            with pytest.raises(ValueError, match="from 1 to 12"):
+                cluster_distances(metric(), k, method=method)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="finite"):
+            cluster_distances(torch.full((4, 4), torch.nan), 2, method=method)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nonnegative"):
+        cluster_distances(-metric(), 3, method="ward")

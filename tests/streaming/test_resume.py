@@ -1,0 +1,252 @@
+"""Runs that are killed, interrupted, or disturbed: what is left, and what the next run makes of it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import edit_tensors, environment, file_hashes, fold, forked, tiny_model
+
+from llmfold.checkpoint import Journal, ShardWriter, WorkFolder
+from llmfold.errors import CheckpointError, UsageError, VerificationError
+from llmfold.streaming import engine
+
+LAYERS = 4
+OPTIONS: dict[str, Any] = {"mlp_ratio": 0.25, "attention_ratio": 0.5, "max_shard_size": 40_000, "cluster": "kmeans"}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("resume") / "model", num_hidden_layers=LAYERS, shards=2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    fold(source, output=out, **OPTIONS)
+    return file_hashes(out)
+
+
+def partial_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.llmfold-partial")
+
+
+def layers_done(out: Path) -> int:
+    journal = partial_of(out) / "journal.jsonl"
+    lines = journal.read_text().splitlines()[1:] if journal.exists() else []
+    return sum(json.loads(line)["unit"] != "outside" for line in lines)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(owner: Any, name: str, number: int, strike: Callable[[], None], *, after: bool = False) -> None:
+    """Replace a function so that ``strike`` happens at its call ``number``; only ever used in a fork or undone."""
+    original, calls = getattr(owner, name), 0
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and not after:
+            strike()
+        result = original(*args, **kwargs)
+        if calls == number and after:
+            strike()
+        return result
+
+    setattr(owner, name, struck)
+
+
+def killed_run(source: Path, out: Path, owner: Any, name: str, number: int, after: bool = False) -> None:
+    def work() -> None:
+        at_call(owner, name, number, die, after=after)
+        fold(source, output=out, **OPTIONS)
+
+    assert forked(work) == -signal.SIGKILL
+
+
+MOMENTS = {
+    "before the first shard exists": (ShardWriter, "create", 1, False, 0),
+    "while the embeddings are written": (ShardWriter, "write", 2, False, 0),
+    "after the first layer is written, before it is journaled": (Journal, "append", 2, False, 0),
+    "after the first layer is journaled": (Journal, "append", 2, True, 1),
+    "in the middle of the third layer": (ShardWriter, "write", 3 + 2 * 9 + 4, False, 2),
+    "after the last layer": (Journal, "append", LAYERS + 1, True, LAYERS),
+    "while the config is written": (engine, "output_config", 1, False, LAYERS),
+    "during the reload check": (engine, "verify", 1, False, LAYERS),
+    "after the reload check": (engine, "verify", 1, True, LAYERS),
+    "before it is published": (WorkFolder, "publish", 1, False, LAYERS),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(
+    tmp_path: Path, source: Path, undisturbed: dict[str, str], moment: str
+) -> None:
+    owner, name, number, after, done = MOMENTS[moment]
+    out = tmp_path / "out"
+    killed_run(source, out, owner, name, number, after)
+    assert not out.exists()
+    assert layers_done(out) == done
+    report = fold(source, output=out, **OPTIONS)
+    assert report.resumed_layers == done
+    assert len(report.layers) == LAYERS
+    assert file_hashes(out) == undisturbed
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_killed_between_the_renames_of_publishing(tmp_path: Path, source: Path, undisturbed: dict[str, str]) -> None:
+    for number in (1, 2):
+        out = tmp_path / f"out{number}"
+        killed_run(source, out, os, "rename", number)
+        assert not out.exists()
+        fold(source, output=out, **OPTIONS)
+        assert file_hashes(out) == undisturbed
+
+
+def test_killed_again_and_again_at_random_moments(tmp_path: Path, source: Path, undisturbed: dict[str, str]) -> None:
+    out, draw = tmp_path / "out", random.Random(0)
+    started = time.perf_counter()
+    fold(source, output=tmp_path / "timed", **OPTIONS)
+    usual = time.perf_counter() - started
+    for _ in range(6):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                fold(source, output=out, overwrite=True, **OPTIONS)
+            finally:
+                os._exit(0)
+        time.sleep(draw.uniform(0.2, 1.0) * usual)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert not out.exists() or file_hashes(out) == undisturbed
+    fold(source, output=out, overwrite=True, **OPTIONS)
+    assert file_hashes(out) == undisturbed
+
+
+def test_a_killed_overwrite_leaves_the_old_output_whole(
+    tmp_path: Path, source: Path, undisturbed: dict[str, str]
+) -> None:
+    out = tmp_path / "out"
+    fold(source, output=out, ratio=0.1)
+    old = file_hashes(out)
+
+    def work() -> None:
+        at_call(Journal, "append", 3, die)
+        fold(source, output=out, overwrite=True, **OPTIONS)
+
+    assert forked(work) == -signal.SIGKILL
+    assert file_hashes(out) == old
+    report = fold(source, output=out, overwrite=True, **OPTIONS)
+    assert report.resumed_layers == 1
+    assert file_hashes(out) == undisturbed
+
+
+@pytest.mark.parametrize("cluster", ["ward", "kmeans", "hartigan"])
+def test_two_runs_with_one_seed_give_the_same_bytes(tmp_path: Path, source: Path, cluster: str) -> None:
+    options = {"ratio": 0.2, "attention_ratio": 0.5, "align": "gauge", "repair": "variance", "cluster": cluster}
+    for name in "ab":
+        fold(source, output=tmp_path / name, seed=3, **options)
+    assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
+
+
+def test_another_seed_gives_other_kmeans_clusters(tmp_path: Path, source: Path) -> None:
+    for seed in (0, 1):
+        fold(source, output=tmp_path / str(seed), mlp_ratio=0.5, cluster="kmeans", seed=seed)
+    weights = [file_hashes(tmp_path / str(seed))["model.safetensors"] for seed in (0, 1)]
+    assert weights[0] != weights[1]
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, source: Path) -> Path:
+    """An output whose run was killed after its second layer."""
+    out = tmp_path / "out"
+    killed_run(source, out, Journal, "append", 3, after=True)
+    assert layers_done(out) == 2
+    return out
+
+
+def test_other_options_against_a_partial_run_are_refused(source: Path, interrupted: Path) -> None:
+    with pytest.raises(UsageError, match=r"partial run with other options.*--overwrite"):
+        fold(source, output=interrupted, **{**OPTIONS, "mlp_ratio": 0.5})
+    assert layers_done(interrupted) == 2
+
+
+def test_overwrite_discards_a_partial_run_with_other_options(tmp_path: Path, source: Path, interrupted: Path) -> None:
+    other = {**OPTIONS, "mlp_ratio": 0.5}
+    report = fold(source, output=interrupted, overwrite=True, **other)
+    fold(source, output=tmp_path / "fresh", **other)
+    assert report.resumed_layers == 0
+    assert file_hashes(interrupted) == file_hashes(tmp_path / "fresh")
+
+
+def test_a_source_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
+    source, out = tiny_model(tmp_path / "m"), tmp_path / "out"
+    killed_run(source, out, Journal, "append", 2, after=True)
+    edit_tensors(source, lambda t: t["model.layers.1.mlp.up_proj.weight"].mul_(2))
+    with pytest.raises(UsageError, match="another source"):
+        fold(source, output=out, **OPTIONS)
+    assert not out.exists()
+
+
+def test_a_source_that_changes_during_the_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = tiny_model(tmp_path / "m"), tmp_path / "space" / "out"
+    monkeypatch.setattr(Journal, "append", Journal.append)
+    at_call(Journal, "append", 2, lambda: os.utime(source / "model.safetensors", (0, 0)), after=True)
+    with pytest.raises(CheckpointError, match="changed while it was being read"):
+        fold(source, output=out, **OPTIONS)
+    assert os.listdir(out.parent) == []
+
+
+def test_a_partial_run_that_the_disk_damaged_is_done_again(
+    source: Path, interrupted: Path, undisturbed: dict[str, str]
+) -> None:
+    shard = sorted(partial_of(interrupted).glob("*.safetensors"))[0]
+    raw = bytearray(shard.read_bytes())
+    raw[-1] ^= 0x01
+    shard.write_bytes(raw)
+    with pytest.raises(VerificationError, match="on disk is not what was produced"):
+        fold(source, output=interrupted, **OPTIONS)
+    assert not interrupted.exists()
+    report = fold(source, output=interrupted, **OPTIONS)
+    assert report.resumed_layers == 0
+    assert file_hashes(interrupted) == undisturbed
+
+
+def test_the_same_model_by_another_path_resumes(
+    tmp_path: Path, source: Path, interrupted: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    report = fold(source.name, output=interrupted, **OPTIONS)
+    assert report.resumed_layers == 2
+    assert file_hashes(interrupted) == undisturbed
+
+
+def test_ctrl_c_says_how_to_resume(tmp_path: Path) -> None:
+    source, out = tiny_model(tmp_path / "m", num_hidden_layers=64, intermediate_size=256), tmp_path / "out"
+    command = [sys.executable, "-m", "llmfold", "--model", source, "--ratio", "0.2", "--output", out]
+    run = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while layers_done_or_zero(out) < 1 and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    run.send_signal(signal.SIGINT)
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert stderr.strip() == "llmfold: interrupted; run the same command again to resume at the last whole layer"
+    assert not out.exists()
+    assert fold(source, ratio=0.2, output=out).resumed_layers >= 1
+
+
+def layers_done_or_zero(out: Path) -> int:
+    try:
+        return layers_done(out)
+    except ValueError:
+        return 0
