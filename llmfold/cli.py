@@ -1,11 +1,14 @@
-"""The command line: ``llmfold --model MODEL --ratio 0.2`` and ``llmfold plan …``."""
+"""The command line: ``llmfold --model MODEL --ratio 0.2`` and ``llmfold plan …``; others are in llmfold/commands."""
 
 import argparse
 import dataclasses
+import io
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmfold.commands.parser import Parser
 
 if TYPE_CHECKING:
     from llmfold.config import FoldConfig
@@ -17,26 +20,22 @@ _EPILOG = """examples:
   llmfold --model huggyllama/llama-7b --ratio 0.2 --output llama-7b-small
   llmfold plan --model ./my-model --ratio 0.3
   llmfold --model ./llama-7b --recipe recipe.yaml
+
+other commands, which come first on the line:
+  llmfold compare --help    methods side by side in one table
+  llmfold eval --help       perplexity, and fidelity to the dense model
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"llmfold: {message} (see llmfold --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; unset options are absent, so that a recipe can fill them."""
     from llmfold import config
 
-    parser = _Parser(
-        prog="llmfold",
-        usage="llmfold [fold|plan] --model MODEL --ratio RATIO [options]",
-        description="Make a large language model smaller with no data and no fine-tuning.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
+    parser = Parser(
+        "llmfold",
+        "llmfold [fold|plan] --model MODEL --ratio RATIO [options]",
+        "Make a large language model smaller with no data and no fine-tuning.",
+        _EPILOG,
     )
     parser.add_argument("command", nargs="?", choices=_COMMANDS, default="fold", help="fold (default), or plan only")
     parser.add_argument("--version", action="store_true", help="print the version and stop")
@@ -54,7 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     much.add_argument("--multiple-of", type=int, help="MLP widths are multiples of this (default: 128 if wide, else 1)")
     how = parser.add_argument_group("how to fold")
     how.add_argument("--method", choices=config.METHODS, help="paper: the published method (default)")
-    how.add_argument("--data", help="text file or hub data set of --method calibrated")
+    how.add_argument("--data", help="text file or hub data set of --method calibrated and of baselines")
+    how.add_argument("--no-bias", dest="bias", action="store_false", help="flap without its bias compensation")
     how.add_argument("--num-samples", type=int, help="sequences to measure on (default: 64, more for wide blocks)")
     how.add_argument("--sequence-length", type=int, help="tokens per sequence (default: 256)")
     how.add_argument("--refine", type=int, help="Gauss-Newton steps on gate and up rows (default: 4 under self)")
@@ -113,12 +113,23 @@ def _fold(config: "FoldConfig", *, quiet: bool) -> None:
         print_table(report_table(report))
 
 
+def _fold_or_plan(options: dict[str, Any]) -> None:
+    config = read_config(options)
+    if options["command"] == "plan" or "dry_run" in options:
+        _show_plan(config)
+    else:
+        _fold(config, quiet=options.get("quiet", False))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for failures, 2 for usage, 130 for Ctrl-C."""
     from llmfold.errors import LlmfoldError
 
+    _show_any_letter()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options = vars(build_parser().parse_args(arguments))
+        parser, run, interrupted = _command(words)
+        options = vars(_parse(parser, words))
     except SystemExit as stop:
         return int(stop.code or 0)
     if "version" in options:
@@ -128,21 +139,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     debug = options.get("debug", False)
     try:
-        config = read_config(options)
-        if options["command"] == "plan" or "dry_run" in options:
-            _show_plan(config)
-        else:
-            _fold(config, quiet=options.get("quiet", False))
+        run(options)
     except LlmfoldError as error:
         _complain(str(error), debug)
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; run the same command again to resume at the last whole layer", debug)
+        _complain(interrupted, debug)
         return INTERRUPTED
     except Exception as error:  # a person at the prompt gets a sentence, whatever broke
         _complain(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)
         return 1
     return 0
+
+
+def _command(words: list[str]) -> tuple[Parser, Callable[[dict[str, Any]], None], str]:
+    """Parser, work and farewell of the command that stands first, which is taken away; fold and plan have none."""
+    if words[:1] in (["compare"], ["eval"]):
+        from llmfold.commands import compare, evaluate
+
+        module = compare if words.pop(0) == "compare" else evaluate
+        return module.build_parser(), module.run, module.INTERRUPTED
+    return build_parser(), _fold_or_plan, "interrupted; run the same command again to resume at the last whole layer"
+
+
+def _parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; unknown options are named here, since argparse would take the value of one for the command."""
+    known = {name for action in parser._actions for name in action.option_strings}
+    for name in (argument.split("=", 1)[0] for argument in arguments):
+        if name.startswith("--") and name not in known:
+            parser.error(f"there is no option {name}")
+    return parser.parse_args(arguments)
+
+
+def _show_any_letter() -> None:
+    """Print a question mark for what the terminal's encoding lacks, rather than end with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _complain(message: str, debug: bool) -> None:

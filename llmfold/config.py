@@ -1,6 +1,7 @@
 """Every option of a fold, in one frozen dataclass. Command line, recipe file and Python share these names."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,16 @@ from llmfold.checkpoint import parse_size
 from llmfold.clustering import Method
 from llmfold.errors import UsageError
 
-METHODS = ("self", "weights", "paper", "calibrated")
+FOLDS = ("self", "weights", "paper", "calibrated")
+BASELINES = ("random", "magnitude", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
+METHODS = (*FOLDS, *BASELINES)
+WITH_DATA = ("calibrated", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
+SELF_DATA = "self"
+MEASURING = ("self", "weights", "calibrated")
 CLUSTERS = ("ward", "kmeans", "hartigan")
 ALIGNMENTS = ("gauge", "none")
 REPAIRS = ("none", "variance")
+ALLOCATIONS = ("uniform", "adaptive")
 RATIO_BASES = ("model", "decoder")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 VERIFICATIONS = ("full", "shapes", "off")
@@ -23,6 +30,7 @@ _CHOICES = {
     "cluster": CLUSTERS,
     "align": (None, *ALIGNMENTS),
     "repair": REPAIRS,
+    "allocation": ALLOCATIONS,
     "ratio_of": RATIO_BASES,
     "dtype": DTYPES,
     "verify": VERIFICATIONS,
@@ -50,8 +58,11 @@ class FoldConfig:
         cluster: clustering of units: ``ward``, ``kmeans`` or ``hartigan`` (Ward, refined).
         align: bring units to a common gauge before merging; ``None`` is ``none`` under ``paper``, else ``gauge``.
         repair: correction after merging; ``variance`` is the paper's Fold-AR.
+        allocation: ``uniform`` widths load in stock configs; ``adaptive`` gives every layer its own measured widths.
         ratio_of: whether ``ratio`` counts the whole ``model`` or its ``decoder`` layers only.
-        data: text file or hub data set of ``calibrated``.
+        data: text file or hub data set of ``calibrated`` and the baselines that measure; ``self`` lets those use tokens
+            sampled from the model.
+        bias: write the bias compensation of ``flap`` and ``flap-uniform``.
         num_samples: sequences to measure on; ``None``: 64, or more where blocks are wide.
         sequence_length: tokens per sequence; ``None``: 256.
         refine: Gauss-Newton steps on gate and up rows; ``None`` is 4 under ``self`` and ``calibrated``, else none.
@@ -76,8 +87,10 @@ class FoldConfig:
     cluster: Method = "ward"
     align: str | None = None
     repair: str = "none"
+    allocation: str = "uniform"
     ratio_of: str = "model"
     data: str | None = None
+    bias: bool = True
     num_samples: int | None = None
     sequence_length: int | None = None
     refine: int | None = None
@@ -105,7 +118,7 @@ class FoldConfig:
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and name in ("output", "revision")):
                 raise UsageError(f"{option(name)} is {value!r}; give a text")
-        for name in ("overwrite", "trust_remote_code"):
+        for name in ("bias", "overwrite", "trust_remote_code"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{option(name)} is {getattr(self, name)!r}; give true or false")
         for index, override in self.layers.items():
@@ -117,18 +130,45 @@ class FoldConfig:
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < least):
                 raise UsageError(f"{option(name)} is {value!r}; give an integer of at least {least}")
-        if (self.method == "calibrated") != (self.data is not None):
-            raise UsageError("--method calibrated and --data go together: one needs the other")
+        if self.allocation == "adaptive" and not self.measures:
+            raise UsageError(
+                f"--allocation adaptive measures where to remove what: it needs --method {', '.join(MEASURING)} and "
+                "--ratio without --mlp-ratio and --attention-ratio"
+            )
+        self._check_data()
         if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed is {self.seed!r}; give an integer in [0, 2^63)")
         if self.ratio is None and self.mlp_ratio is None and self.attention_ratio is None and not self.layers:
             raise UsageError("nothing says how much to remove; pass --ratio, for example --ratio 0.2")
         self.shard_bytes  # noqa: B018 - refuses a malformed size now rather than after the clustering
 
+    def _check_data(self) -> None:
+        """Outside text is used where the method says so, and nowhere else."""
+        if self.method in WITH_DATA and self.data is None:
+            sampled = ", or self for tokens sampled from the model" if self.method in BASELINES else ""
+            raise UsageError(f"--method {self.method} needs --data: a text file or a hub data set{sampled}")
+        if self.method not in WITH_DATA and self.data is not None:
+            raise UsageError(f"--method {self.method} uses no data: drop --data, or pass --method calibrated")
+        if self.method == "calibrated" and self.data == SELF_DATA:
+            raise UsageError("--method calibrated wants outside text: for tokens of the model's own use --method self")
+        if self.method == "flap" and self.layers:
+            raise UsageError("--method flap finds the widths of every layer itself; for a recipe use flap-uniform")
+
     @property
     def shard_bytes(self) -> int:
         """Largest shard in bytes."""
         return parse_size(self.max_shard_size)
+
+    @property
+    def measures(self) -> bool:
+        """Whether the split of the ratio between MLPs, heads and layers is measured before the plan is made."""
+        split_given = self.mlp_ratio is not None or self.attention_ratio is not None
+        return self.method in MEASURING and bool(self.ratio) and not split_given
+
+    @property
+    def replans(self) -> bool:
+        """Whether what is measured before the first layer changes the plan."""
+        return self.measures or self.method in ("flap", "flap-uniform")
 
     @property
     def alignment(self) -> str:
@@ -139,8 +179,9 @@ class FoldConfig:
     def output_path(self) -> Path:
         """Where the folded checkpoint goes."""
         if self.output is not None:
-            return Path(self.output).expanduser()
-        stem = Path(self.model).expanduser().resolve().name if Path(self.model).exists() else self.model.split("/")[-1]
+            return Path(os.path.expanduser(self.output))
+        local = os.path.expanduser(self.model)
+        stem = os.path.basename(os.path.realpath(local)) if os.path.exists(local) else self.model.split("/")[-1]
         amount = "custom" if self.ratio is None else f"{self.ratio:g}"
         return Path(f"{stem}-folded-{amount}")
 

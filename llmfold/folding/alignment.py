@@ -6,6 +6,7 @@ same and still look different; here each is balanced, and one is turned onto the
 Procrustes). RoPE follows the half-split layout of Hugging Face: dimension i is paired with i + head_dim / 2.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 _ROUNDS = 4
+_EXHAUSTIVE = 3
 _TINY = 1e-30
 
 
@@ -119,9 +121,16 @@ class PairwiseAligner:
         self._norms = groups.squared_norms()
 
     def align(self, a: int, b: int) -> Alignment:
-        """Turn group ``b`` onto group ``a``, matching query heads and rotations in turn until neither changes."""
+        """Turn group ``b`` onto group ``a``.
+
+        Up to three query heads every matching is tried; with more, query heads and rotations are matched in turn until
+        neither changes, from two starts: a local optimum, which may depend on the order of the heads.
+        """
         r = self.shape[1]
-        starts = [torch.arange(r)] if r == 1 else [torch.arange(r), self._invariant_matching(a, b)]
+        if r <= _EXHAUSTIVE:
+            found = (self._solve(a, b, torch.tensor(heads)) for heads in itertools.permutations(range(r)))
+            return max(found, key=lambda alignment: alignment.gain)
+        starts = [torch.arange(r), self._invariant_matching(a, b)]
         return max((self._refine(a, b, start) for start in starts), key=lambda found: found.gain)
 
     def distances(self) -> Tensor:
@@ -136,7 +145,7 @@ class PairwiseAligner:
 
     def _refine(self, a: int, b: int, heads: Tensor) -> Alignment:
         best = self._solve(a, b, heads)
-        for _ in range(_ROUNDS if len(heads) > 1 else 0):
+        for _ in range(_ROUNDS):
             matched = self._match(a, b, best)
             if torch.equal(matched, best.heads):
                 break

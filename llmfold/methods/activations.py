@@ -5,26 +5,25 @@ really see and also corrects what earlier layers got wrong. Only Gram matrices o
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, ModelShape, Role
+from llmfold.architectures import LayerShape, Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Weights
-from llmfold.methods.streams import CHUNK, Stream, chunks, gather, heads_of
+from llmfold.methods.measure import Measurement, measure, row_weight
+from llmfold.methods.streams import CHUNK, chunks, gather, heads_of
+from llmfold.planning import Sensitivities
 from llmfold.repair.least_squares import NormalEquations, accumulate, solve
 from llmfold.repair.refine import RefineOptions, Rows, refine_gate_up
 from llmfold.selection.candidates import Candidate, head_candidates, neuron_candidates
 from llmfold.streaming.forward import mlp_neurons, rms_norm
 from llmfold.streaming.states import HiddenStates, read, write
-
-Start = Callable[[], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -50,44 +49,27 @@ class ActivationOptions:
 class ActivationFolder:
     """Folds layers by their activations on one stream."""
 
-    def __init__(
-        self,
-        shape: ModelShape,
-        stream: Stream,
-        start: Start,
-        size: tuple[int, int],
-        work: Path,
-        device: torch.device,
-        options: ActivationOptions,
-    ) -> None:
+    def __init__(self, on: Measurement, options: ActivationOptions, facts: dict[str, Any]) -> None:
         """Set up; nothing is computed yet.
 
         Args:
-            shape: the model's shape.
-            stream: how rows are attended.
-            start: yields the hidden states before layer 0 in chunks of ``CHUNK`` sequences, (s, tokens, hidden).
-            size: sequences and tokens per sequence.
-            work: folder for the states.
-            device: where to compute.
+            on: hidden states to measure on.
             options: settings.
+            facts: what is known of the states, for the report.
         """
-        self._shape, self._stream, self._start, self._size = shape, stream, start, size
-        self._work, self._device, self._options = work, device, options
+        self.on, self.options, self._facts = on, options, facts
         self._states: HiddenStates | None = None
         self._next: HiddenStates | None = None
         self._drifted = False
 
     def start(self, first_layer: int) -> None:
         """Write the first states, or open those that an interrupted run left."""
-        shape = (*self._size, self._shape.hidden)
         self._drifted = first_layer > 0
-        if first_layer > 0:
-            self._states = HiddenStates(self._work, first_layer, shape, create=False)
-            return
-        self._states = HiddenStates(self._work, 0, shape, create=True)
-        for part, states in zip(chunks(self._size[0]), self._start(), strict=True):
-            write(self._states.dense, part, states)
-            write(self._states.folded, part, states)
+        if first_layer == 0:
+            self._states = self.on.first_states()
+        else:
+            shape = (*self.on.size, self.on.shape.hidden)
+            self._states = HiddenStates(self.on.work, first_layer, shape, create=False)
 
     def fold(
         self, index: int, weights: Weights, before: LayerShape, after: LayerShape
@@ -99,6 +81,16 @@ class ActivationFolder:
         folded, record = step.run()
         self._drifted = self._drifted or step.changed
         return folded, record
+
+    def measure(
+        self, read_layer: Callable[[int], dict[Role, Tensor]], ratio: float, say: Callable[[str], None]
+    ) -> Sensitivities:
+        """See :func:`llmfold.methods.measure.measure`."""
+        return measure(self.on, read_layer, self.options.ridge, ratio, self.options.metric, say)
+
+    def summary(self) -> dict[str, Any]:
+        """What the states are, for the report."""
+        return self._facts
 
     def flush(self) -> None:
         """Put the states after the layer on disk."""
@@ -112,9 +104,7 @@ class ActivationFolder:
         self._states = self._next
 
 
-def _row_weight(hidden: Tensor) -> Tensor:
-    """(t,) one over the mean square of each row: the next RMSNorm will divide by it."""
-    return 1 / (hidden.square().mean(-1).flatten() + 1e-6)
+_Measured = tuple[Candidate, NormalEquations, NormalEquations | None]
 
 
 class _LayerStep:
@@ -129,14 +119,14 @@ class _LayerStep:
         before: LayerShape,
         after: LayerShape,
     ) -> None:
-        self._o, self._options, self._device = owner, owner._options, owner._device
+        self._model, self._options, self._device = owner.on.shape, owner.options, owner.on.device
         self._states, self._index, self._before, self._after = states, index, before, after
         self._stored = dict(weights)
         self._dense = {role: tensor.to(self._device, torch.float32) for role, tensor in weights.items()}
-        self._context = owner._stream.context
+        self._context = owner.on.stream.context
         self.next = states.next()
         self.record = LayerRecord()
-        self._order = owner._stream.order(index, states.shape[0] * states.shape[1])
+        self._order = owner.on.stream.order(index, states.shape[0] * states.shape[1])
         self._parts = list(chunks(states.shape[0], CHUNK))
         held = max(1, round(len(self._parts) * self._options.held_back)) if len(self._parts) > 1 else 0
         self._held = self._parts[len(self._parts) - held :]
@@ -194,7 +184,7 @@ class _LayerStep:
         h2 = self._advance_dense_attention(part) if first else read(self.next.dense, part, self._device)
         f = gather(self._states.folded, part, self._order, self._device)
         heads = heads_of(f, weights, layer, self._context, self._index)
-        return Rows(heads.flatten(0, 1), (h2 - f).flatten(0, 1), _row_weight(h2))
+        return Rows(heads.flatten(0, 1), (h2 - f).flatten(0, 1), row_weight(h2))
 
     def _equations(self, rows: Callable[[slice], Rows]) -> tuple[NormalEquations, NormalEquations | None]:
         train = accumulate(rows(part) for part in self._train)
@@ -205,7 +195,7 @@ class _LayerStep:
         self._time("measure")
         bias = "o_bias" in self._stored
         candidates = head_candidates(
-            self._dense, self._shape(), self._before, self._after, train, self._options.ridge, self._options.metric
+            self._dense, self._model, self._before, self._after, train, self._options.ridge, self._options.metric
         )
         measured = []
         for candidate in candidates:
@@ -226,7 +216,7 @@ class _LayerStep:
         if offset is not None:
             result["o_bias"] = offset.float()
         self._time("select")
-        record = self._describe(candidates, errors, best, self._before.heads, self._after.heads)
+        record = self._describe(measured, errors, best, "o_bias", (self._before.heads, self._after.heads))
         return self._round(result), record if self._before.heads != self._after.heads else None
 
     # ---- MLP: dense stream h2 -> h3, folded stream f2 -> f3, both in the next states
@@ -259,7 +249,7 @@ class _LayerStep:
         h3 = self._advance_dense_mlp(part) if first else read(self.next.dense, part, self._device)
         f = read(self.next.folded, part, self._device)
         x = rms_norm(f, self._dense["post_norm"], self._context.eps)
-        return Rows(x.flatten(0, 1), (h3 - f).flatten(0, 1), _row_weight(h3))
+        return Rows(x.flatten(0, 1), (h3 - f).flatten(0, 1), row_weight(h3))
 
     def _mlp_rows(self, part: slice, weights: Weights, *, first: bool = False) -> Rows:
         x, y, w = self._mlp_inputs(part, first=first)
@@ -282,7 +272,8 @@ class _LayerStep:
         candidate, chosen, rest = measured[best]
         self._time("select")
         result = dict(candidate.tensors)
-        record = self._describe(candidates, errors, best, self._before.intermediate, self._after.intermediate)
+        widths = self._before.intermediate, self._after.intermediate
+        record = self._describe(measured, errors, best, "down_bias", widths)
         if self._options.refine.steps and self._held and self._before.intermediate != self._after.intermediate:
             result, trace = self._refine(result, bias)
             record["refined_errors"] = trace
@@ -307,7 +298,7 @@ class _LayerStep:
         a = mlp_neurons(x, self._dense, self._context)
         y = F.linear(a, self._dense["down"])
         extra = accumulate([(a, y, torch.ones(len(a), device=self._device))])
-        return equations + extra.scaled(share / (1 - share) * _trace(equations) / _trace(extra))
+        return equations + extra.scaled(share / (1 - share) * equations.trace / extra.trace)
 
     def _refine(self, result: dict[Role, Tensor], bias: bool) -> tuple[dict[Role, Tensor], list[float]]:
         biased = "gate_bias" in result
@@ -339,12 +330,7 @@ class _LayerStep:
 
     # ---- shared
 
-    def _shape(self) -> ModelShape:
-        return self._o._shape
-
-    def _judge(
-        self, measured: list[tuple[Candidate, NormalEquations, NormalEquations | None]], bias: bool
-    ) -> tuple[int, list[float]]:
+    def _judge(self, measured: list[_Measured], bias: bool) -> tuple[int, list[float]]:
         """The candidate with the smallest relative error on held-back rows (on the training rows if none are held)."""
         errors = []
         for _, train, held in measured:
@@ -352,17 +338,15 @@ class _LayerStep:
         return min(range(len(errors)), key=errors.__getitem__), errors
 
     def _describe(
-        self, candidates: list[Candidate], errors: list[float], best: int, before: int, after: int
+        self, measured: list[_Measured], errors: list[float], best: int, bias: Role, widths: tuple[int, int]
     ) -> dict[str, Any]:
+        candidate, train, held = measured[best]
+        own, offset = candidate.own, self._dense.get(bias)
         return {
-            "before": before,
-            "after": after,
-            "chosen": candidates[best].name,
-            "held_back_errors": {c.name: e for c, e in zip(candidates, errors, strict=True)},
-            "error_before_repair": candidates[best].error_before_repair,
+            "before": widths[0],
+            "after": widths[1],
+            "chosen": candidate.name,
+            "held_back_errors": {c.name: e for (c, _, _), e in zip(measured, errors, strict=True)},
+            "error_before_repair": None if own is None else (held or train).error(own, offset),
             "error_after_repair": errors[best],
         }
-
-
-def _trace(equations: NormalEquations) -> float:
-    return float(equations.gram.diagonal().sum())

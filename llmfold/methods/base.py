@@ -1,18 +1,24 @@
 """What the engine asks of a method."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from llmfold.architectures import LayerShape, Role
 from llmfold.folding.layer import LayerRecord
+from llmfold.planning import Sensitivities
 
 Weights = Mapping[Role, Tensor]
 
 
 class LayerMethod(Protocol):
     """Folds layers in order; whatever it carries from one to the next survives an interrupted run."""
+
+    def measure(
+        self, read_layer: Callable[[int], dict[Role, Tensor]], ratio: float, say: Callable[[str], None]
+    ) -> Sensitivities | None:
+        """What every layer would lose by every width, or None where the method cannot tell."""
 
     def start(self, first_layer: int) -> None:
         """Get ready to fold from ``first_layer`` on (not 0 where an earlier run was interrupted)."""

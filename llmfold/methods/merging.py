@@ -1,5 +1,6 @@
 """The published method: cluster and merge by the weights alone; layers do not depend on one another."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ class Merging:
 
     def __init__(self, config: FoldConfig, shape: ModelShape, device: torch.device) -> None:
         self._config, self._shape, self._device = config, shape, device
+
+    def measure(
+        self, read_layer: Callable[[int], dict[Role, Tensor]], ratio: float, say: Callable[[str], None]
+    ) -> None:
+        """Weights alone do not tell what a layer can lose."""
 
     def start(self, first_layer: int) -> None:
         """Nothing is carried between layers."""

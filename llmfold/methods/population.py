@@ -97,8 +97,7 @@ class Population:
         for rows in torch.split(x.flatten(0, 1), 512):
             logits = rms_norm(rows, gain, self._stream.context.eps) @ head.T
             total += logits.softmax(-1).double().sum(0).cpu()
-        prior: Tensor = total / total.sum()
-        return prior
+        return total.div(float(total.sum()))
 
     def output_metric(self, prior: Tensor) -> Tensor:
         """(hidden, hidden) float64 map R with R Rᵀ = C / mean diag C + I.

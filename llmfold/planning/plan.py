@@ -15,6 +15,7 @@ from llmfold.architectures import (
 )
 from llmfold.checkpoint import TensorInfo, TensorSpec
 from llmfold.config import FoldConfig
+from llmfold.planning.sensitivity import Sensitivities
 from llmfold.planning.widths import plan_widths
 
 
@@ -84,13 +85,15 @@ class FoldPlan:
         }
 
 
-def make_plan(shape: ModelShape, tensors: Mapping[str, TensorInfo], config: FoldConfig) -> FoldPlan:
-    """Plan the fold of a checkpoint whose tensors have been validated against ``shape``.
+def make_plan(
+    shape: ModelShape, tensors: Mapping[str, TensorInfo], config: FoldConfig, curves: Sensitivities | None = None
+) -> FoldPlan:
+    """Plan the fold of a checkpoint whose tensors have been validated against ``shape``, by measured curves if given.
 
     Raises:
         UsageError: the ratio or the recipe cannot be met; see :func:`plan_widths`.
     """
-    after = dataclasses.replace(shape, layers=plan_widths(shape, config))
+    after = dataclasses.replace(shape, layers=plan_widths(shape, config, curves))
     new_shapes = {
         tensor_name(index, role): size
         for index, layer in enumerate(after.layers)
@@ -109,14 +112,14 @@ def make_plan(shape: ModelShape, tensors: Mapping[str, TensorInfo], config: Fold
         before=shape,
         after=after,
         tensors=specs,
-        written_as=_written_as(after),
+        written_as=family_of(after),
         bytes_before=sum(t.nbytes for t in tensors.values()),
         bytes_after=sum(s.nbytes for s in specs),
     )
 
 
-def _written_as(after: ModelShape) -> Architecture:
-    """The model's own family, or its fallback where the own config refuses a head count."""
+def family_of(after: ModelShape) -> Architecture:
+    """The family whose stock config takes these widths: the own one, or its fallback if that refuses a head count."""
     family = after.architecture
     if family.heads_divide_hidden and any(after.hidden % layer.heads for layer in after.layers):
         assert family.fallback is not None

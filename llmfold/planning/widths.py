@@ -8,43 +8,11 @@ from collections.abc import Callable, Mapping
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import UsageError
+from llmfold.planning.legal import head_options, snap, width_multiple
+from llmfold.planning.sensitivity import Sensitivities, adaptive_widths
 
-WIDE, WIDE_MULTIPLE = 1024, 128
 HALF = 0.5
 _BISECTIONS = 40
-
-
-def width_multiple(intermediate: int, requested: int | None) -> int:
-    """Granularity of an MLP width: engines are faster on multiples of 128, narrow layers are kept exact."""
-    return min(requested or (WIDE_MULTIPLE if intermediate >= WIDE else 1), intermediate)
-
-
-def snap(intermediate: int, kept: float, multiple: int) -> int:
-    """Legal width nearest to ``kept * intermediate``: a multiple of ``multiple``, at least one of it, at most all."""
-    target = kept * intermediate
-    below = int(target // multiple) * multiple
-    legal = {multiple, max(below, multiple), below + multiple, intermediate}
-    return min((w for w in legal if w <= intermediate), key=lambda w: (abs(w - target), -w))
-
-
-def head_options(shape: ModelShape, layer: LayerShape) -> list[tuple[int, int]]:
-    """Legal (query heads, KV heads) of a layer, widest first.
-
-    Whole KV groups go; where a single KV head serves all query heads (MQA), query heads go instead. A family whose
-    config wants the head count to divide the hidden size is restricted to such counts, unless another can hold it.
-    """
-    if layer.kv_heads > 1:
-        options = [(g * layer.group_size, g) for g in range(layer.kv_heads, 0, -1)]
-    else:
-        options = [(h, 1) for h in range(layer.heads, 0, -1)]
-    return [o for o in options if o[0] == layer.heads or heads_are_legal(shape, o[0])]
-
-
-def heads_are_legal(shape: ModelShape, heads: int) -> bool:
-    """Whether some stock config can express ``heads`` query heads for this model."""
-    family = shape.architecture
-    divides = not family.heads_divide_hidden or shape.hidden % heads == 0
-    return divides or (family.fallback is not None and not shape.biased)
 
 
 def drop_heads(shape: ModelShape, layer: LayerShape, fraction: float) -> tuple[int, int]:
@@ -108,11 +76,12 @@ def fold_layer_shape(shape: ModelShape, layer: LayerShape, config: FoldConfig, f
     return LayerShape(layer.intermediate if not fractions.mlp else kept, heads, kv_heads)
 
 
-def plan_widths(shape: ModelShape, config: FoldConfig) -> tuple[LayerShape, ...]:
+def plan_widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | None = None) -> tuple[LayerShape, ...]:
     """Widths of every layer after folding.
 
-    The MLPs give first; heads go when the MLPs alone would lose more than half, until both lose alike. Layers that the
-    recipe names are pinned to what it says, the others are shaped alike and meet the ratio.
+    Without measured curves the MLPs give first; heads go when the MLPs alone would lose more than half, until both lose
+    alike. With curves the split between MLPs and heads is the one of least predicted error, and so are the widths of
+    single layers under ``allocation="adaptive"``. Layers that the recipe names are pinned to what it says.
 
     Raises:
         UsageError: layers that do not exist, a ratio that cannot be met (naming the largest that can), or options
@@ -138,10 +107,12 @@ def plan_widths(shape: ModelShape, config: FoldConfig) -> tuple[LayerShape, ...]
         return budget.layers(mlp or 0.0, attention or 0.0)
     if config.ratio == 0 and not pinned and not mlp and not attention:
         return shape.layers
-    return _meet(budget, config.ratio, mlp, attention)
+    return _meet(budget, config.ratio, mlp, attention, curves)
 
 
-def _meet(budget: _Budget, ratio: float, mlp: float | None, attention: float | None) -> tuple[LayerShape, ...]:
+def _meet(
+    budget: _Budget, ratio: float, mlp: float | None, attention: float | None, curves: Sensitivities | None
+) -> tuple[LayerShape, ...]:
     shape = budget.shape
     base = shape.parameters if budget.config.ratio_of == "model" else shape.decoder_parameters
     wanted = round(ratio * base)
@@ -152,11 +123,16 @@ def _meet(budget: _Budget, ratio: float, mlp: float | None, attention: float | N
     if mlp is not None:
         best = min(fractions, key=lambda a: (abs(budget.removed(mlp, a) - wanted), a))
         layers = budget.layers(mlp, best)
+    elif curves is not None and attention is None and budget.config.allocation == "adaptive":
+        layers = adaptive_widths(shape, curves, wanted, dict(budget.pinned), budget.config.multiple_of)
     else:
         needs = [(a, budget.mlp_fraction(wanted, a)) for a in fractions]
         slack = budget.step / 2 / (shape.neuron_parameters * max(budget.free_neurons, 1))
         possible = [(a, m) for a, m in needs if m >= -slack] or needs[:1]
         best = next((a for a, m in possible if m <= max(HALF, a)), possible[-1][0])
+        if curves is not None:
+            feasible = [(a, budget.layers(budget.nearest(wanted, a), a)) for a, m in possible if m < 1]
+            best = min(feasible, key=lambda f: curves.error(shape.layers, f[1]), default=(best, ()))[0]
         layers = budget.layers(budget.nearest(wanted, best), best)
     _check_met(budget, layers, wanted, base, ratio, mlp, fractions)
     return layers

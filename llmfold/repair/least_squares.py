@@ -74,6 +74,11 @@ class NormalEquations:
             self.weight,
         )
 
+    @property
+    def trace(self) -> float:
+        """Trace of the Gram."""
+        return float(self.gram.diagonal().sum())
+
     def ridge(self, fraction: float) -> float:
         """Ridge term: ``fraction`` of the mean diagonal of the Gram."""
         return max(fraction * float(self.gram.diagonal().mean()), torch.finfo(torch.float64).tiny)

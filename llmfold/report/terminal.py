@@ -1,6 +1,7 @@
 """The plan and the report as tables for a terminal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -8,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmfold.architectures import LayerShape, ModelShape
+from llmfold.config import SELF_DATA, FoldConfig
 from llmfold.planning import Estimate, FoldPlan, human_seconds
 from llmfold.report.record import FoldReport
 
@@ -85,10 +87,18 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
 def describe_method(plan: FoldPlan) -> str:
     """One line that names the method and what it used."""
     config = plan.config
-    parts = [config.method, f"{config.cluster} clusters", f"align {config.alignment}"]
-    if config.repair != "none":
-        parts.append(f"{config.repair} repair")
-    return ", ".join([*parts, "no data"])
+    parts = [config.method]
+    if config.method == "paper":
+        parts += [f"{config.cluster} clusters", f"align {config.alignment}"]
+        if config.repair != "none":
+            parts.append(f"{config.repair} repair")
+    return ", ".join([*parts, _data(config)])
+
+
+def _data(config: FoldConfig) -> str:
+    if SELF_DATA in (config.method, config.data):
+        return "tokens sampled from the model itself"
+    return f"outside text: {Path(config.data).name}" if config.data else "no data"
 
 
 def _loading_note(plan: FoldPlan) -> str:
@@ -102,17 +112,20 @@ def _loading_note(plan: FoldPlan) -> str:
 def _clusters(part: dict[str, Any] | None) -> Sequence[str]:
     if part is None:
         return ("", "", "", "")
+    widths = f"{part['before']} → {part['after']}"
+    if "cluster_sizes" not in part:
+        return (widths, "", "", "")
     sizes = {int(size): count for size, count in part["cluster_sizes"].items()}
     merged = sum(count for size, count in sizes.items() if size > 1)
     bound = part["inertia_bound"]
     ratio = f"{part['inertia'] / bound:.2f}" if bound else "–"
-    return (f"{part['before']} → {part['after']}", str(merged), str(max(sizes)), ratio)
+    return (widths, str(merged), str(max(sizes)), ratio)
 
 
 def report_table(report: FoldReport) -> RenderableType:
     """The report: what was merged in every layer, what was checked, and where the time went."""
     layers = Table(box=None, padding=(0, 1), header_style="dim")
-    for heading in ("layer", "MLP", "merged", "largest", "inertia/bound", "heads", "merged", "largest"):
+    for heading in ("layer", "MLP", "merged", "largest", "inertia\n/ bound", "heads", "merged", "largest"):
         layers.add_column(heading, justify="right", no_wrap=True)
     for index, record in enumerate(report.layers):
         layers.add_row(str(index), *_clusters(record.get("mlp")), *_clusters(record.get("attention"))[:3])

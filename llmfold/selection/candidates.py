@@ -26,13 +26,13 @@ class Candidate:
         name: for the report.
         tensors: producers of the units that are left (gate and up, or q, k and v), float32.
         units: features that stay as they were, so that their equations are already known; None if they are new.
-        error_before_repair: relative error with the consumer's own columns, before it is refit.
+        own: (k, d) the consumer's own columns for these units, what repair starts from; None if the units are new.
     """
 
     name: str
     tensors: dict[Role, Tensor] = field(default_factory=dict)
     units: Tensor | None = None
-    error_before_repair: float | None = None
+    own: Tensor | None = None
 
 
 def neuron_candidates(
@@ -41,23 +41,19 @@ def neuron_candidates(
     """Ways to keep ``keep`` of the neurons: backward elimination, and medoids of Ward clusters of activations."""
     n = len(weights["gate"])
     if keep == n:
-        return [_keep_neurons("all", weights, torch.arange(n), equations)]
+        return [_keep_neurons("all", weights, torch.arange(n))]
     eliminated = eliminate_units(equations, keep, ridge, metric=metric).kept
     medoids = activation_medoids(equations.gram, weights["down"], keep)
     return [
-        _keep_neurons("elimination", weights, eliminated, equations),
-        _keep_neurons("ward medoids", weights, medoids, equations),
+        _keep_neurons("elimination", weights, eliminated),
+        _keep_neurons("ward medoids", weights, medoids),
     ]
 
 
-def _keep_neurons(name: str, weights: Weights, units: Tensor, equations: NormalEquations) -> Candidate:
+def _keep_neurons(name: str, weights: Weights, units: Tensor) -> Candidate:
     index = units.to(weights["gate"].device)
     roles = [role for role in ("gate", "up", "gate_bias", "up_bias") if role in weights]
-    own = torch.zeros_like(equations.cross)
-    own[index] = weights["down"].T[index].to(own)
-    return Candidate(
-        name, {role: weights[role][index] for role in roles}, units, equations.error(own, weights.get("down_bias"))
-    )
+    return Candidate(name, {role: weights[role][index] for role in roles}, units, weights["down"].T[index])
 
 
 def activation_medoids(gram: Tensor, down: Tensor, keep: int) -> Tensor:
@@ -101,9 +97,9 @@ def head_candidates(
     count, keep = (before.kv_heads, after.kv_heads) if by_group else (before.heads, after.heads)
     size = before.heads * shape.head_dim // count
     if keep == count:
-        return [_keep_heads("all", weights, torch.arange(count), size, by_group, shape.head_dim, equations)]
+        return [_keep_heads("all", weights, torch.arange(count), size, by_group, shape.head_dim)]
     kept = eliminate_blocks(equations, keep, size, ridge, metric=metric).kept
-    dropped = _keep_heads("elimination", weights, kept, size, by_group, shape.head_dim, equations)
+    dropped = _keep_heads("elimination", weights, kept, size, by_group, shape.head_dim)
     if not by_group:
         return [dropped]
     return [dropped, _merged_groups(weights, shape, before, keep)]
@@ -120,7 +116,6 @@ def _keep_heads(
     size: int,
     by_group: bool,
     head_dim: int,
-    equations: NormalEquations,
 ) -> Candidate:
     queries = _rows(units, size)
     picked = {"q": queries, "q_bias": queries}
@@ -129,9 +124,7 @@ def _keep_heads(
         picked.update(k=keys, v=keys, k_bias=keys, v_bias=keys)
     device = weights["q"].device
     tensors = {role: weights[role][rows.to(device)] for role, rows in picked.items() if role in weights}
-    own = torch.zeros_like(equations.cross)
-    own[queries.to(own.device)] = weights["o"].T[queries.to(device)].to(own)
-    return Candidate(name, tensors, queries, equations.error(own, weights.get("o_bias")))
+    return Candidate(name, tensors, queries, weights["o"].T[queries.to(device)])
 
 
 def _merged_groups(weights: Weights, shape: ModelShape, before: LayerShape, keep: int) -> Candidate:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmfold.architectures import ModelShape, Role, check_tensors, expected_tensors, shape_of, tensor_name
+from llmfold.baselines import replan
 from llmfold.checkpoint import (
     MARKER_FILE,
     Checkpoint,
@@ -28,11 +30,13 @@ from llmfold.checkpoint import (
 from llmfold.checkpoint.storage import write_error
 from llmfold.config import FoldConfig
 from llmfold.demo import DEMO_NAME, demo_folder
-from llmfold.errors import CheckpointError, UsageError
+from llmfold.errors import CheckpointError, LlmfoldError, UsageError
 from llmfold.methods.base import LayerMethod
-from llmfold.methods.build import Setting, build_method
+from llmfold.methods.build import build_method
+from llmfold.methods.measure import SENSITIVITIES_FILE
 from llmfold.methods.merging import Merging
-from llmfold.planning import FoldPlan, make_plan
+from llmfold.methods.source import Setting
+from llmfold.planning import FoldPlan, Sensitivities, make_plan
 from llmfold.report.record import FoldReport, versions
 from llmfold.streaming.memory import PeakMemory
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
@@ -40,11 +44,11 @@ from llmfold.streaming.progress import Listener, Silent
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.verification import DamagedError, verify
 
-OUTSIDE = "outside"
+METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
 
 
 def _layer_unit(index: int) -> str:
-    return f"layer-{index}"
+    return f"{LAYER}{index}"
 
 
 @dataclass
@@ -92,7 +96,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     Raises:
         LlmfoldError: as :func:`fold_checkpoint` does before it begins to work.
     """
-    if config.model == DEMO_NAME or Path(config.model).expanduser().exists():
+    if config.model == DEMO_NAME or os.path.exists(os.path.expanduser(config.model)):
         checkpoint, shape = open_source(find_source(config))
         return make_plan(shape, checkpoint.tensors, config)
     source = resolve(config.model, revision=config.revision, weights=False)
@@ -116,8 +120,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()  # a device that cannot hold a number, such as meta, is refused too
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name} cannot be used here: {reason}") from error
     return device
@@ -154,7 +158,7 @@ class _Run:
         output = self.config.output_path
         with WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder) as work:
             with work.open_journal(self._head()) as journal, _tidy(work, journal):
-                resumed = sum(unit != OUTSIDE for unit in journal.done)
+                resumed = sum(unit.startswith(LAYER) for unit in journal.done)
                 self._fold_all(work.folder, journal)
                 digests = {name: d for entry in journal.done.values() for name, d in entry.digests.items()}
                 with _writing(work.folder):
@@ -192,32 +196,50 @@ class _Run:
 
     def _fold_all(self, folder: Path, journal: Journal) -> None:
         layers = len(self.shape.layers)
-        done = sum(unit != OUTSIDE for unit in journal.done)
-        self.listener.start(layers, done)
+        done = sum(unit.startswith(LAYER) for unit in journal.done)
+        method = self._prepare(folder, journal) if done < layers or self.config.replans else None
+        self.listener.start(self.plan, done)
         with ShardWriter(plan_shards(self.plan.tensors, self.config.shard_bytes), folder) as writer:
             writer.create()
             if OUTSIDE not in journal.done:
                 self.listener.stage("embeddings")
                 self._copy_outside(writer, journal)
-            if done < layers:
-                self._fold_layers(done, folder, writer, journal)
+            if method is not None and done < layers:
+                method.start(done)
+                for index in range(done, layers):
+                    self._fold_one(index, method, writer, journal)
+                    self.listener.advance()
+        shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+        self.facts = journal.done[METHOD].record
         self.records = [journal.done[_layer_unit(index)].record for index in range(layers)]
 
-    def _fold_layers(self, first: int, folder: Path, writer: ShardWriter, journal: Journal) -> None:
-        method = self._method(folder)
-        self.facts = method.summary()
-        method.start(first)
-        for index in range(first, len(self.shape.layers)):
-            self._fold_one(index, method, writer, journal)
-            self.listener.advance()
-        shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+    def _prepare(self, folder: Path, journal: Journal) -> LayerMethod:
+        """Get the method ready: sample or draw what it measures on, and let that decide the widths if it may."""
+        with self.stages("prepare"), torch.no_grad():
+            if self.plan.folded_layers:
+                setting = Setting(self.config, self.checkpoint, self.shape, folder, self.device)
+                method = build_method(setting, self.listener.stage)
+            else:
+                method = Merging(self.config, self.shape, self.device)
+            if self.config.measures:
+                self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, self._curves(folder, method))
+            self.plan = replan(self.plan, method)
+        if METHOD not in journal.done:
+            journal.append(METHOD, {}, method.summary())
+        return method
 
-    def _method(self, folder: Path) -> LayerMethod:
-        if not self.plan.folded_layers:
-            return Merging(self.config, self.shape, self.device)
-        setting = Setting(self.config, self.checkpoint, self.shape, folder, self.device)
-        with self.stages("prepare"):
-            return build_method(setting, self.listener.stage)
+    def _curves(self, folder: Path, method: LayerMethod) -> Sensitivities | None:
+        path = folder / SENSITIVITIES_FILE
+        if path.exists():
+            return Sensitivities.load(path)
+        curves = method.measure(self._read_layer, float(self.config.ratio or 0.0), self.listener.stage)
+        if curves is not None:
+            curves.save(path)
+        return curves
+
+    def _read_layer(self, index: int) -> dict[Role, Tensor]:
+        layer = self.shape.layers[index]
+        return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in self.shape.layer_roles(layer)}
 
     def _copy_outside(self, writer: ShardWriter, journal: Journal) -> None:
         inside = {
@@ -238,9 +260,7 @@ class _Run:
         before, after = self.shape.layers[index], self.plan.after.layers[index]
         self.listener.stage(f"layer {index}: read")
         with self.stages("read"):
-            weights: dict[Role, Tensor] = {
-                role: self.checkpoint.read(tensor_name(index, role)) for role, _ in self.shape.layer_roles(before)
-            }
+            weights = self._read_layer(index)
         self.listener.stage(f"layer {index}: fold")
         with torch.no_grad():
             weights, record = method.fold(index, weights, before, after)
@@ -283,7 +303,7 @@ class _Run:
             "source": {"name": self._public_name(), "revision": self.source.revision},
             "config": self._work_config(),
             "plan": self.plan.to_dict(),
-            "data": "none",
+            "data": self.facts.get("data", "none"),
             "versions": versions(),
         }
 
@@ -304,11 +324,12 @@ class _Run:
 
 @contextmanager
 def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
-    """Leave nothing of a run that cannot be resumed: no unit is finished, or its source or its files are damaged."""
+    """Leave nothing of a run that cannot be resumed: nothing is written, or its source or its files are damaged."""
     try:
         yield
     except BaseException as error:
-        if not journal.done or isinstance(error, CheckpointError | DamagedError):
+        prepared_only = isinstance(error, LlmfoldError) and journal.done.keys() <= {METHOD}
+        if not journal.done or prepared_only or isinstance(error, CheckpointError | DamagedError):
             work.discard()
         raise
 

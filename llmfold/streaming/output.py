@@ -30,11 +30,9 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
     family = plan.written_as
     if family.model_type != config["model_type"]:
         config = _rewritten(config, family)
-    widest = LayerShape(
-        *(max(getattr(layer, name) for layer in plan.after.layers) for name in ("intermediate", "heads", "kv_heads"))
-    )
-    config.update(_widths(widest), head_dim=plan.after.head_dim, architectures=[family.causal_lm])
+    config.update(_widths(_global_widths(plan)), head_dim=plan.after.head_dim, architectures=[family.causal_lm])
     config.update(_rope(source), transformers_version=transformers.__version__)
+    config.update(_new_biases(plan))
     if plan.config.dtype != "auto":
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = plan.config.dtype
@@ -46,6 +44,27 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
         if family.heads_divide_hidden:  # its config reads the global head count, which else is forbidden
             config["allow_global_per_layer_attribute_access"] = True
     return config
+
+
+def _global_widths(plan: FoldPlan) -> LayerShape:
+    """The widest of each kind; the source's where the config would refuse them and every layer states its own."""
+    layers = plan.after.layers
+    heads = max(layer.heads for layer in layers)
+    if plan.needs_remote_code and plan.written_as.heads_divide_hidden and plan.after.hidden % heads:
+        layers = plan.before.layers
+    return LayerShape(*(max(getattr(x, name) for x in layers) for name in ("intermediate", "heads", "kv_heads")))
+
+
+def _new_biases(plan: FoldPlan) -> dict[str, bool]:
+    """Config keys of biases that the source did not have."""
+    family, before, after = plan.written_as, plan.before, plan.after
+    flags = {family.qkv_bias: after.qkv_bias, family.o_bias: after.o_bias, family.mlp_bias: after.mlp_bias}
+    return {
+        key: flag
+        for key, flag in flags.items()
+        if isinstance(key, str)
+        and (before.qkv_bias, before.o_bias, before.mlp_bias) != (after.qkv_bias, after.o_bias, after.mlp_bias)
+    }
 
 
 def _widths(layer: LayerShape) -> dict[str, int]:

@@ -7,12 +7,14 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from llmfold.planning import FoldPlan
+
 
 class Listener(Protocol):
     """Hears of every stage; the engine knows nothing of terminals."""
 
-    def start(self, total: int, done: int) -> None:
-        """Work on ``total`` units begins, ``done`` of them finished by an earlier run."""
+    def start(self, plan: FoldPlan, done: int) -> None:
+        """The plan is final and work on its layers begins, ``done`` of them finished by an earlier run."""
 
     def stage(self, name: str) -> None:
         """A stage begins, e.g. ``layer 3: cluster``."""
@@ -24,7 +26,7 @@ class Listener(Protocol):
 class Silent:
     """Says nothing."""
 
-    def start(self, total: int, done: int) -> None:
+    def start(self, plan: FoldPlan, done: int) -> None:
         """See :class:`Listener`."""
 
     def stage(self, name: str) -> None:
@@ -51,9 +53,9 @@ class Bar:
         )
         self._task = self._progress.add_task("starting", total=None)
 
-    def start(self, total: int, done: int) -> None:
+    def start(self, plan: FoldPlan, done: int) -> None:
         """See :class:`Listener`."""
-        self._progress.update(self._task, total=total, completed=done)
+        self._progress.update(self._task, total=len(plan.before.layers), completed=done)
 
     def stage(self, name: str) -> None:
         """See :class:`Listener`."""

@@ -57,7 +57,9 @@ def test_one_neuron_and_one_group_fewer_is_what_the_stock_model_loses(variant: s
     raw = raw_config(family, **fields)
     shape = shape_of(raw)
     narrower = {**raw, "intermediate_size": raw["intermediate_size"] - 1}
-    gone = sum(map(math.prod, stock_parameters(raw).values())) - sum(map(math.prod, stock_parameters(narrower).values()))
+    gone = sum(map(math.prod, stock_parameters(raw).values())) - sum(
+        map(math.prod, stock_parameters(narrower).values())
+    )
     assert shape.neuron_parameters * len(shape.layers) == gone
 
 
@@ -67,7 +69,10 @@ def test_one_neuron_and_one_group_fewer_is_what_the_stock_model_loses(variant: s
         ("llama", {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}),
         ("llama", {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "head_dim": 128}),
         ("mistral", {"hidden_size": 5120, "num_attention_heads": 32, "head_dim": 128, "intermediate_size": 14336}),
-        ("qwen2", {"hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8, "tie_word_embeddings": True}),
+        (
+            "qwen2",
+            {"hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8, "tie_word_embeddings": True},
+        ),
         ("qwen3", {"hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}),
     ],
 )

@@ -137,7 +137,7 @@ def with_neuron_copies(
     factor = torch.cat([torch.ones(len(weights["gate"])), torch.tensor(factors)]).to(weights["up"].dtype)
     order = torch.randperm(len(index), generator=generator(seed))
     index, factor = index[order], factor[order]
-    out = {role: tensor for role, tensor in weights.items()}
+    out = dict(weights)
     out["gate"], out["up"] = weights["gate"][index], weights["up"][index] * factor[:, None]
     out["down"] = weights["down"][:, index] / factor
     if "gate_bias" in weights:
@@ -202,8 +202,12 @@ def move_group(weights: dict[str, Tensor], layer: LayerShape, dim: int, group: i
             continue
         q = weights["q" + suffix][queries].view(r, dim, -1)[gauge.heads]
         k, v = (weights[name + suffix][keys].view(dim, -1) for name in "kv")
-        out["q" + suffix][queries] = (_turn(q, gauge.turns) * q_scale).to(q.dtype).reshape(weights["q" + suffix][queries].shape)
-        out["k" + suffix][keys] = (_turn(k, 1 / gauge.turns.conj()) * k_scale).to(k.dtype).view(weights["k" + suffix][keys].shape)
+        out["q" + suffix][queries] = (
+            (_turn(q, gauge.turns) * q_scale).to(q.dtype).reshape(weights["q" + suffix][queries].shape)
+        )
+        out["k" + suffix][keys] = (
+            (_turn(k, 1 / gauge.turns.conj()) * k_scale).to(k.dtype).view(weights["k" + suffix][keys].shape)
+        )
         out["v" + suffix][keys] = (gauge.values @ v.double()).to(v.dtype).view(weights["v" + suffix][keys].shape)
     o = weights["o"][:, queries].view(-1, r, dim)[:, gauge.heads]
     out["o"][:, queries] = (o.double() @ gauge.values.inverse()).to(o.dtype).reshape(len(o), -1)

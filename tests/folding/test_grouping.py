@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ LABELS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 4, 3, 0])
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """Fill every torch.empty with NaN or the largest integer."""
-    memory = torch.utils.deterministic
+    memory: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     memory.fill_uninitialized_memory = True

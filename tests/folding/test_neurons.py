@@ -13,7 +13,7 @@ from llmfold.streaming.forward import forward_context, mlp_neurons
 
 from .builders import generator, hidden_states, random_layer, relative, with_neuron_copies
 
-ARITIES = {"plain": {}, "biases": {"mlp_bias": True}}
+ARITIES: dict[str, dict[str, Any]] = {"plain": {}, "biases": {"mlp_bias": True}}
 COPIES, FACTORS = [3, 3, 17, 20, 39], [1.0, 2.5, -0.3, -1.0, 40.0]
 N = 40
 
@@ -68,7 +68,9 @@ def test_duplicates_of_another_scale_and_sign_fold_away_in_their_gauge(cluster: 
     raw, shape, weights = random_layer("llama", dtype=torch.float32, **fields)
     doubled = with_neuron_copies(weights, COPIES, FACTORS)
     expected = mlp_output(raw, shape, doubled)
-    assert relative(mlp_output(raw, shape, fold_mlp(shape, doubled, N, cluster=cluster, align="gauge")), expected) < 1e-5
+    assert (
+        relative(mlp_output(raw, shape, fold_mlp(shape, doubled, N, cluster=cluster, align="gauge")), expected) < 1e-5
+    )
     assert relative(mlp_output(raw, shape, fold_mlp(shape, doubled, N, cluster=cluster, align="none")), expected) > 1e-2
 
 
@@ -140,7 +142,7 @@ def test_gauge_distances_do_not_see_the_gauge_and_vanish_between_copies() -> Non
     found = gauge_distances(doubled)
     assert torch.allclose(found, gauge_distances(plain), atol=1e-10)
     assert int((found < 1e-10).sum()) == N + len(COPIES) + 2 * 6
-    rows = [torch.cat([gate_values for gate_values in balanced(doubled)], 1)]
+    rows = [torch.cat(balanced(doubled), 1)]
     unaligned = squared_distances(rows, rows[0] @ rows[0].T)
     assert bool((found <= unaligned + 1e-9).all())
 

@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,14 +81,8 @@ def test_older_spelling_of_rope_means_the_same(scaling: dict[str, Any]) -> None:
 
 
 def test_configs_of_transformers_4_carry_rope_as_two_attributes() -> None:
-    class Old:
-        rope_theta = 5e5
-        rope_scaling = {"type": "linear", "factor": 2.0}
-
-    class Plain:
-        pass
-
-    old, plain = rope_parameters(Old()), rope_parameters(Plain())  # type: ignore[arg-type]
+    scaled = SimpleNamespace(rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0})
+    old, plain = rope_parameters(scaled), rope_parameters(SimpleNamespace())
     assert old == {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}
     assert plain == {"rope_theta": 10000.0, "rope_type": "default"}
 
@@ -117,5 +112,5 @@ def test_rms_norm_of_narrow_dtypes_is_computed_in_float32() -> None:
 
 def test_an_unknown_rotary_variant_is_named() -> None:
     raw = raw_config("llama", rope_parameters={"rope_type": "unheard-of", "rope_theta": 1.0})
-    with pytest.raises(CheckpointError, match="rope_type 'unheard-of' .* not supported; supported are .*llama3"):
+    with pytest.raises(CheckpointError, match=r"rope_type 'unheard-of' .* not supported; supported are .*llama3"):
         forward_context(raw, shape_of(raw))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support import edit_tensors, environment, file_hashes, fold, forked, tiny_model
 
+from llmfold import verification
 from llmfold.checkpoint import Journal, ShardWriter, WorkFolder
 from llmfold.errors import CheckpointError, UsageError, VerificationError
 from llmfold.streaming import engine
@@ -41,33 +42,37 @@ def partial_of(out: Path) -> Path:
 def layers_done(out: Path) -> int:
     journal = partial_of(out) / "journal.jsonl"
     lines = journal.read_text().splitlines()[1:] if journal.exists() else []
-    return sum(json.loads(line)["unit"] != "outside" for line in lines)
+    return sum(json.loads(line)["unit"].startswith("layer-") for line in lines)
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def at_call(owner: Any, name: str, number: int, strike: Callable[[], None], *, after: bool = False) -> None:
-    """Replace a function so that ``strike`` happens at its call ``number``; only ever used in a fork or undone."""
+def at_call(owner: Any, name: str, which: object, strike: Callable[[], None], *, after: bool = False) -> None:
+    """Replace a function so that ``strike`` happens once; only ever used in a fork, or undone.
+
+    It happens at the call whose second argument is ``which``, or, where that is a number, at the call of that number.
+    """
     original, calls = getattr(owner, name), 0
 
     def struck(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == number and not after:
+        now = calls == which if isinstance(which, int) else args[1] == which
+        if now and not after:
             strike()
         result = original(*args, **kwargs)
-        if calls == number and after:
+        if now and after:
             strike()
         return result
 
     setattr(owner, name, struck)
 
 
-def killed_run(source: Path, out: Path, owner: Any, name: str, number: int, after: bool = False) -> None:
+def killed_run(source: Path, out: Path, owner: Any, name: str, which: object, after: bool = False) -> None:
     def work() -> None:
-        at_call(owner, name, number, die, after=after)
+        at_call(owner, name, which, die, after=after)
         fold(source, output=out, **OPTIONS)
 
     assert forked(work) == -signal.SIGKILL
@@ -75,13 +80,14 @@ def killed_run(source: Path, out: Path, owner: Any, name: str, number: int, afte
 
 MOMENTS = {
     "before the first shard exists": (ShardWriter, "create", 1, False, 0),
-    "while the embeddings are written": (ShardWriter, "write", 2, False, 0),
-    "after the first layer is written, before it is journaled": (Journal, "append", 2, False, 0),
-    "after the first layer is journaled": (Journal, "append", 2, True, 1),
-    "in the middle of the third layer": (ShardWriter, "write", 3 + 2 * 9 + 4, False, 2),
-    "after the last layer": (Journal, "append", LAYERS + 1, True, LAYERS),
+    "while the embeddings are written": (ShardWriter, "write", "model.norm.weight", False, 0),
+    "after the first layer is written, before it is journaled": (Journal, "append", "layer-0", False, 0),
+    "after the first layer is journaled": (Journal, "append", "layer-0", True, 1),
+    "in the middle of the third layer": (ShardWriter, "write", "model.layers.2.mlp.up_proj.weight", False, 2),
+    "after the last layer": (Journal, "append", f"layer-{LAYERS - 1}", True, LAYERS),
     "while the config is written": (engine, "output_config", 1, False, LAYERS),
     "during the reload check": (engine, "verify", 1, False, LAYERS),
+    "in the middle of the reload check": (verification, "_logits", 1, False, LAYERS),
     "after the reload check": (engine, "verify", 1, True, LAYERS),
     "before it is published": (WorkFolder, "publish", 1, False, LAYERS),
 }
@@ -91,9 +97,9 @@ MOMENTS = {
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     tmp_path: Path, source: Path, undisturbed: dict[str, str], moment: str
 ) -> None:
-    owner, name, number, after, done = MOMENTS[moment]
+    owner, name, which, after, done = MOMENTS[moment]
     out = tmp_path / "out"
-    killed_run(source, out, owner, name, number, after)
+    killed_run(source, out, owner, name, which, after)
     assert not out.exists()
     assert layers_done(out) == done
     report = fold(source, output=out, **OPTIONS)
@@ -140,7 +146,7 @@ def test_a_killed_overwrite_leaves_the_old_output_whole(
     old = file_hashes(out)
 
     def work() -> None:
-        at_call(Journal, "append", 3, die)
+        at_call(Journal, "append", "layer-1", die)
         fold(source, output=out, overwrite=True, **OPTIONS)
 
     assert forked(work) == -signal.SIGKILL
@@ -169,7 +175,7 @@ def test_another_seed_gives_other_kmeans_clusters(tmp_path: Path, source: Path) 
 def interrupted(tmp_path: Path, source: Path) -> Path:
     """An output whose run was killed after its second layer."""
     out = tmp_path / "out"
-    killed_run(source, out, Journal, "append", 3, after=True)
+    killed_run(source, out, Journal, "append", "layer-1", after=True)
     assert layers_done(out) == 2
     return out
 
@@ -190,7 +196,7 @@ def test_overwrite_discards_a_partial_run_with_other_options(tmp_path: Path, sou
 
 def test_a_source_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
     source, out = tiny_model(tmp_path / "m"), tmp_path / "out"
-    killed_run(source, out, Journal, "append", 2, after=True)
+    killed_run(source, out, Journal, "append", "layer-0", after=True)
     edit_tensors(source, lambda t: t["model.layers.1.mlp.up_proj.weight"].mul_(2))
     with pytest.raises(UsageError, match="another source"):
         fold(source, output=out, **OPTIONS)
@@ -200,7 +206,7 @@ def test_a_source_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
 def test_a_source_that_changes_during_the_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = tiny_model(tmp_path / "m"), tmp_path / "space" / "out"
     monkeypatch.setattr(Journal, "append", Journal.append)
-    at_call(Journal, "append", 2, lambda: os.utime(source / "model.safetensors", (0, 0)), after=True)
+    at_call(Journal, "append", "layer-0", lambda: os.utime(source / "model.safetensors", (0, 0)), after=True)
     with pytest.raises(CheckpointError, match="changed while it was being read"):
         fold(source, output=out, **OPTIONS)
     assert os.listdir(out.parent) == []
@@ -231,12 +237,12 @@ def test_the_same_model_by_another_path_resumes(
 
 
 def test_ctrl_c_says_how_to_resume(tmp_path: Path) -> None:
-    source, out = tiny_model(tmp_path / "m", num_hidden_layers=64, intermediate_size=256), tmp_path / "out"
+    source, out = tiny_model(tmp_path / "m", num_hidden_layers=32, intermediate_size=128), tmp_path / "out"
     command = [sys.executable, "-m", "llmfold", "--model", source, "--ratio", "0.2", "--output", out]
     run = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while layers_done_or_zero(out) < 1 and run.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
+        time.sleep(0.01)
     run.send_signal(signal.SIGINT)
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130

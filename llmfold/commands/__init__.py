@@ -1,0 +1,1 @@
+"""Commands beside fold and plan, one module each: ``build_parser()`` and ``run(options)``."""

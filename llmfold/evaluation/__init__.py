@@ -1,0 +1,1 @@
+"""How good a model is: perplexity on a text, fidelity to the dense model, and tables that compare methods."""

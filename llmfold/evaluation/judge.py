@@ -1,0 +1,80 @@
+"""Measuring models against one dense model: the same windows of the same text, the same held-back self tokens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmfold.evaluation.fidelity import LENGTH, SEED, TOKENS, Fidelity, Reference, fidelity, held_back_tokens, reference
+from llmfold.evaluation.loading import Loading, opened
+from llmfold.evaluation.perplexity import BATCH, Perplexity, Windows, score
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Perplexity on the text and fidelity to the dense model; None where it was not asked for."""
+
+    perplexity: Perplexity | None
+    fidelity: Fidelity | None
+
+
+class Judge:
+    """Measures the dense model once and any number of models against it."""
+
+    def __init__(
+        self,
+        dense: Path,
+        windows: Windows | None,
+        loading: Loading,
+        *,
+        batch: int = BATCH,
+        tokens: int = TOKENS,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Set up; nothing is loaded yet.
+
+        Args:
+            dense: folder of the dense model.
+            windows: of the text; None for no perplexity.
+            loading: how all models are loaded.
+            batch: sequences in one forward pass.
+            tokens: about how many to sample from the dense model; 0 for no fidelity.
+            say: told what begins.
+        """
+        self._folder, self._windows, self._loading = dense, windows, loading
+        self._batch, self._tokens, self._say = batch, tokens, say
+        self._reference: Reference | None = None
+        self._dense: Verdict | None = None
+
+    def dense(self) -> Verdict:
+        """Measure the dense model, and keep what the others are compared with."""
+        if self._dense is None:
+            tokens = None
+            if self._tokens:
+                self._say(f"sampling {self._tokens:,} tokens from the dense model")
+                tokens = held_back_tokens(self._folder, self._loading, tokens=self._tokens)
+            self._say("measuring the dense model")
+            with opened(self._folder, self._loading) as model:
+                perplexity = score(model, self._windows, batch=self._batch) if self._windows else None
+                if tokens is not None:
+                    self._reference = reference(self._folder, model, tokens, batch=self._batch)
+            same = Fidelity(0.0, 1.0, tokens.numel(), len(tokens)) if tokens is not None else None
+            self._dense = Verdict(perplexity, same)
+        return self._dense
+
+    def measure(self, folder: Path, *, remote_code: bool = False) -> Verdict:
+        """Measure a model, and the dense one before it if that has not been done."""
+        self.dense()
+        with opened(folder, self._loading, remote_code=remote_code) as model:
+            return Verdict(
+                score(model, self._windows, batch=self._batch) if self._windows else None,
+                fidelity(self._reference, model, batch=self._batch) if self._reference else None,
+            )
+
+    @property
+    def fidelity_protocol(self) -> str:
+        """How KL and top-1 agreement are measured, in words."""
+        return (
+            f"KL(dense || model) in nats and top-1 agreement per token, mean over {self._tokens:,} tokens in sequences "
+            f"of at most {LENGTH}, sampled from the dense model at temperature 1 with the seed {SEED}, "
+            "which no fold uses"
+        )

@@ -1,0 +1,96 @@
+"""Models under evaluation: found, loaded by stock transformers, and offloaded by accelerate where they do not fit."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import get_max_memory
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from llmfold.architectures import stock_config
+from llmfold.checkpoint import Checkpoint, Source, resolve
+from llmfold.demo import DEMO_NAME, demo_folder
+from llmfold.errors import CheckpointError
+from llmfold.quiet import quiet_transformers
+
+DTYPES = ("float32", "auto")
+_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How models are loaded.
+
+    Attributes:
+        dtype: ``float32``, or ``auto`` for the dtype they are stored in.
+        device: where they run.
+        options: further arguments of ``from_pretrained``, such as ``device_map`` and ``max_memory``; a ``device_map``
+            here takes the place of llmfold's own decision.
+    """
+
+    dtype: str = "float32"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def locate(model: str, revision: str | None = None) -> Source:
+    """The folder of ``model``: ``demo``, a local folder or a hub id.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    return Source(demo_folder(), DEMO_NAME, None) if model == DEMO_NAME else resolve(model, revision=revision)
+
+
+def public_name(source: Source) -> str:
+    """What a table may call the model: hub ids and ``demo`` as they are, a local folder by its last part."""
+    local = source.revision is None and source.name != DEMO_NAME
+    return source.folder.resolve().name if local else source.name
+
+
+def max_positions(checkpoint: Checkpoint) -> int:
+    """The model's maximum number of positions."""
+    return int(stock_config(checkpoint.config).max_position_embeddings)
+
+
+@contextmanager
+def opened(folder: Path, loading: Loading, *, remote_code: bool = False) -> Iterator[nn.Module]:
+    """The model in ``folder``, ready to run.
+
+    Args:
+        folder: the checkpoint.
+        loading: dtype, device and placement.
+        remote_code: whether the folder's own modelling file may run (folds whose layers differ in width carry one).
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    with tempfile.TemporaryDirectory(prefix="llmfold-offload-") as scratch:
+        options = {**_placement(folder, loading, scratch), **loading.options}
+        dtype = "auto" if loading.dtype == "auto" else getattr(torch, loading.dtype)
+        try:
+            with quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=dtype, trust_remote_code=remote_code, **options
+                ).eval()
+            if "device_map" not in options:
+                model = model.to(loading.device)
+        except Exception as error:  # transformers raises many kinds for a model that it cannot load
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"transformers cannot load {folder.name}: {reason}") from error
+        with torch.inference_mode():
+            yield model
+
+
+def _placement(folder: Path, loading: Loading, scratch: str) -> dict[str, Any]:
+    """Offloading by accelerate where the weights would take more than ``_SHARE`` of the device's free memory."""
+    tensors = Checkpoint.open(folder).tensors.values()
+    wide = 4 if loading.dtype == "float32" else 0
+    size = sum(t.nbytes * max(1.0, wide / t.dtype.itemsize) for t in tensors)
+    free = get_max_memory().get(loading.device.index or 0 if loading.device.type == "cuda" else "cpu", 0)
+    return {} if size <= _SHARE * free else {"device_map": "auto", "offload_folder": scratch}

@@ -1,0 +1,124 @@
+"""One pass of the dense model that measures what every layer would lose by every width."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmfold.architectures import ModelShape, Role
+from llmfold.methods.streams import CHUNK, Stream, chunks, gather, heads_of
+from llmfold.planning import LayerCurves, Sensitivities
+from llmfold.repair.least_squares import accumulate
+from llmfold.selection.elimination import eliminate_blocks, eliminate_units
+from llmfold.streaming.forward import mlp_neurons, rms_norm
+from llmfold.streaming.states import HiddenStates, read, write
+
+SENSITIVITIES_FILE = "llmfold_sensitivities.json"
+_BEYOND = 3.0
+"""Curves reach this many times the ratio, so that single layers may lose more than the average."""
+
+
+def row_weight(hidden: Tensor) -> Tensor:
+    """(t,) one over the mean square of each row: the next RMSNorm will divide by it."""
+    return 1 / (hidden.square().mean(-1).flatten() + 1e-6)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured on.
+
+    Attributes:
+        shape: the model's shape.
+        stream: how rows are attended.
+        start: yields the hidden states before layer 0 in chunks of ``CHUNK`` sequences, (s, tokens, hidden).
+        size: sequences and tokens per sequence.
+        work: folder for the states.
+        device: where to compute.
+    """
+
+    shape: ModelShape
+    stream: Stream
+    start: Callable[[], Iterator[Tensor]]
+    size: tuple[int, int]
+    work: Path
+    device: torch.device
+
+    def first_states(self) -> HiddenStates:
+        """States before layer 0, both streams alike."""
+        states = HiddenStates(self.work, 0, (*self.size, self.shape.hidden), create=True)
+        for part, hidden in zip(chunks(self.size[0]), self.start(), strict=True):
+            write(states.dense, part, hidden)
+            write(states.folded, part, hidden)
+        return states
+
+
+def measure(
+    on: Measurement,
+    read_layer: Callable[[int], dict[Role, Tensor]],
+    ridge: float,
+    ratio: float,
+    metric: Tensor | None,
+    say: Callable[[str], None],
+) -> Sensitivities:
+    """Curves of all layers: the rise of the ridge objective along the backward elimination of neurons and heads.
+
+    Errors count relative to the residual stream that they disturb, since the next RMSNorm divides by it; that makes
+    those of different layers and parts comparable.
+
+    Args:
+        on: states to measure on.
+        read_layer: tensors of a layer by role.
+        ridge: fraction of the mean diagonal of each Gram.
+        ratio: about the fraction that will go, which bounds how far curves reach.
+        metric: see :func:`llmfold.selection.elimination.eliminate_units`.
+        say: told of every layer.
+    """
+    states = on.first_states()
+    rows = on.size[0] * on.size[1] * on.shape.hidden
+    parts = list(chunks(on.size[0], CHUNK))
+    layers = []
+    for index, layer in enumerate(on.shape.layers):
+        say(f"layer {index}: measure")
+        dense = _DenseLayer(on, states, index, read_layer(index))
+        units = layer.kv_heads if layer.kv_heads > 1 else layer.heads
+        size = layer.heads * on.shape.head_dim // units
+        heads = eliminate_blocks(accumulate(map(dense.attention, parts)), 1, size, ridge, metric=metric)
+        keep = max(1, int(layer.intermediate * (1 - min(0.95, _BEYOND * ratio))))
+        neurons = eliminate_units(accumulate(map(dense.mlp, parts)), keep, ridge, metric=metric)
+        layers.append(LayerCurves(_curve(neurons.costs, rows), _curve(heads.costs, rows)))
+    states.discard()
+    return Sensitivities(layers)
+
+
+class _DenseLayer:
+    """One layer of the dense model on the states, which go from one stream's file to the other's and back."""
+
+    def __init__(self, on: Measurement, states: HiddenStates, index: int, weights: dict[Role, Tensor]) -> None:
+        self._on, self._states, self._index = on, states, index
+        self._weights = {role: tensor.to(on.device, torch.float32) for role, tensor in weights.items()}
+        self._order = on.stream.order(index, on.size[0] * on.size[1])
+
+    def attention(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Head outputs, what they add to the stream, and row weights."""
+        on, weights = self._on, self._weights
+        h = gather(self._states.dense, part, self._order, on.device)
+        heads = heads_of(h, weights, on.shape.layers[self._index], on.stream.context, self._index)
+        out = F.linear(heads, weights["o"], weights.get("o_bias"))
+        write(self._states.folded, part, h + out)
+        return heads.flatten(0, 1), out.flatten(0, 1), row_weight(h + out)
+
+    def mlp(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Activations of the neurons, what they add to the stream, and row weights."""
+        weights, context = self._weights, self._on.stream.context
+        h = read(self._states.folded, part, self._on.device)
+        neurons = mlp_neurons(rms_norm(h, weights["post_norm"], context.eps), weights, context)
+        out = F.linear(neurons, weights["down"], weights.get("down_bias"))
+        write(self._states.dense, part, h + out)
+        return neurons.flatten(0, 1), out.flatten(0, 1), row_weight(h + out)
+
+
+def _curve(costs: Tensor, rows: int) -> list[float]:
+    return [0.0, *(costs.cumsum(0) / rows).tolist()]

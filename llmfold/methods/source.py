@@ -1,0 +1,138 @@
+"""Token sequences for the methods that measure: sampled from the model itself, or cut from a text the user names."""
+
+import lzma
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfold.architectures import ModelShape, stock_config
+from llmfold.checkpoint import Checkpoint
+from llmfold.config import SELF_DATA, FoldConfig
+from llmfold.errors import UsageError
+from llmfold.methods import tokens as tk
+from llmfold.methods.measure import Measurement
+from llmfold.methods.streams import TokenStream
+from llmfold.streaming.forward import forward_context
+
+_IN_MEMORY_SHARE = 0.6
+_HUB_CHARACTERS_PER_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a method works: the source, the work folder and the device."""
+
+    config: FoldConfig
+    checkpoint: Checkpoint
+    shape: ModelShape
+    work: Path
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """Tokens to measure on.
+
+    Attributes:
+        on: their hidden states.
+        tokens: (sequences, length) int64 on the CPU.
+        facts: what they are, for the report.
+    """
+
+    on: Measurement
+    tokens: Tensor
+    facts: dict[str, Any]
+
+
+def token_source(setting: Setting, say: Callable[[str], None]) -> TokenSource:
+    """Sample from the model under ``--method self`` or ``--data self``, else read the text of ``--data``; stored once.
+
+    Raises:
+        LlmfoldError: missing data, unusable tokens.
+    """
+    config, checkpoint, shape = setting.config, setting.checkpoint, setting.shape
+    positions = int(stock_config(checkpoint.config).max_position_embeddings)
+    budget = tk.token_budget(shape, positions, config.num_samples, config.sequence_length)
+    if SELF_DATA in (config.method, config.data):
+        say("sampling tokens from the model")
+        make, data = lambda: _sampled(setting, budget), "sampled from the model itself"
+    else:
+        say("reading calibration text")
+        make, data = lambda: _calibration(setting, budget), f"outside text: {Path(str(config.data)).name}"
+    tokens = tk.stored(setting.work / tk.TOKENS_FILE, make)
+    facts = {
+        "data": data,
+        "sequences": budget.sequences,
+        "sequence_length": budget.length,
+        "tokens_sha256": tk.digest(tokens),
+        "token_quality": tk.quality(tokens),
+    }
+    on = Measurement(
+        shape,
+        TokenStream(forward_context(checkpoint.config, shape)),
+        lambda: tk.embedded(checkpoint, tokens, setting.device),
+        (budget.sequences, budget.length),
+        setting.work,
+        setting.device,
+    )
+    return TokenSource(on, tokens, facts)
+
+
+def _sampled(setting: Setting, budget: tk.TokenBudget) -> Tensor:
+    loading: dict[str, Any] = {}
+    offload = setting.work / "offload"
+    size = sum(t.nbytes for t in setting.checkpoint.tensors.values())
+    if setting.device.type == "cpu" and size > _IN_MEMORY_SHARE * _available_memory():
+        loading = {"device_map": "auto", "offload_folder": offload}
+    try:
+        return tk.sample_tokens(setting.checkpoint.folder, budget, setting.config.seed, setting.device, **loading)
+    finally:
+        shutil.rmtree(offload, ignore_errors=True)
+
+
+def _available_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _calibration(setting: Setting, budget: tk.TokenBudget) -> Tensor:
+    origin = str(setting.config.data)
+    path = Path(origin).expanduser()
+    characters = budget.sequences * budget.length * _HUB_CHARACTERS_PER_TOKEN
+    text = _read_text(path, characters) if path.is_file() else _read_dataset(origin, characters)
+    return tk.text_tokens(setting.checkpoint.folder, text, budget, origin)
+
+
+def _read_text(path: Path, characters: int) -> str:
+    try:
+        with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
+            return file.read(characters)
+    except (OSError, UnicodeDecodeError, lzma.LZMAError) as error:
+        raise UsageError(f"--data {path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _read_dataset(name: str, characters: int) -> str:
+    """Head of the train split of a hub data set, ``name`` or ``name:config``; documents joined by blank lines."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(
+            f"--data {name} is no file, and hub data sets need the eval extra: pip install 'llmfold[eval]'"
+        ) from error
+    repository, _, subset = name.partition(":")
+    try:
+        rows = datasets.load_dataset(repository, subset or None, split="train", streaming=True)
+        pieces, size = [], 0
+        for row in rows:
+            pieces.append(str(row["text"]))
+            size += len(pieces[-1]) + 2
+            if size >= characters:
+                break
+    except Exception as error:  # the loader raises whatever its transport and format readers do
+        raise UsageError(f"--data {name} is neither a file nor a readable hub data set with a text column") from error
+    return "\n\n".join(pieces)

@@ -1,0 +1,140 @@
+"""Folding by activations: exactness where nothing is lost, determinism, resumption, and what the report says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import FAMILIES, SINGLE, fold, tiny_model
+from transformers import AutoModelForCausalLM
+
+MEASURED = {"num_samples": 16, "sequence_length": 32}
+
+
+def logits(folder: Path, **loading: Any) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **loading).eval()
+    tokens = (torch.arange(24) * 5 + 1)[None] % model.config.vocab_size
+    with torch.no_grad():
+        found: torch.Tensor = model(tokens).logits
+    return found
+
+
+def with_duplicates(folder: Path) -> Path:
+    """Make the last quarter of the neurons scaled copies of the first: they can go without any loss."""
+    path = folder / SINGLE
+    tensors = load_file(path)
+    for name in list(tensors):
+        if name.endswith("gate_proj.weight"):
+            tensors[name][36:] = tensors[name][:12]
+        if name.endswith("up_proj.weight"):
+            tensors[name][36:] = -0.5 * tensors[name][:12]
+    save_file(tensors, path, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("method", ["self", "weights"])
+def test_redundant_neurons_go_without_loss(tmp_path: Path, method: str) -> None:
+    model = with_duplicates(tiny_model(tmp_path / "m"))
+    fold(model, method=method, mlp_ratio=0.25, output=tmp_path / "out", num_samples=64, refine=0)
+    before, after = logits(model), logits(tmp_path / "out")
+    assert (before - after).norm() < 2e-2 * before.norm()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["self", "weights"])
+def test_every_family_folds_and_passes_its_check(tmp_path: Path, family: str, method: str) -> None:
+    model = tiny_model(tmp_path / "m", family)
+    report = fold(model, method=method, ratio=0.25, output=tmp_path / "out", **MEASURED)
+    assert report.verification["mode"] == "full"
+    assert report.ratio == pytest.approx(0.25, abs=0.02)
+
+
+def test_biases_are_fitted(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m", attention_bias=True, mlp_bias=True)
+    fold(model, method="self", mlp_ratio=0.3, attention_ratio=0.5, output=tmp_path / "out", **MEASURED)
+    before, after = load_file(model / SINGLE), load_file(tmp_path / "out" / SINGLE)
+    for name in ("mlp.down_proj.bias", "self_attn.o_proj.bias"):
+        assert not torch.equal(before[f"model.layers.1.{name}"], after[f"model.layers.1.{name}"])
+
+
+def test_multi_query_attention_loses_query_heads(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m", num_key_value_heads=1)
+    report = fold(model, method="self", attention_ratio=0.5, output=tmp_path / "out", **MEASURED)
+    assert report.plan["layers"][0]["after"] == {"intermediate": 48, "heads": 2, "kv_heads": 1}
+
+
+def test_repair_beats_dropping_the_same_units(tmp_path: Path) -> None:
+    report = fold(tiny_model(tmp_path / "m"), method="self", mlp_ratio=0.3, output=tmp_path / "out", num_samples=64)
+    for layer in report.layers:
+        assert layer["mlp"]["error_after_repair"] < layer["mlp"]["error_before_repair"]
+        errors = layer["mlp"]["held_back_errors"]
+        assert errors[layer["mlp"]["chosen"]] == min(errors.values())
+
+
+def test_adaptive_widths_load_with_their_modelling_file(tmp_path: Path) -> None:
+    report = fold(
+        tiny_model(tmp_path / "m", num_hidden_layers=3),
+        method="self",
+        ratio=0.3,
+        allocation="adaptive",
+        output=tmp_path / "out",
+        **MEASURED,
+    )
+    assert torch.isfinite(logits(tmp_path / "out", trust_remote_code=True)).all()
+    assert report.ratio == pytest.approx(0.3, abs=0.01)
+
+
+def test_the_report_says_what_data_was_used(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m")
+    own = fold(model, method="self", mlp_ratio=0.2, output=tmp_path / "self", **MEASURED)
+    none = fold(model, method="weights", mlp_ratio=0.2, output=tmp_path / "weights")
+    assert own.data["data"] == "sampled from the model itself"
+    assert own.data["sequences"] * own.data["sequence_length"] == 512
+    assert none.data["data"] == "none"
+    assert json.loads((tmp_path / "self" / "report.json").read_text())["data"] == own.data
+
+
+@pytest.mark.parametrize("method", ["self", "weights"])
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, method: str) -> None:
+    model = tiny_model(tmp_path / "m")
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fold(model, method=method, ratio=0.2, seed=seed, output=tmp_path / name, **MEASURED)
+    weights = [(tmp_path / name / SINGLE).read_bytes() for name in "abc"]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+KILLED = """
+import os, signal, sys
+import llmfold
+from llmfold.checkpoint import Journal
+append = Journal.append
+def dying(self, unit, digests, record):
+    append(self, unit, digests, record)
+    if unit == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+Journal.append = dying
+llmfold.fold(sys.argv[1], output=sys.argv[2], method=sys.argv[4], ratio=0.3, num_samples=16, sequence_length=32)
+"""
+
+
+@pytest.mark.parametrize("method", ["self", "weights"])
+@pytest.mark.parametrize("unit", ["method", "outside", "layer-0", "layer-1", "layer-2"])
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit: str) -> None:
+    model = tiny_model(tmp_path / "m", num_hidden_layers=3)
+    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), unit, method]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+    assert not (tmp_path / "killed").exists()
+    resumed = fold(model, method=method, ratio=0.3, output=tmp_path / "killed", **MEASURED)
+    undisturbed = fold(model, method=method, ratio=0.3, output=tmp_path / "whole", **MEASURED)
+    assert resumed.resumed_layers == (int(unit[-1]) + 1 if unit.startswith("layer") else 0)
+    names = {p.name for p in (tmp_path / "whole").iterdir()}
+    assert names == {p.name for p in (tmp_path / "killed").iterdir()}
+    for name in names - {"report.json"}:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert resumed.data == undisturbed.data
+    assert [layer["mlp"] for layer in resumed.layers] == [layer["mlp"] for layer in undisturbed.layers]
