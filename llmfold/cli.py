@@ -154,11 +154,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> tuple[Parser, Callable[[dict[str, Any]], None], str]:
     """Parser, work and farewell of the command that stands first, which is taken away; fold and plan have none."""
-    if words[:1] in (["compare"], ["eval"]):
-        from llmfold.commands import compare, evaluate
+    if words[:1] == ["compare"]:
+        from llmfold.commands import compare
 
-        module = compare if words.pop(0) == "compare" else evaluate
-        return module.build_parser(), module.run, module.INTERRUPTED
+        del words[0]
+        return compare.build_parser(), compare.run, compare.INTERRUPTED
+    if words[:1] == ["eval"]:
+        from llmfold.commands import evaluate
+
+        del words[0]
+        return evaluate.build_parser(), evaluate.run, evaluate.INTERRUPTED
     return build_parser(), _fold_or_plan, "interrupted; run the same command again to resume at the last whole layer"
 
 

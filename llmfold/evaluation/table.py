@@ -76,10 +76,10 @@ def markdown(section: Section, *, decoder: bool) -> str:
 
 def terminal(section: Section, *, decoder: bool) -> RenderableType:
     """The same without the columns that a terminal has no room for."""
-    columns = {k: v for k, v in _columns(decoder).items() if k not in ("data used", "seeds")}
+    columns = {k: v for k, v in _columns(decoder).items() if k not in ("data used", "parameters", "seeds")}
     table = Table(box=None, padding=(0, 1), header_style="dim", title=section.heading, title_justify="left")
     for heading in columns:
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=heading == "method")
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for row in section.rows:
         table.add_row(*(Text(render(row)) for render in columns.values()))
     return Group(table, *(Text(failure) for failure in _failures(section.rows)), Text())

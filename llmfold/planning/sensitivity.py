@@ -2,9 +2,11 @@
 
 import heapq
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.planning.legal import head_options, width_multiple
@@ -30,7 +32,7 @@ class LayerCurves:
 
 
 def _at(curve: list[float], removed: int) -> float:
-    return curve[removed] if removed < len(curve) else float("inf")
+    return curve[removed] if removed < len(curve) else math.inf
 
 
 @dataclass(frozen=True)
@@ -57,70 +59,123 @@ class Sensitivities:
         return cls([LayerCurves(c["neurons"], c["heads"]) for c in content])
 
 
-@dataclass(order=True)
+def adaptive_widths(
+    shape: ModelShape,
+    curves: Sensitivities,
+    wanted: int,
+    pinned: Mapping[int, LayerShape],
+    multiple_of: int | None,
+) -> tuple[LayerShape, ...]:
+    """Widths per layer that remove ``wanted`` parameters at the least predicted error.
+
+    Head counts are coarse and neurons fine, so heads are settled first: for every number of head steps, the cheapest
+    ones per parameter go and neurons make up the rest, cheapest first too. Marginal errors grow along a curve, which
+    makes that greedy choice optimal up to the last step. The number of head steps with the least error wins.
+    """
+    layers = [pinned.get(i, layer) for i, layer in enumerate(shape.layers)]
+    free = [i for i in range(len(layers)) if i not in pinned]
+    best = _fill(shape, curves, wanted, layers, free, multiple_of)
+    for step in _cheapest(_HeadSteps(shape, curves), layers, free):
+        layers[step.layer] = step.after
+        if _removed(shape, layers) > wanted + _slack(shape, free, multiple_of):
+            break
+        best = min(best, _fill(shape, curves, wanted, layers, free, multiple_of))
+    return best.layers
+
+
+@dataclass(order=True, frozen=True)
+class _Filled:
+    """Widths that meet the budget, ranked by how far they miss it beyond rounding, then by predicted error."""
+
+    missing: int
+    error: float
+    layers: tuple[LayerShape, ...] = field(compare=False)
+
+
+@dataclass(order=True, frozen=True)
 class _Step:
-    """Narrowing one part of one layer, ranked by predicted error per parameter removed."""
+    """Narrowing one layer by the smallest legal amount, ranked by predicted error per parameter removed."""
 
     price: float
     layer: int
-    part: str
-    after: LayerShape
+    after: LayerShape = field(compare=False)
 
 
-def adaptive_widths(
-    shape: ModelShape, curves: Sensitivities, wanted: int, pinned: dict[int, LayerShape], multiple_of: int | None
-) -> tuple[LayerShape, ...]:
-    """Widths per layer that remove ``wanted`` parameters at little predicted error: the cheapest step first.
+class _Steps(Protocol):
+    def __call__(self, index: int, now: LayerShape) -> _Step | None:
+        """The next step of layer ``index`` from widths ``now``, or None at its end."""
 
-    A step is one multiple of neurons or one legal head count less in one layer. Marginal errors grow along a curve, so
-    taking the cheapest per parameter is the greedy solution of a convex problem. Steps that would overshoot by more
-    than half a neuron step are passed over.
-    """
-    layers = [pinned.get(i, layer) for i, layer in enumerate(shape.layers)]
-    removed = shape.decoder_parameters - sum(map(shape.layer_parameters, layers))
-    queue: list[_Step] = []
-    for index in range(len(layers)):
-        if index not in pinned:
-            for step in _steps(shape, curves, index, layers[index], multiple_of):
-                heapq.heappush(queue, step)
-    while queue and removed < wanted:
+
+def _step(shape: ModelShape, curves: Sensitivities, index: int, now: LayerShape, after: LayerShape) -> _Step | None:
+    curve, original = curves.layers[index], shape.layers[index]
+    rise = curve.error(original, after) - curve.error(original, now)
+    saved = shape.layer_parameters(now) - shape.layer_parameters(after)
+    return _Step(max(rise, 0.0) / saved, index, after) if rise < math.inf else None
+
+
+@dataclass(frozen=True)
+class _HeadSteps:
+    shape: ModelShape
+    curves: Sensitivities
+
+    def __call__(self, index: int, now: LayerShape) -> _Step | None:
+        fewer = [o for o in head_options(self.shape, self.shape.layers[index]) if o[0] < now.heads]
+        if not fewer:
+            return None
+        return _step(self.shape, self.curves, index, now, LayerShape(now.intermediate, *fewer[0]))
+
+
+@dataclass(frozen=True)
+class _NeuronSteps:
+    shape: ModelShape
+    curves: Sensitivities
+    multiple_of: int | None
+
+    def __call__(self, index: int, now: LayerShape) -> _Step | None:
+        multiple = width_multiple(self.shape.layers[index].intermediate, self.multiple_of)
+        narrower = (now.intermediate - 1) // multiple * multiple
+        if narrower < multiple:
+            return None
+        return _step(self.shape, self.curves, index, now, LayerShape(narrower, now.heads, now.kv_heads))
+
+
+def _cheapest(steps: _Steps, layers: list[LayerShape], free: list[int]) -> Iterator[_Step]:
+    """Steps of all free layers in the order of their price; the caller need not apply them."""
+    queue = [step for index in free if (step := steps(index, layers[index]))]
+    heapq.heapify(queue)
+    while queue:
         step = heapq.heappop(queue)
-        now = layers[step.layer]
-        after = _merge(now, step)
-        saved = shape.layer_parameters(now) - shape.layer_parameters(after)
-        slack = shape.neuron_parameters * width_multiple(now.intermediate, multiple_of) / 2
-        if saved <= 0 or removed + saved - wanted > slack:
-            continue
-        layers[step.layer] = after
+        yield step
+        following = steps(step.layer, step.after)
+        if following:
+            heapq.heappush(queue, following)
+
+
+def _fill(
+    shape: ModelShape,
+    curves: Sensitivities,
+    wanted: int,
+    layers: list[LayerShape],
+    free: list[int],
+    multiple_of: int | None,
+) -> _Filled:
+    """Take neurons, cheapest first, until the budget is met as nearly as whole steps allow."""
+    narrowed, removed = list(layers), _removed(shape, layers)
+    for step in _cheapest(_NeuronSteps(shape, curves, multiple_of), layers, free):
+        saved = shape.layer_parameters(narrowed[step.layer]) - shape.layer_parameters(step.after)
+        if removed + saved / 2 > wanted:
+            break
+        narrowed[step.layer] = step.after
         removed += saved
-        for following in _steps(shape, curves, step.layer, after, multiple_of):
-            if following.part == step.part:
-                heapq.heappush(queue, following)
-    return tuple(layers)
+    missing = max(0, round(abs(removed - wanted) - _slack(shape, free, multiple_of)))
+    return _Filled(missing, curves.error(shape.layers, tuple(narrowed)), tuple(narrowed))
 
 
-def _merge(now: LayerShape, step: _Step) -> LayerShape:
-    if step.part == "mlp":
-        return LayerShape(step.after.intermediate, now.heads, now.kv_heads)
-    return LayerShape(now.intermediate, step.after.heads, step.after.kv_heads)
+def _removed(shape: ModelShape, layers: list[LayerShape]) -> int:
+    return shape.decoder_parameters - sum(map(shape.layer_parameters, layers))
 
 
-def _steps(
-    shape: ModelShape, curves: Sensitivities, index: int, now: LayerShape, multiple_of: int | None
-) -> list[_Step]:
-    original, curve = shape.layers[index], curves.layers[index]
-    multiple = width_multiple(original.intermediate, multiple_of)
-    narrower = (now.intermediate - 1) // multiple * multiple
-    found = []
-    if narrower >= multiple:
-        found.append(("mlp", LayerShape(narrower, now.heads, now.kv_heads)))
-    fewer = [o for o in head_options(shape, original) if o[0] < now.heads]
-    if fewer:
-        found.append(("heads", LayerShape(now.intermediate, *fewer[0])))
-    steps = []
-    for part, after in found:
-        rise = curve.error(original, after) - curve.error(original, now)
-        saved = shape.layer_parameters(now) - shape.layer_parameters(after)
-        if rise < float("inf"):
-            steps.append(_Step(max(rise, 0.0) / saved, index, part, after))
-    return steps
+def _slack(shape: ModelShape, free: list[int], multiple_of: int | None) -> float:
+    """Half the largest neuron step of any free layer."""
+    steps = (width_multiple(shape.layers[i].intermediate, multiple_of) for i in free)
+    return shape.neuron_parameters * max(steps, default=0) / 2

@@ -124,15 +124,16 @@ def _meet(
         best = min(fractions, key=lambda a: (abs(budget.removed(mlp, a) - wanted), a))
         layers = budget.layers(mlp, best)
     elif curves is not None and attention is None and budget.config.allocation == "adaptive":
-        layers = adaptive_widths(shape, curves, wanted, dict(budget.pinned), budget.config.multiple_of)
+        layers = adaptive_widths(shape, curves, wanted, budget.pinned, budget.config.multiple_of)
     else:
         needs = [(a, budget.mlp_fraction(wanted, a)) for a in fractions]
         slack = budget.step / 2 / (shape.neuron_parameters * max(budget.free_neurons, 1))
         possible = [(a, m) for a, m in needs if m >= -slack] or needs[:1]
         best = next((a for a, m in possible if m <= max(HALF, a)), possible[-1][0])
         if curves is not None:
-            feasible = [(a, budget.layers(budget.nearest(wanted, a), a)) for a, m in possible if m < 1]
-            best = min(feasible, key=lambda f: curves.error(shape.layers, f[1]), default=(best, ()))[0]
+            plans = [(a, budget.nearest(wanted, a)) for a, _ in possible]
+            met = [(a, m) for a, m in plans if abs(budget.removed(m, a) - wanted) <= budget.step / 2 + 1]
+            best = min(met, key=lambda p: curves.error(shape.layers, budget.layers(p[1], p[0])), default=(best, 0.0))[0]
         layers = budget.layers(budget.nearest(wanted, best), best)
     _check_met(budget, layers, wanted, base, ratio, mlp, fractions)
     return layers
