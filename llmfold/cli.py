@@ -27,7 +27,7 @@ other commands, which come first on the line:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all commands; unset options are absent, so that a recipe can fill them."""
     from llmfold import config
 
@@ -50,11 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     much.add_argument("--ratio-of", choices=config.RATIO_BASES, help="what --ratio counts (default: model)")
     much.add_argument("--mlp-ratio", type=float, help="fraction of MLP neurons to remove in every layer")
     much.add_argument("--attention-ratio", type=float, help="fraction of KV groups to remove in every layer")
+    much.add_argument("--allocation", choices=config.ALLOCATIONS, help="adaptive: every layer its own measured width")
     much.add_argument("--multiple-of", type=int, help="MLP widths are multiples of this (default: 128 if wide, else 1)")
     how = parser.add_argument_group("how to fold")
-    how.add_argument("--method", choices=config.METHODS, help="paper: the published method (default)")
+    how.add_argument("--method", choices=config.METHODS, help="what decides and repairs (default: self)")
     how.add_argument("--data", help="text file or hub data set of --method calibrated and of baselines")
     how.add_argument("--no-bias", dest="bias", action="store_false", help="flap without its bias compensation")
+    how.add_argument("--temperature", type=float, help="of sampling under --method self (default: 1.1)")
     how.add_argument("--num-samples", type=int, help="sequences to measure on (default: 64, more for wide blocks)")
     how.add_argument("--sequence-length", type=int, help="tokens per sequence (default: 256)")
     how.add_argument("--refine", type=int, help="Gauss-Newton steps on gate and up rows (default: 4 under self)")

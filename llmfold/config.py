@@ -63,6 +63,7 @@ class FoldConfig:
         data: text file or hub data set of ``calibrated`` and the baselines that measure; ``self`` lets those use tokens
             sampled from the model.
         bias: write the bias compensation of ``flap`` and ``flap-uniform``.
+        temperature: of sampling under ``self``; a little above one covers what the model has learnt more evenly.
         num_samples: sequences to measure on; ``None``: 64, or more where blocks are wide.
         sequence_length: tokens per sequence; ``None``: 256.
         refine: Gauss-Newton steps on gate and up rows; ``None`` is 4 under ``self`` and ``calibrated``, else none.
@@ -83,7 +84,7 @@ class FoldConfig:
     ratio: float | None = None
     output: str | None = None
     revision: str | None = None
-    method: str = "paper"
+    method: str = "self"
     cluster: Method = "ward"
     align: str | None = None
     repair: str = "none"
@@ -91,6 +92,7 @@ class FoldConfig:
     ratio_of: str = "model"
     data: str | None = None
     bias: bool = True
+    temperature: float = 1.1
     num_samples: int | None = None
     sequence_length: int | None = None
     refine: int | None = None
@@ -118,6 +120,8 @@ class FoldConfig:
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and name in ("output", "revision")):
                 raise UsageError(f"{option(name)} is {value!r}; give a text")
+        if not _is_number(self.temperature) or not 0 < self.temperature <= 10:
+            raise UsageError(f"--temperature is {self.temperature!r}; give a number in (0, 10]")
         for name in ("bias", "overwrite", "trust_remote_code"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{option(name)} is {getattr(self, name)!r}; give true or false")
@@ -210,3 +214,7 @@ def check_fraction(value: Any, name: str) -> None:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -15,8 +15,7 @@ from llmfold.planning import FoldPlan, family_of
 def replan(plan: FoldPlan, method: LayerMethod) -> FoldPlan:
     """The plan as it stands after measuring: FLAP's own widths and biases, any other method's unchanged.
 
-    Raises:
-        UsageError: biases are to be written and no stock config of these widths can hold them.
+    Biases keep the model in its own family, with a modelling file where its config refuses the head count.
     """
     if not isinstance(method, FlapPruner):
         return plan
@@ -26,9 +25,8 @@ def replan(plan: FoldPlan, method: LayerMethod) -> FoldPlan:
         pooled = config.mlp_ratio is None and config.attention_ratio is None
         widths = adaptive_widths(before, after.layers, scores, pooled=pooled, multiple_of=config.multiple_of)
         after = dataclasses.replace(after, layers=widths)
-    written_as = family_of(after) if after.uniform else after.architecture
+    written_as = family_of(after) if after.uniform and not method.bias else after.architecture
     if method.bias:
-        check_biases(written_as)
         after = dataclasses.replace(after, qkv_bias=True, o_bias=True, mlp_bias=True)
     tensors = tuple(_tensors(plan.tensors, after))
     return dataclasses.replace(

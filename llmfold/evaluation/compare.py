@@ -167,7 +167,7 @@ class _Comparing:
             "nll": found.nll,
             "parameters": self.shape.parameters,
             "protocol": found.protocol,
-            "fidelity_protocol": self.judge.fidelity_protocol if self.settings.fidelity_tokens else None,
+            "fidelity_protocol": self.judge.fidelity_protocol(),
         }
 
     def _place(self, variant: Variant, amount: Amount, seed: int) -> Path:

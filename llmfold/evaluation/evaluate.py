@@ -97,5 +97,5 @@ def evaluate(
         found.perplexity,
         judge.dense().perplexity,
         found.fidelity,
-        judge.fidelity_protocol,
+        judge.fidelity_protocol(),
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from llmfold.architectures import EMBEDDING, HEAD, shape_of
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
-from llmfold.evaluation.loading import Loading, max_positions
+from llmfold.evaluation.loading import Loading, input_device, max_positions, placed
 from llmfold.methods.tokens import TokenBudget, sample_tokens
 
 SEED = 2**40 + 17
@@ -63,12 +63,15 @@ def held_back_tokens(
     """
     length = min(length, max_positions(Checkpoint.open(folder)))
     budget = TokenBudget(max(1, tokens // length), length)
-    return sample_tokens(folder, budget, seed, loading.device, **loading.options)
+    with placed(folder, loading) as options:
+        return sample_tokens(folder, budget, seed, loading.device, **options)
 
 
 def reference(folder: Path, model: Any, tokens: Tensor, *, batch: int = 8) -> Reference:
     """Run the dense ``model``, loaded from ``folder``, over (sequences, length) ``tokens``."""
-    hidden = [model.base_model(part.to(model.device), use_cache=False)[0].cpu() for part in torch.split(tokens, batch)]
+    hidden = [
+        model.base_model(part.to(input_device(model)), use_cache=False)[0].cpu() for part in torch.split(tokens, batch)
+    ]
     checkpoint = Checkpoint.open(folder)
     tied = shape_of(checkpoint.config).tied or HEAD not in checkpoint.tensors
     head = checkpoint.read(EMBEDDING if tied and EMBEDDING in checkpoint.tensors else HEAD)
@@ -82,17 +85,18 @@ def fidelity(dense: Reference, model: Any, *, batch: int = 8) -> Fidelity:
         UsageError: the two have different vocabularies.
         CheckpointError: the model computes NaN or infinity.
     """
-    head = dense.head.to(model.device)
+    head = dense.head
     total, agreed = 0.0, 0
     for part, hidden in zip(torch.split(dense.tokens, batch), torch.split(dense.hidden, batch), strict=True):
-        logits = model(part.to(model.device), use_cache=False).logits
+        logits = model(part.to(input_device(model)), use_cache=False).logits
+        head = head.to(logits.device)
         if logits.shape[-1] != len(head):
             raise UsageError(
                 f"the models do not share a vocabulary ({len(head)} and {logits.shape[-1]} tokens): "
                 "compare a model with the one it was folded from"
             )
         for row in range(len(part)):
-            p = F.linear(hidden[row].to(model.device), head).float().log_softmax(-1)
+            p = F.linear(hidden[row].to(logits.device), head).float().log_softmax(-1)
             q = logits[row].float().log_softmax(-1)
             total += float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).double().sum())
             agreed += int((p.argmax(-1) == q.argmax(-1)).sum())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmfold.evaluation.fidelity import LENGTH, SEED, TOKENS, Fidelity, Reference, fidelity, held_back_tokens, reference
+from llmfold.evaluation.fidelity import SEED, TOKENS, Fidelity, Reference, fidelity, held_back_tokens, reference
 from llmfold.evaluation.loading import Loading, opened
 from llmfold.evaluation.perplexity import BATCH, Perplexity, Windows, score
 
@@ -70,11 +70,14 @@ class Judge:
                 fidelity(self._reference, model, batch=self._batch) if self._reference else None,
             )
 
-    @property
-    def fidelity_protocol(self) -> str:
-        """How KL and top-1 agreement are measured, in words."""
+    def fidelity_protocol(self) -> str | None:
+        """How KL and top-1 agreement are measured, in words; None if they are not."""
+        found = self.dense().fidelity
+        if found is None:
+            return None
+        length = found.tokens // found.sequences
         return (
-            f"KL(dense || model) in nats and top-1 agreement per token, mean over {self._tokens:,} tokens in sequences "
-            f"of at most {LENGTH}, sampled from the dense model at temperature 1 with the seed {SEED}, "
-            "which no fold uses"
+            "KL(dense || model) in nats and top-1 agreement per token, mean over "
+            f"{found.sequences} sequences of {length} tokens sampled from the dense model at temperature 1 "
+            f"with the seed {SEED}, which no fold uses"
         )

@@ -70,9 +70,8 @@ def opened(folder: Path, loading: Loading, *, remote_code: bool = False) -> Iter
     Raises:
         CheckpointError: transformers cannot load it.
     """
-    with tempfile.TemporaryDirectory(prefix="llmfold-offload-") as scratch:
-        options = {**_placement(folder, loading, scratch), **loading.options}
-        dtype = "auto" if loading.dtype == "auto" else getattr(torch, loading.dtype)
+    dtype = "auto" if loading.dtype == "auto" else getattr(torch, loading.dtype)
+    with placed(folder, loading) as options:
         try:
             with quiet_transformers():
                 model = AutoModelForCausalLM.from_pretrained(
@@ -87,10 +86,30 @@ def opened(folder: Path, loading: Loading, *, remote_code: bool = False) -> Iter
             yield model
 
 
-def _placement(folder: Path, loading: Loading, scratch: str) -> dict[str, Any]:
-    """Offloading by accelerate where the weights would take more than ``_SHARE`` of the device's free memory."""
+@contextmanager
+def placed(folder: Path, loading: Loading) -> Iterator[dict[str, Any]]:
+    """Arguments of ``from_pretrained`` that place the model: none where it fits, else offloading by accelerate.
+
+    A model fits if its weights take at most ``_SHARE`` of the device's free memory. What is offloaded to disk lies in a
+    temporary folder that goes away on leaving.
+    """
+    with tempfile.TemporaryDirectory(prefix="llmfold-offload-") as scratch:
+        offloading = {"device_map": "auto", "offload_folder": scratch}
+        if "device_map" in loading.options or not _fits(folder, loading):
+            yield {**offloading, **loading.options}
+        else:
+            yield loading.options
+
+
+def input_device(model: Any) -> torch.device:
+    """Where inputs go. Parameters on disk are on no device; the hooks that fetch them move inputs themselves."""
+    device: torch.device = model.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _fits(folder: Path, loading: Loading) -> bool:
     tensors = Checkpoint.open(folder).tensors.values()
     wide = 4 if loading.dtype == "float32" else 0
     size = sum(t.nbytes * max(1.0, wide / t.dtype.itemsize) for t in tensors)
     free = get_max_memory().get(loading.device.index or 0 if loading.device.type == "cuda" else "cpu", 0)
-    return {} if size <= _SHARE * free else {"device_map": "auto", "offload_folder": scratch}
+    return bool(size <= _SHARE * free)

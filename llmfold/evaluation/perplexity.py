@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
-from llmfold.evaluation.loading import Loading, max_positions, opened
+from llmfold.evaluation.loading import Loading, input_device, max_positions, opened
 from llmfold.evaluation.texts import Text
 from llmfold.methods.tokens import load_tokenizer
 from llmfold.quiet import quiet_transformers
@@ -130,10 +130,10 @@ def score(model: Any, windows: Windows, *, batch: int = BATCH, advance: Callable
     fresh = min(windows.stride, length - 1)
     total = 0.0
     for index, part in enumerate(torch.split(windows.tokens, batch)):
-        ids = part.to(model.device)
-        logits = model(ids, use_cache=False).logits
-        for row in range(len(ids)):  # one window at a time in float32: logits are the largest tensors by far
-            loss = F.cross_entropy(logits[row, :-1].float(), ids[row, 1:], reduction="none")
+        logits = model(part.to(input_device(model)), use_cache=False).logits
+        targets = part[:, 1:].to(logits.device)
+        for row in range(len(part)):  # one window at a time in float32: logits are the largest tensors by far
+            loss = F.cross_entropy(logits[row, :-1].float(), targets[row], reduction="none")
             total += float((loss if index == row == 0 else loss[-fresh:]).double().sum())
         if advance:
             advance()

@@ -40,6 +40,10 @@ def _mean(value: Spread | None, render: Callable[[float], str]) -> str:
     return ABSENT if value is None else render(value.mean)
 
 
+def _removed(row: Row, decoder: bool) -> Spread | None:
+    return row.removed_decoder if decoder else row.removed
+
+
 def _columns(decoder: bool) -> dict[str, Callable[[Row], str]]:
     """Heading and content of every column."""
     removed = "removed (decoder)" if decoder else "removed"
@@ -51,7 +55,7 @@ def _columns(decoder: bool) -> dict[str, Callable[[Row], str]]:
         "KL to dense": lambda r: _spread(r.kl, "{:.3f}".format),
         "top-1": lambda r: _mean(r.top1, "{:.1%}".format),
         "parameters": lambda r: _mean(r.parameters, "{:,.0f}".format),
-        removed: lambda r: _mean(r.removed_decoder if decoder else r.removed, "{:.1%}".format),
+        removed: lambda r: _mean(_removed(r, decoder), "{:.1%}".format),
         "seconds": lambda r: _mean(r.seconds, "{:.1f}".format),
         "seeds": lambda r: str(r.seeds or ABSENT),
     }
@@ -75,8 +79,17 @@ def markdown(section: Section, *, decoder: bool) -> str:
 
 
 def terminal(section: Section, *, decoder: bool) -> RenderableType:
-    """The same without the columns that a terminal has no room for."""
-    columns = {k: v for k, v in _columns(decoder).items() if k not in ("data used", "parameters", "seeds")}
+    """The same without what 80 columns have no room for."""
+    all_columns = _columns(decoder)
+    columns: dict[str, Callable[[Row], str]] = {
+        "method": all_columns["method"],
+        "perplexity": lambda r: _mean(r.perplexity, _perplexity),
+        "excess": all_columns["excess log-ppl"],
+        "KL": lambda r: _mean(r.kl, "{:.3f}".format),
+        "top-1": all_columns["top-1"],
+        "removed": lambda r: _mean(_removed(r, decoder), "{:.1%}".format),
+        "s": all_columns["seconds"],
+    }
     table = Table(box=None, padding=(0, 1), header_style="dim", title=section.heading, title_justify="left")
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)

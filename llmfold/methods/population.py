@@ -116,4 +116,5 @@ class Population:
             mean += p @ rows
         covariance = second - torch.outer(mean, mean)
         covariance /= covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        return torch.linalg.cholesky(covariance + torch.eye(len(gain), dtype=torch.float64))
+        metric: Tensor = torch.linalg.cholesky(covariance + torch.eye(len(gain), dtype=torch.float64))
+        return metric

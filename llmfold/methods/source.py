@@ -91,7 +91,14 @@ def _sampled(setting: Setting, budget: tk.TokenBudget) -> Tensor:
     if setting.device.type == "cpu" and size > _IN_MEMORY_SHARE * _available_memory():
         loading = {"device_map": "auto", "offload_folder": offload}
     try:
-        return tk.sample_tokens(setting.checkpoint.folder, budget, setting.config.seed, setting.device, **loading)
+        return tk.sample_tokens(
+            setting.checkpoint.folder,
+            budget,
+            setting.config.seed,
+            setting.device,
+            temperature=setting.config.temperature,
+            **loading,
+        )
     finally:
         shutil.rmtree(offload, ignore_errors=True)
 

@@ -10,7 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+)
 
 from llmfold.architectures import EMBEDDING, HEAD, ModelShape
 from llmfold.checkpoint import Checkpoint
@@ -52,16 +59,19 @@ def token_budget(shape: ModelShape, positions: int, sequences: int | None, lengt
     return TokenBudget(sequences, length)
 
 
-def sample_tokens(folder: Path, budget: TokenBudget, seed: int, device: torch.device, **loading: Any) -> Tensor:
-    """Sample sequences from the model at temperature 1, no top-k, starting from BOS and never stopping at EOS.
+def sample_tokens(
+    folder: Path, budget: TokenBudget, seed: int, device: torch.device, *, temperature: float = 1.0, **loading: Any
+) -> Tensor:
+    """Sample sequences from the model, no top-k, starting from BOS; where one document ends, the next begins.
 
-    Where the tokenizer knows no BOS, sequences start from EOS, which separates documents in such models.
+    Where the config knows no BOS, sequences start from EOS, which separates documents in such models.
 
     Args:
         folder: the checkpoint.
         budget: sequences and tokens, the first token included.
         seed: of the sampling.
         device: where the model is held.
+        temperature: of the softmax; 1 follows the model.
         loading: passed to ``from_pretrained``, e.g. ``device_map`` and ``max_memory`` for accelerate's offloading.
 
     Returns:
@@ -74,26 +84,57 @@ def sample_tokens(folder: Path, budget: TokenBudget, seed: int, device: torch.de
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **loading).eval()
     if "device_map" not in loading:
         model = model.to(device)
-    settings = model.generation_config
-    start = next((t for t in (settings.bos_token_id, model.config.bos_token_id) if t is not None), None)
-    if start is None:
-        stop = settings.eos_token_id if settings.eos_token_id is not None else model.config.eos_token_id
-        start = stop[0] if isinstance(stop, list) else stop
-    if start is None:
-        raise CheckpointError(
-            "config.json names neither bos_token_id nor eos_token_id, so self tokens have no beginning"
-        )
+    start, ends = _document_marks(model)
     rules = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=budget.length - 1, pad_token_id=start
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=budget.length - 1,
+        pad_token_id=start,
     )
+    # What the rules leave open, generate takes from here: an EOS would end a sequence and pad the rest.
+    model.generation_config = rules
     prompt = torch.full((budget.sequences, 1), start, device=model.device)
     with torch.random.fork_rng(), torch.inference_mode(), quiet_transformers():
         torch.manual_seed(seed)
         try:
-            sampled: Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=rules)
+            sampled: Tensor = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=rules,
+                logits_processor=LogitsProcessorList([_BeginAnew(ends, start)]),
+            )
         except RuntimeError as error:
             raise CheckpointError(f"sampling from the model failed: {str(error).splitlines()[0]}") from error
-    return sampled.cpu()
+    return sampled.cpu().clone()  # an ordinary tensor, which autograd takes
+
+
+class _BeginAnew(LogitsProcessor):  # type: ignore[misc]
+    """After the end of a document the next one begins: the model has never seen anything else follow."""
+
+    def __init__(self, ends: set[int], start: int) -> None:
+        self._ends, self._start = sorted(ends - {start}), start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        ended = torch.isin(input_ids[:, -1], torch.tensor(self._ends, device=input_ids.device, dtype=input_ids.dtype))
+        begin = torch.full_like(scores[0], -torch.inf)
+        begin[self._start] = 0.0
+        return torch.where(ended[:, None], begin, scores)
+
+
+def _document_marks(model: Any) -> tuple[int, set[int]]:
+    """How a sequence begins, and what ends a document, by the generation config and then the config."""
+    settings, config = model.generation_config, model.config
+    stop = settings.eos_token_id if settings.eos_token_id is not None else getattr(config, "eos_token_id", None)
+    ends = [] if stop is None else stop if isinstance(stop, list) else [stop]
+    begins = (settings.bos_token_id, getattr(config, "bos_token_id", None), *ends)
+    start = next((token for token in begins if token is not None), None)
+    if start is None:
+        raise CheckpointError(
+            "config.json names neither bos_token_id nor eos_token_id, so self tokens have no beginning"
+        )
+    return int(start), set(map(int, ends))
 
 
 def quality(tokens: Tensor) -> dict[str, float]:

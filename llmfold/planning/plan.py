@@ -61,8 +61,9 @@ class FoldPlan:
 
     @property
     def needs_remote_code(self) -> bool:
-        """Whether layers differ in width, so that the result carries its own modelling file."""
-        return not self.after.uniform
+        """Whether no stock config holds the widths, so that the result carries its own modelling file."""
+        divides = all(self.after.hidden % layer.heads == 0 for layer in self.after.layers)
+        return not self.after.uniform or (self.written_as.heads_divide_hidden and not divides)
 
     @property
     def folded_layers(self) -> list[int]:

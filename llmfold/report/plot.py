@@ -147,7 +147,7 @@ def line_chart(
     for tick in log_ticks(low, high) if log_y else linear_ticks(low, high):
         out.append(f'<path class="grid" d="M{left} {at_y(tick):.1f}H{right:.1f}"/>')
         out.append(f'<text class="d" x="{left - 8}" y="{at_y(tick) + 4:.1f}" text-anchor="end">{plain(tick)}</text>')
-    for tick in sorted({p.x for p in points}) if len({p.x for p in points}) <= 7 else linear_ticks(left_x, right_x):
+    for tick in linear_ticks(left_x, right_x, 6):
         out.append(
             f'<text class="d" x="{at_x(tick):.1f}" y="{bottom + 20:.1f}" text-anchor="middle">{x_format(tick)}</text>'
         )

@@ -92,6 +92,8 @@ def describe_method(plan: FoldPlan) -> str:
         parts += [f"{config.cluster} clusters", f"align {config.alignment}"]
         if config.repair != "none":
             parts.append(f"{config.repair} repair")
+    if config.method == "flap":
+        parts.append("which divides the budget among layers once it has measured them")
     return ", ".join([*parts, _data(config)])
 
 
@@ -103,7 +105,8 @@ def _data(config: FoldConfig) -> str:
 
 def _loading_note(plan: FoldPlan) -> str:
     if plan.needs_remote_code:
-        return " with its own modelling file (trust_remote_code=True), since layers differ in width"
+        reason = f"{plan.written_as.prefix}Config refuses the heads" if plan.after.uniform else "layers differ in width"
+        return f" with its own modelling file (trust_remote_code=True), since {reason}"
     if plan.written_as != plan.before.architecture:
         return f", since {plan.before.architecture.prefix}Config refuses {plan.after.layers[0].heads} heads"
     return ""

@@ -38,7 +38,7 @@ from llmfold.methods.merging import Merging
 from llmfold.methods.source import Setting
 from llmfold.planning import FoldPlan, Sensitivities, make_plan
 from llmfold.report.record import FoldReport, versions
-from llmfold.streaming.memory import PeakMemory
+from llmfold.streaming.memory import PeakMemory, return_freed_blocks
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
 from llmfold.streaming.progress import Listener, Silent
 from llmfold.streaming.states import STATE_FOLDER
@@ -137,6 +137,7 @@ def fold_checkpoint(config: FoldConfig, listener: Listener | None = None) -> Fol
         LlmfoldError: bad options, a damaged or unsupported source, an output that cannot be written, or a result that
             does not reload to what was produced. Nothing is left at the output path.
     """
+    return_freed_blocks()
     with PeakMemory() as memory:
         report = _Run(config, listener or Silent()).execute(memory)
     return report

@@ -24,7 +24,7 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
         plan: the fold.
 
     Returns:
-        Contents of config.json. Layers of different widths add ``per_layer_config`` and ``auto_map``.
+        Contents of config.json. Widths that no stock config holds add ``per_layer_config`` and ``auto_map``.
     """
     config = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, "_name_or_path")}
     family = plan.written_as

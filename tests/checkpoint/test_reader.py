@@ -323,10 +323,8 @@ class TestFingerprint:
 
 
 @pytest.mark.parametrize("name", ["wiki-llama", "story-llama", "stories260K"])
-def test_real_checkpoints(name):
-    folder = Path("/work/shared/data/models") / name
-    if not folder.exists():
-        pytest.skip("the sample models are not on this machine")
+def test_real_checkpoints(name, data_dir):
+    folder = data_dir / "models" / name
     checkpoint = Checkpoint.open(folder)
     config = json.loads((folder / "config.json").read_text())
     assert checkpoint.read("model.norm.weight").shape == (config["hidden_size"],)

@@ -238,7 +238,19 @@ def test_the_same_model_by_another_path_resumes(
 
 def test_ctrl_c_says_how_to_resume(tmp_path: Path) -> None:
     source, out = tiny_model(tmp_path / "m", num_hidden_layers=32, intermediate_size=128), tmp_path / "out"
-    command = [sys.executable, "-m", "llmfold", "--model", source, "--ratio", "0.2", "--output", out]
+    command = [
+        sys.executable,
+        "-m",
+        "llmfold",
+        "--model",
+        source,
+        "--ratio",
+        "0.2",
+        "--method",
+        "paper",
+        "--output",
+        out,
+    ]
     run = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while layers_done_or_zero(out) < 1 and run.poll() is None and time.monotonic() < deadline:

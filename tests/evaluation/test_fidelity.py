@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import torch
+from support import edit_tensors, tiny_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from llmfold import CheckpointError, UsageError
+from llmfold.evaluation.fidelity import Fidelity, fidelity, held_back_tokens, reference
+from llmfold.evaluation.loading import Loading, opened
+from llmfold.methods.tokens import TokenBudget, sample_tokens
+
+
+def measured(dense: Path, model: Path, tokens: Tensor, batch: int = 3) -> Fidelity:
+    with opened(dense, Loading()) as loaded:
+        known = reference(dense, loaded, tokens, batch=batch)
+    with opened(model, Loading()) as loaded:
+        return fidelity(known, loaded, batch=batch)
+
+
+def log_probabilities(folder: Path, tokens: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(tokens).logits
+    return logits.double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"family": "qwen2"}])
+def test_equals_the_definition(tmp_path: Path, options: dict[str, bool | str]) -> None:
+    dense, model = (tiny_model(tmp_path / str(seed), seed=seed, **options) for seed in (1, 2))
+    tokens = torch.randint(0, 64, (7, 20), generator=torch.Generator().manual_seed(0))
+    p, q = log_probabilities(dense, tokens), log_probabilities(model, tokens)
+    found = measured(dense, model, tokens)
+    assert found.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5)
+    assert found.top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    assert (found.tokens, found.sequences) == (140, 7)
+
+
+def test_a_model_is_faithful_to_itself(session_model: Path) -> None:
+    tokens = held_back_tokens(session_model, Loading(), tokens=400, length=50)
+    found = measured(session_model, session_model, tokens)
+    assert found.kl == pytest.approx(0, abs=1e-6)
+    assert found.top1 == 1
+
+
+def test_held_back_tokens_are_sampled_anew_but_always_the_same(session_model: Path) -> None:
+    tokens = held_back_tokens(session_model, Loading(), tokens=400, length=50)
+    assert tokens.shape == (8, 50)
+    assert torch.equal(tokens, held_back_tokens(session_model, Loading(), tokens=400, length=50))
+    folded_with = sample_tokens(session_model, TokenBudget(8, 50), 0, torch.device("cpu"))
+    assert not torch.equal(tokens, folded_with)
+
+
+def test_sequences_are_as_long_as_the_model_allows(session_model: Path) -> None:
+    assert held_back_tokens(session_model, Loading(), tokens=300).shape == (2, 128)
+
+
+def test_another_vocabulary_is_refused(tmp_path: Path, session_model: Path) -> None:
+    other = tiny_model(tmp_path / "other", vocab_size=80)
+    with pytest.raises(UsageError, match=r"vocabulary \(64 and 80 tokens\)"):
+        measured(session_model, other, torch.ones(2, 5, dtype=torch.int64))
+
+
+def test_nan_has_no_divergence(tmp_path: Path, session_model: Path) -> None:
+    broken = tiny_model(tmp_path / "broken")
+    edit_tensors(broken, lambda t: t["model.norm.weight"].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match="NaN"):
+        measured(session_model, broken, torch.ones(2, 5, dtype=torch.int64))
