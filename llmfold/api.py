@@ -1,6 +1,7 @@
 """The Python interface: ``llmfold.fold`` and ``llmfold.plan``."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
 from llmfold.report.record import FoldReport
 from llmfold.streaming.engine import fold_checkpoint, plan_from_config
-from llmfold.streaming.progress import Bar, on_terminal
+from llmfold.streaming.progress import Bar, Silent, on_terminal
 
 
 def make_config(model: str | Path | FoldConfig, options: dict[str, Any]) -> FoldConfig:
@@ -34,12 +35,19 @@ def make_config(model: str | Path | FoldConfig, options: dict[str, Any]) -> Fold
     return FoldConfig(model=str(model), **options)
 
 
-def fold(model: str | Path | FoldConfig, *, quiet: bool = False, **options: Any) -> FoldReport:
+def fold(
+    model: str | Path | FoldConfig,
+    *,
+    quiet: bool = False,
+    announce: Callable[[FoldPlan], None] | None = None,
+    **options: Any,
+) -> FoldReport:
     """Fold a model and write the result.
 
     Args:
         model: local folder, hub id, ``"demo"``, or a complete :class:`FoldConfig`.
         quiet: no progress bar (there is none outside a terminal either way).
+        announce: told the final plan, widths measured, before the first layer is folded.
         options: fields of :class:`FoldConfig`, e.g. ``ratio=0.2, output="OUT"``.
 
     Returns:
@@ -50,8 +58,8 @@ def fold(model: str | Path | FoldConfig, *, quiet: bool = False, **options: Any)
     """
     config = make_config(model, options)
     if quiet or not on_terminal():
-        return fold_checkpoint(config)
-    with Bar() as bar:
+        return fold_checkpoint(config, Silent(announce))
+    with Bar(announce) as bar:
         return fold_checkpoint(config, bar)
 
 

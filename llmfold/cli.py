@@ -12,6 +12,7 @@ from llmfold.commands.parser import Parser
 
 if TYPE_CHECKING:
     from llmfold.config import FoldConfig
+    from llmfold.planning import FoldPlan
 
 INTERRUPTED = 130
 _COMMANDS = ("fold", "plan")
@@ -105,11 +106,15 @@ def _show_plan(config: "FoldConfig") -> None:
 
 def _fold(config: "FoldConfig", *, quiet: bool) -> None:
     from llmfold.api import fold
-    from llmfold.report.terminal import print_table, report_table
+    from llmfold.report.terminal import plan_table, print_table, report_table
 
-    if not quiet:
-        _show_plan(config)
-    report = fold(config, quiet=quiet)
+    def announce(plan: "FoldPlan") -> None:
+        print_table(plan_table(plan))
+        sys.stdout.flush()
+
+    if not quiet and config.measures:
+        print("measuring where to remove what …", flush=True)
+    report = fold(config, quiet=quiet, announce=None if quiet else announce)
     if not quiet:
         print_table("")
         print_table(report_table(report))

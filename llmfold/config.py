@@ -39,7 +39,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class LayerOverride:
-    """Fractions removed in one layer by a recipe; ``None`` leaves the choice to the planner."""
+    """Fractions removed in one layer by a recipe; ``None`` takes the recipe's common fraction, or removes nothing."""
 
     mlp: float | None = None
     attention: float | None = None

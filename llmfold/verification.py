@@ -22,7 +22,7 @@ from llmfold.streaming.forward import ForwardContext, decoder_layer, forward_con
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1.5e-1}
 """Allowed root-mean-square difference of logits over their root mean square, by the dtype the model runs in."""
 PROBE_TOKENS = 16
-IN_MEMORY_BYTES = 1_000_000_000
+IN_MEMORY_BYTES = 300_000_000
 """Below this size the reload check holds the model in memory; above, accelerate reads it layer by layer from disk."""
 _VOCABULARY_BLOCK = 16_384
 

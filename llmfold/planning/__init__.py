@@ -1,6 +1,6 @@
 """Planning: ratio to widths, legal shapes, and what the fold will cost."""
 
-from llmfold.planning.estimate import Estimate, estimate, human_seconds
+from llmfold.planning.estimate import Estimate, advice, estimate, human_seconds
 from llmfold.planning.legal import head_options, snap, width_multiple
 from llmfold.planning.plan import FoldPlan, family_of, make_plan
 from llmfold.planning.sensitivity import LayerCurves, Sensitivities
@@ -11,6 +11,7 @@ __all__ = [
     "FoldPlan",
     "LayerCurves",
     "Sensitivities",
+    "advice",
     "estimate",
     "family_of",
     "head_options",

@@ -1,6 +1,7 @@
 """What a fold will take on this machine: peak memory, disk and time, before anything is done."""
 
 import math
+import os
 import time
 from dataclasses import dataclass
 
@@ -14,7 +15,16 @@ BASE_BYTES = 400_000_000
 DISK_BYTES_PER_SECOND = 500e6
 MERGE_SECONDS_PER_ROW = 2e-8
 """Ward updates one row per merge; measured at n = 11,008."""
+MEMORY_BYTES_PER_SECOND = 10e9
+TOKENS_PER_SEQUENCE = 256
+MERGING = ("paper", "random", "magnitude")
 _PROBE = 768
+_PASSES = 5
+"""Forward passes of a measuring fold: one that measures widths, dense and folded ones, and candidates."""
+_PASSES_PER_STEP = 24
+"""The same for a Gauss-Newton step: eight conjugate-gradient iterations of about three passes over the MLP."""
+_GRAMS = 5
+_LONG = 3600
 
 
 @dataclass(frozen=True)
@@ -53,9 +63,58 @@ def estimate(plan: FoldPlan) -> Estimate:
         if a != b:
             work_area = max(work_area, matrices * 4 * a.intermediate**2)
             layer_bytes = max(layer_bytes, sum(sizes[tensor_name(i, role)] for role, _ in shape.layer_roles(a)))
+    if plan.config.method not in MERGING:
+        measured = _measuring(plan)
+        flops, merges = measured.flops, 0.0
+        work_area = max(work_area, measured.work_area)
     seconds = flops / matmul_rate() + merges * MERGE_SECONDS_PER_ROW
+    if plan.config.method == "self" and plan.folded_layers:
+        seconds += _sampling_seconds(plan)
     seconds += (plan.bytes_before + plan.bytes_after) / DISK_BYTES_PER_SECOND
     return Estimate(BASE_BYTES + work_area + 2 * layer_bytes, plan.bytes_after, round(seconds, 1))
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """Cost of a method that measures: floating-point operations, and bytes of its Gram matrices."""
+
+    flops: float
+    work_area: int
+
+
+def _tokens(plan: FoldPlan) -> tuple[int, int]:
+    """Sequences and tokens per sequence by default or as asked."""
+    length = plan.config.sequence_length or TOKENS_PER_SEQUENCE
+    widest = max(max(layer.intermediate, layer.heads * plan.before.head_dim) for layer in plan.before.layers)
+    return plan.config.num_samples or max(64, 4 * widest // length), length
+
+
+def _measuring(plan: FoldPlan) -> _Measuring:
+    sequences, length = _tokens(plan)
+    tokens, decoder = sequences * length, plan.before.decoder_parameters
+    steps = 4 if plan.config.refine is None and plan.config.method != "weights" else plan.config.refine or 0
+    passes = _PASSES + (_PASSES_PER_STEP * steps)
+    grams = sum(
+        2.0 * tokens * (a.intermediate**2 + (a.heads * plan.before.head_dim) ** 2) + 4.0 * a.intermediate**3
+        for a in plan.before.layers
+    )
+    widest = max(layer.intermediate for layer in plan.before.layers)
+    return _Measuring(2.0 * tokens * decoder * passes + 2 * grams, _GRAMS * 8 * widest**2)
+
+
+def _sampling_seconds(plan: FoldPlan) -> float:
+    """Every position of all sequences reads the whole model once: from memory, or from disk where it does not fit."""
+    _, length = _tokens(plan)
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    rate = MEMORY_BYTES_PER_SECOND if plan.bytes_before < available else DISK_BYTES_PER_SECOND
+    return length * plan.bytes_before / rate
+
+
+def advice(plan: FoldPlan, seconds: float) -> str | None:
+    """What to do instead where a method takes hours on this machine."""
+    if plan.config.method in ("self", "calibrated") and seconds > _LONG:
+        return "that is long: --refine 0 is several times quicker, and --method weights does not sample"
+    return None
 
 
 def _units(layer: LayerShape) -> int:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import SELF_DATA, FoldConfig
-from llmfold.planning import Estimate, FoldPlan, human_seconds
+from llmfold.planning import Estimate, FoldPlan, advice, human_seconds
 from llmfold.report.record import FoldReport
 
 
@@ -74,6 +74,11 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
             f"{human_bytes(estimate.memory_bytes)} of memory, {human_bytes(estimate.disk_bytes)} of disk, "
             f"about {human_seconds(estimate.seconds)} before the reload check",
         )
+        hint = advice(plan, estimate.seconds)
+        if hint:
+            sizes.add_row("", hint)
+    if plan.config.measures and estimate is not None:
+        sizes.add_row("widths", "preliminary: where to remove what is measured before folding")
     widths = Table(box=None, padding=(0, 2), header_style="dim")
     for heading in ("layers", "MLP neurons", "query heads", "KV heads"):
         widths.add_column(heading, justify="right")
@@ -125,13 +130,40 @@ def _clusters(part: dict[str, Any] | None) -> Sequence[str]:
     return (widths, str(merged), str(max(sizes)), ratio)
 
 
-def report_table(report: FoldReport) -> RenderableType:
-    """The report: what was merged in every layer, what was checked, and where the time went."""
-    layers = Table(box=None, padding=(0, 1), header_style="dim")
-    for heading in ("layer", "MLP", "merged", "largest", "inertia\n/ bound", "heads", "merged", "largest"):
-        layers.add_column(heading, justify="right", no_wrap=True)
+def _repair(part: dict[str, Any] | None) -> Sequence[str]:
+    if part is None:
+        return ("", "", "", "")
+    before = part["error_before_repair"]
+    refined = part.get("refined_errors") or [part["error_after_repair"]]
+    return (
+        f"{part['before']} → {part['after']}",
+        part["chosen"],
+        "–" if before is None else f"{before:.3f}",
+        f"{refined[-1]:.3f}",
+    )
+
+
+def _layer_table(report: FoldReport) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    parts = [part for record in report.layers for part in (record.get("mlp"), record.get("attention")) if part]
+    repaired = any("chosen" in part for part in parts)
+    own = ("by", "error", "after") if repaired else ("merged", "largest", "inertia\n/ bound")
+    for heading in ("layer", "MLP", *own, "heads", *own[: 3 if repaired else 2]):
+        table.add_column(heading, justify="right", no_wrap=True)
+    cells = _repair if repaired else _clusters
     for index, record in enumerate(report.layers):
-        layers.add_row(str(index), *_clusters(record.get("mlp")), *_clusters(record.get("attention"))[:3])
+        row = (*cells(record.get("mlp")), *cells(record.get("attention")))
+        table.add_row(str(index), *row[: len(table.columns) - 1])
+    return table
+
+
+def report_table(report: FoldReport) -> RenderableType:
+    """The report: what was merged in every layer, what was checked, and where the time went.
+
+    Errors are relative squared errors of what a layer should add to the residual stream, on tokens held back: with the
+    consumer as it was, and after its repair.
+    """
+    layers = _layer_table(report)
     summary = _grid()
     summary.add_row(
         "parameters",

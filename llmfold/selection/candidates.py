@@ -45,8 +45,8 @@ def neuron_candidates(
     eliminated = eliminate_units(equations, keep, ridge, metric=metric).kept
     medoids = activation_medoids(equations.gram, weights["down"], keep)
     return [
-        _keep_neurons("elimination", weights, eliminated),
-        _keep_neurons("ward medoids", weights, medoids),
+        _keep_neurons("drop", weights, eliminated),
+        _keep_neurons("medoids", weights, medoids),
     ]
 
 
@@ -99,7 +99,7 @@ def head_candidates(
     if keep == count:
         return [_keep_heads("all", weights, torch.arange(count), size, by_group, shape.head_dim)]
     kept = eliminate_blocks(equations, keep, size, ridge, metric=metric).kept
-    dropped = _keep_heads("elimination", weights, kept, size, by_group, shape.head_dim)
+    dropped = _keep_heads("drop", weights, kept, size, by_group, shape.head_dim)
     if not by_group:
         return [dropped]
     return [dropped, _merged_groups(weights, shape, before, keep)]
@@ -135,4 +135,4 @@ def _merged_groups(weights: Weights, shape: ModelShape, before: LayerShape, keep
     attention = {role: weights[role] for role in (*views, "o")}
     merged = merge_heads(attention, aligned_views(views, groups, aligner, distances), groups)
     del merged["o"]
-    return Candidate("aligned merge", merged)
+    return Candidate("merge", merged)

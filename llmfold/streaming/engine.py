@@ -28,7 +28,7 @@ from llmfold.checkpoint import (
     resolve,
 )
 from llmfold.checkpoint.storage import write_error
-from llmfold.config import FoldConfig
+from llmfold.config import DTYPES, SELF_DATA, FoldConfig
 from llmfold.demo import DEMO_NAME, demo_folder
 from llmfold.errors import CheckpointError, LlmfoldError, UsageError
 from llmfold.methods.base import LayerMethod
@@ -36,8 +36,10 @@ from llmfold.methods.build import build_method
 from llmfold.methods.measure import SENSITIVITIES_FILE
 from llmfold.methods.merging import Merging
 from llmfold.methods.source import Setting
+from llmfold.methods.tokens import TOKENS_FILE
 from llmfold.planning import FoldPlan, Sensitivities, make_plan
 from llmfold.report.record import FoldReport, versions
+from llmfold.streaming.forward import forward_context
 from llmfold.streaming.memory import PeakMemory, return_freed_blocks
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
 from llmfold.streaming.progress import Listener, Silent
@@ -87,6 +89,7 @@ def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
     checkpoint = Checkpoint.open(source.folder)
     shape = shape_of(checkpoint.config)
     check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
+    forward_context(checkpoint.config, shape)  # refuses what the forward passes could not do, before any work
     return checkpoint, shape
 
 
@@ -102,7 +105,8 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     source = resolve(config.model, revision=config.revision, weights=False)
     raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     shape = shape_of(raw)
-    dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
+    stored = str(raw.get("dtype") or raw.get("torch_dtype"))
+    dtype = getattr(torch, stored) if stored in DTYPES[1:] else torch.float32
     tensors = {
         name: TensorInfo(name, dtype, size, torch.Size(size).numel() * dtype.itemsize, "")
         for name, size in expected_tensors(shape).items()
@@ -211,6 +215,8 @@ class _Run:
                     self._fold_one(index, method, writer, journal)
                     self.listener.advance()
         shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+        if self._public_data() not in (None, SELF_DATA):
+            (folder / TOKENS_FILE).unlink(missing_ok=True)  # outside text is not ours to publish
         self.facts = journal.done[METHOD].record
         self.records = [journal.done[_layer_unit(index)].record for index in range(layers)]
 
@@ -309,7 +315,12 @@ class _Run:
         }
 
     def _work_config(self) -> dict[str, Any]:
-        return {**self.config.work(), "model": self._public_name()}
+        return {**self.config.work(), "model": self._public_name(), "data": self._public_data()}
+
+    def _public_data(self) -> str | None:
+        """Name of the outside text that may be published: files by their last part, hub data sets as they are."""
+        data = self.config.data
+        return os.path.basename(data) if data and os.path.exists(os.path.expanduser(data)) else data
 
     def _public_name(self) -> str:
         """Name of the source that may be published: hub ids as they are, local folders by their last part."""
@@ -319,6 +330,7 @@ class _Run:
     def _public_config(self) -> dict[str, Any]:
         values = dataclasses.asdict(self.config)
         values.update(model=self._public_name(), output=self.config.output_path.name, align=self.config.alignment)
+        values["data"] = self._public_data()
         values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(self.config.layers.items())}
         return values
 

@@ -1,6 +1,7 @@
 """What the engine tells while it works, and the bar that shows it on a terminal."""
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
@@ -23,11 +24,19 @@ class Listener(Protocol):
         """One unit is finished and safe on disk."""
 
 
+Announce = Callable[[FoldPlan], None]
+
+
 class Silent:
-    """Says nothing."""
+    """Says nothing, but for the final plan to whoever asked for it."""
+
+    def __init__(self, announce: Announce | None = None) -> None:
+        self._announce = announce
 
     def start(self, plan: FoldPlan, done: int) -> None:
         """See :class:`Listener`."""
+        if self._announce:
+            self._announce(plan)
 
     def stage(self, name: str) -> None:
         """See :class:`Listener`."""
@@ -39,7 +48,8 @@ class Silent:
 class Bar:
     """A progress bar over layers with stage and remaining time, on standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, announce: Announce | None = None) -> None:
+        self._announce = announce
         self._progress = Progress(
             TextColumn("[bold]folding"),
             BarColumn(),
@@ -55,6 +65,8 @@ class Bar:
 
     def start(self, plan: FoldPlan, done: int) -> None:
         """See :class:`Listener`."""
+        if self._announce:
+            self._announce(plan)
         self._progress.update(self._task, total=len(plan.before.layers), completed=done)
 
     def stage(self, name: str) -> None:
