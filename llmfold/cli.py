@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -150,6 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LlmfoldError as error:
         _complain(str(error), debug)
         return error.exit_code
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         _complain(interrupted, debug)
         return INTERRUPTED

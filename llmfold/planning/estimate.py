@@ -63,7 +63,7 @@ def estimate(plan: FoldPlan) -> Estimate:
         if a != b:
             work_area = max(work_area, matrices * 4 * a.intermediate**2)
             layer_bytes = max(layer_bytes, sum(sizes[tensor_name(i, role)] for role, _ in shape.layer_roles(a)))
-    if plan.config.method not in MERGING:
+    if plan.config.method not in MERGING and plan.folded_layers:
         measured = _measuring(plan)
         flops, merges = measured.flops, 0.0
         work_area = max(work_area, measured.work_area)

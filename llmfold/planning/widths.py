@@ -12,6 +12,8 @@ from llmfold.planning.legal import head_options, snap, width_multiple
 from llmfold.planning.sensitivity import Sensitivities, adaptive_widths
 
 HALF = 0.5
+FOREIGN = 1.05
+"""A plan that must be written as another family has to predict this much less error."""
 _BISECTIONS = 40
 
 
@@ -38,6 +40,12 @@ class _Budget:
     def removed(self, mlp: float, attention: float) -> int:
         after = sum(map(self.shape.layer_parameters, self.layers(mlp, attention)))
         return self.shape.decoder_parameters - after
+
+    def burden(self, curves: Sensitivities, attention: float, mlp: float) -> float:
+        """Predicted error of a uniform plan, a little more where it cannot keep the model's own class."""
+        layers = self.layers(mlp, attention)
+        native = not self.shape.architecture.heads_divide_hidden or not any(self.shape.hidden % a.heads for a in layers)
+        return curves.error(self.shape.layers, layers) * (1.0 if native else FOREIGN)
 
     @property
     def free_neurons(self) -> int:
@@ -133,7 +141,7 @@ def _meet(
         if curves is not None:
             plans = [(a, budget.nearest(wanted, a)) for a, _ in possible]
             met = [(a, m) for a, m in plans if abs(budget.removed(m, a) - wanted) <= budget.step / 2 + 1]
-            best = min(met, key=lambda p: curves.error(shape.layers, budget.layers(p[1], p[0])), default=(best, 0.0))[0]
+            best = min(met, key=lambda plan: budget.burden(curves, *plan), default=(best, 0.0))[0]
         layers = budget.layers(budget.nearest(wanted, best), best)
     _check_met(budget, layers, wanted, base, ratio, mlp, fractions)
     return layers

@@ -27,10 +27,11 @@ from llmfold.checkpoint import (
     plan_shards,
     resolve,
 )
+from llmfold.checkpoint.accept import refuse_quantised_config
 from llmfold.checkpoint.storage import write_error
 from llmfold.config import DTYPES, SELF_DATA, FoldConfig
 from llmfold.demo import DEMO_NAME, demo_folder
-from llmfold.errors import CheckpointError, LlmfoldError, UsageError
+from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
 from llmfold.methods.measure import SENSITIVITIES_FILE
@@ -104,6 +105,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         return make_plan(shape, checkpoint.tensors, config)
     source = resolve(config.model, revision=config.revision, weights=False)
     raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    refuse_quantised_config(raw, config.model)
     shape = shape_of(raw)
     stored = str(raw.get("dtype") or raw.get("torch_dtype"))
     dtype = getattr(torch, stored) if stored in DTYPES[1:] else torch.float32
@@ -204,7 +206,10 @@ class _Run:
         done = sum(unit.startswith(LAYER) for unit in journal.done)
         method = self._prepare(folder, journal) if done < layers or self.config.replans else None
         self.listener.start(self.plan, done)
-        with ShardWriter(plan_shards(self.plan.tensors, self.config.shard_bytes), folder) as writer:
+        shards = plan_shards(self.plan.tensors, self.config.shard_bytes)
+        if OUTSIDE in journal.done:
+            _check_shards_are_there(folder, [shard.name for shard in shards.shards])
+        with ShardWriter(shards, folder) as writer:
             writer.create()
             if OUTSIDE not in journal.done:
                 self.listener.stage("embeddings")
@@ -333,6 +338,13 @@ class _Run:
         values["data"] = self._public_data()
         values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(self.config.layers.items())}
         return values
+
+
+def _check_shards_are_there(folder: Path, names: list[str]) -> None:
+    """Refuse to resume where finished tensors have gone: new, empty files would take their place."""
+    gone = [name for name in names if not (folder / name).exists()]
+    if gone:
+        raise OutputError(f"{folder / gone[0]} of the interrupted run is gone: delete {folder} and run again")
 
 
 @contextmanager

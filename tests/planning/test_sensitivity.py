@@ -113,3 +113,15 @@ def test_what_was_not_measured_is_infinite() -> None:
 def test_adaptive_needs_a_method_that_measures() -> None:
     with pytest.raises(UsageError, match="--allocation adaptive"):
         FoldConfig(model="m", ratio=0.2, method="paper", allocation="adaptive")
+
+
+def test_a_plan_in_the_models_own_class_is_preferred_where_little_is_lost() -> None:
+    layer = LayerShape(intermediate=60, heads=6, kv_heads=6)
+    model = ModelShape(LLAMA, 48, 8, 100, (layer,), True, False, False, False)
+
+    def chosen(price: float) -> int:
+        five_heads_are_best = LayerCurves([float(n) for n in range(60)], [0.0, 1e-3, price, 1e9, 1e9, 1e9])
+        return plan_widths(model, config(0.3), Sensitivities([five_heads_are_best]))[0].heads
+
+    assert chosen(1e9) == 5
+    assert chosen(10.0) == 4

@@ -16,7 +16,7 @@ from support import edit_tensors, environment, file_hashes, fold, forked, tiny_m
 
 from llmfold import verification
 from llmfold.checkpoint import Journal, ShardWriter, WorkFolder
-from llmfold.errors import CheckpointError, UsageError, VerificationError
+from llmfold.errors import CheckpointError, OutputError, UsageError, VerificationError
 from llmfold.streaming import engine
 
 LAYERS = 4
@@ -268,3 +268,21 @@ def layers_done_or_zero(out: Path) -> int:
         return layers_done(out)
     except ValueError:
         return 0
+
+
+def test_a_partial_run_that_lost_a_shard_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = Journal.append
+
+    def interrupted(self: Journal, unit: str, digests: dict[str, str], record: dict[str, Any]) -> None:
+        append(self, unit, digests, record)
+        if unit == "layer-0":
+            raise KeyboardInterrupt
+
+    model = tiny_model(tmp_path / "m")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Journal, "append", interrupted)
+        fold(model, ratio=0.2, output=tmp_path / "out")
+    (tmp_path / ".out.llmfold-partial" / "model.safetensors").unlink()
+    with pytest.raises(OutputError, match=r"model\.safetensors of the interrupted run is gone"):
+        fold(model, ratio=0.2, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
