@@ -279,9 +279,10 @@ def test_a_partial_run_that_lost_a_shard_is_not_resumed(tmp_path: Path, monkeypa
             raise KeyboardInterrupt
 
     model = tiny_model(tmp_path / "m")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Journal, "append", interrupted)
+    monkeypatch.setattr(Journal, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         fold(model, ratio=0.2, output=tmp_path / "out")
+    monkeypatch.setattr(Journal, "append", append)
     (tmp_path / ".out.llmfold-partial" / "model.safetensors").unlink()
     with pytest.raises(OutputError, match=r"model\.safetensors of the interrupted run is gone"):
         fold(model, ratio=0.2, output=tmp_path / "out")
