@@ -59,19 +59,22 @@ def token_source(setting: Setting, say: Callable[[str], None]) -> TokenSource:
     config, checkpoint, shape = setting.config, setting.checkpoint, setting.shape
     positions = int(stock_config(checkpoint.config).max_position_embeddings)
     budget = tk.token_budget(shape, positions, config.num_samples, config.sequence_length)
-    if SELF_DATA in (config.method, config.data):
+    sampled = SELF_DATA in (config.method, config.data)
+    if sampled:
         say("sampling tokens from the model")
         make, data = lambda: _sampled(setting, budget), "sampled from the model itself"
     else:
         say("reading calibration text")
         make, data = lambda: _calibration(setting, budget), f"outside text: {Path(str(config.data)).name}"
     tokens = tk.stored(setting.work / tk.TOKENS_FILE, make)
+    quality = tk.quality(tokens)
     facts = {
         "data": data,
         "sequences": budget.sequences,
         "sequence_length": budget.length,
         "tokens_sha256": tk.digest(tokens),
-        "token_quality": tk.quality(tokens),
+        "token_quality": quality,
+        "warning": tk.doubt(quality) if sampled else None,
     }
     on = Measurement(
         shape,

@@ -28,6 +28,8 @@ from llmfold.quiet import quiet_transformers
 TOKENS_FILE = "llmfold_tokens.npy"
 TOKENS_PER_UNIT = 4
 DEFAULT_SEQUENCES = 64
+LOOPING = 0.3
+"""Share of repeated 4-grams within a sequence above which self tokens are doubted; text stays far below."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,17 @@ def quality(tokens: Tensor) -> dict[str, float]:
         repeated += len(grams) - len(set(grams))
         total += len(grams)
     return {"distinct": len(torch.unique(tokens)) / tokens.numel(), "repeated_4grams": repeated / max(total, 1)}
+
+
+def doubt(found: dict[str, float]) -> str | None:
+    """A sentence of warning where sampled tokens look like a loop rather than text."""
+    if found["repeated_4grams"] <= LOOPING:
+        return None
+    return (
+        f"{found['repeated_4grams']:.0%} of the sampled 4-grams repeat: the model falls into loops, and what was "
+        "measured "
+        "on its own text may not hold elsewhere; try --method weights, or --method calibrated with text of your own"
+    )
 
 
 def load_tokenizer(folder: Path) -> Any:

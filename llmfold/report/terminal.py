@@ -173,6 +173,8 @@ def report_table(report: FoldReport) -> RenderableType:
     sizes = report.plan["bytes"]
     summary.add_row("weights", f"{human_bytes(sizes['before'])} → {human_bytes(sizes['after'])}")
     summary.add_row("reload check", _verification(report.verification))
+    if report.data.get("warning"):
+        summary.add_row("warning", report.data["warning"])
     summary.add_row("peak memory", human_bytes(report.peak_memory_bytes))
     summary.add_row("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
     summary.add_row("output", str(report.output))

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from llmfold import CheckpointError, UsageError
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.architectures.llama import LLAMA
-from llmfold.methods.tokens import TokenBudget, quality, sample_tokens, text_tokens, token_budget
+from llmfold.methods.tokens import TokenBudget, doubt, quality, sample_tokens, text_tokens, token_budget
 
 CPU = torch.device("cpu")
 
@@ -67,6 +67,15 @@ def test_loops_are_told_from_text() -> None:
     varied = torch.randperm(64)[None]
     assert quality(loop)["repeated_4grams"] > 0.9
     assert quality(varied) == {"distinct": 1.0, "repeated_4grams": 0.0}
+    assert doubt(quality(varied)) is None
+    assert "loops" in str(doubt(quality(loop)))
+
+
+def test_a_new_document_begins_where_one_ends(tmp_path: Path) -> None:
+    sampled = sample_tokens(tiny_model(tmp_path / "m", vocab_size=8), TokenBudget(64, 64), 0, CPU)
+    ends = (sampled[:, :-1] == 2).nonzero()
+    assert len(ends) > 10
+    assert all(sampled[row, position + 1] == 1 for row, position in ends.tolist())
 
 
 def test_short_text_is_refused(data_dir: Path) -> None:
