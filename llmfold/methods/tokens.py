@@ -160,8 +160,7 @@ def doubt(found: dict[str, float]) -> str | None:
         return None
     return (
         f"{found['repeated_4grams']:.0%} of the sampled 4-grams repeat: the model falls into loops, and what was "
-        "measured "
-        "on its own text may not hold elsewhere; try --method weights, or --method calibrated with text of your own"
+        "measured on its own text may not hold elsewhere; try --method weights, or --method calibrated with your text"
     )
 
 
