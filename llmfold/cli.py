@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import io
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -111,10 +110,9 @@ def _fold(config: "FoldConfig", *, quiet: bool) -> None:
 
     def announce(plan: "FoldPlan") -> None:
         print_table(plan_table(plan))
-        sys.stdout.flush()
 
     if not quiet and config.measures:
-        print("measuring where to remove what …", flush=True)
+        print_table("measuring where to remove what …")
     report = fold(config, quiet=quiet, announce=None if quiet else announce)
     if not quiet:
         print_table("")
@@ -151,9 +149,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LlmfoldError as error:
         _complain(str(error), debug)
         return error.exit_code
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         _complain(interrupted, debug)
         return INTERRUPTED

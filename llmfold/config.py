@@ -56,7 +56,7 @@ class FoldConfig:
         revision: branch, tag or commit on the hub.
         method: how units are chosen and merged; see ``METHODS``.
         cluster: clustering of units: ``ward``, ``kmeans`` or ``hartigan`` (Ward, refined).
-        align: bring units to a common gauge before merging; ``None`` is ``none`` under ``paper``, else ``gauge``.
+        align: bring units to a common ``gauge`` before ``paper`` merges them; ``None`` is ``none``, as published.
         repair: correction after merging; ``variance`` is the paper's Fold-AR.
         allocation: ``uniform`` widths load in stock configs; ``adaptive`` gives every layer its own measured widths.
         ratio_of: whether ``ratio`` counts the whole ``model`` or its ``decoder`` layers only.
@@ -140,6 +140,10 @@ class FoldConfig:
                 "--ratio without --mlp-ratio and --attention-ratio"
             )
         self._check_data()
+        if self.method != "paper" and (self.cluster, self.align, self.repair) != ("ward", None, "none"):
+            raise UsageError(f"--cluster, --align and --repair shape --method paper, not {self.method}; leave them out")
+        if self.refine and self.method not in ("self", "calibrated"):
+            raise UsageError(f"--refine works on tokens: it needs --method self or calibrated, not {self.method}")
         if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed is {self.seed!r}; give an integer in [0, 2^63)")
         if self.ratio is None and self.mlp_ratio is None and self.attention_ratio is None and not self.layers:
@@ -177,7 +181,7 @@ class FoldConfig:
     @property
     def alignment(self) -> str:
         """The alignment in force: the published method aligns nothing unless told to."""
-        return self.align or ("none" if self.method == "paper" else "gauge")
+        return self.align or "none"
 
     @property
     def output_path(self) -> Path:

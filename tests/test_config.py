@@ -114,12 +114,25 @@ def test_paths_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_the_options_that_decide_the_bytes_leave_out_those_that_do_not() -> None:
-    one = FoldConfig("m", ratio=0.2, output="a", overwrite=True, verify="off")
-    other = FoldConfig("m", ratio=0.2, output="b")
+    one = FoldConfig("m", ratio=0.2, method="paper", output="a", overwrite=True, verify="off")
+    other = FoldConfig("m", ratio=0.2, method="paper", output="b")
     assert one.work() == other.work()
     for change in ({"seed": 1}, {"cluster": "kmeans"}, {"dtype": "float16"}, {"layers": {1: LayerOverride(mlp=0.5)}}):
-        assert FoldConfig("m", ratio=0.2, **change).work() != other.work()
+        assert FoldConfig("m", ratio=0.2, method="paper", **change).work() != other.work()
     assert (
         FoldConfig("m", ratio=0.2, method="paper", align="none").work()
         == FoldConfig("m", ratio=0.2, method="paper").work()
     )
+
+
+@pytest.mark.parametrize("options", [{"cluster": "kmeans"}, {"align": "gauge"}, {"repair": "variance"}])
+def test_options_of_the_published_method_are_refused_elsewhere(options: dict[str, Any]) -> None:
+    FoldConfig("m", ratio=0.2, method="paper", **options)
+    with pytest.raises(UsageError, match="shape --method paper"):
+        FoldConfig("m", ratio=0.2, method="self", **options)
+
+
+def test_refinement_needs_tokens() -> None:
+    FoldConfig("m", ratio=0.2, method="self", refine=2)
+    with pytest.raises(UsageError, match="--refine works on tokens"):
+        FoldConfig("m", ratio=0.2, method="weights", refine=2)

@@ -38,7 +38,7 @@ class Pruner:
     ) -> None:
         """Pruners do not tell what a layer can lose."""
 
-    def start(self, first_layer: int) -> None:
+    def start(self, first_layer: int, *, drifted: bool) -> None:
         """Nothing is carried between layers."""
 
     def fold(

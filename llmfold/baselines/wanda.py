@@ -36,7 +36,7 @@ class WandaPruner(Pruner):
         self._states: HiddenStates | None = None
         self._next: HiddenStates | None = None
 
-    def start(self, first_layer: int) -> None:
+    def start(self, first_layer: int, *, drifted: bool) -> None:
         """Write the first states, or open those that an interrupted run left."""
         if first_layer == 0:
             self._states = self._on.first_states()

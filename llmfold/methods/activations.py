@@ -36,6 +36,8 @@ class ActivationOptions:
         refine: settings of the Gauss-Newton refit; zero steps leave the closed form alone.
         gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
         metric: (hidden, m) map of outputs whose squared norm selects units, or None.
+        seed: of the Gaussian rows.
+        dtype: of the tensors written; None keeps each tensor's own.
     """
 
     ridge: float = 1e-3
@@ -44,6 +46,7 @@ class ActivationOptions:
     gaussian: float = 0.0
     metric: Tensor | None = None
     seed: int = 0
+    dtype: torch.dtype | None = None
 
 
 class ActivationFolder:
@@ -62,9 +65,9 @@ class ActivationFolder:
         self._next: HiddenStates | None = None
         self._drifted = False
 
-    def start(self, first_layer: int) -> None:
+    def start(self, first_layer: int, *, drifted: bool) -> None:
         """Write the first states, or open those that an interrupted run left."""
-        self._drifted = first_layer > 0
+        self._drifted = drifted
         if first_layer == 0:
             self._states = self.on.first_states()
         else:
@@ -148,7 +151,7 @@ class _LayerStep:
 
     def _round(self, tensors: Weights) -> dict[Role, Tensor]:
         """What will be stored, so that later layers repair the rounding too."""
-        return {role: tensor.to(self._stored[role].dtype) for role, tensor in tensors.items()}
+        return {role: tensor.to(self._options.dtype or self._stored[role].dtype) for role, tensor in tensors.items()}
 
     def _wide(self, tensors: Weights) -> dict[Role, Tensor]:
         return {**self._dense, **{role: tensor.to(self._device, torch.float32) for role, tensor in tensors.items()}}
@@ -202,7 +205,7 @@ class _LayerStep:
             if candidate.units is not None:
                 pair = train.restricted(candidate.units), None if held is None else held.restricted(candidate.units)
             else:
-                merged = {**self._dense, **candidate.tensors}
+                merged = self._wide(self._round(candidate.tensors))
                 layer = replace(self._before, heads=self._after.heads, kv_heads=self._after.kv_heads)
                 pair = self._equations(
                     lambda part, w=merged, s=layer: self._attention_rows(part, w, s, first=False)  # type: ignore[misc]
@@ -296,7 +299,7 @@ class _LayerStep:
         gain = self._dense["post_norm"]
         x = torch.randn(8192, len(gain), generator=generator).to(self._device) * gain
         a = mlp_neurons(x, self._dense, self._context)
-        y = F.linear(a, self._dense["down"])
+        y = F.linear(a, self._dense["down"], self._dense.get("down_bias"))
         extra = accumulate([(a, y, torch.ones(len(a), device=self._device))])
         return equations + extra.scaled(share / (1 - share) * equations.trace / extra.trace)
 

@@ -20,13 +20,16 @@ class LayerMethod(Protocol):
     ) -> Sensitivities | None:
         """What every layer would lose by every width, or None where the method cannot tell."""
 
-    def start(self, first_layer: int) -> None:
-        """Get ready to fold from ``first_layer`` on (not 0 where an earlier run was interrupted)."""
+    def start(self, first_layer: int, *, drifted: bool) -> None:
+        """Get ready to fold from ``first_layer`` on (not 0 where an earlier run was interrupted).
+
+        ``drifted`` says whether any layer before it was narrowed.
+        """
 
     def fold(
         self, index: int, weights: Weights, before: LayerShape, after: LayerShape
     ) -> tuple[dict[Role, Tensor], LayerRecord]:
-        """Fold one layer; tensors in, tensors out, both in their stored dtype on the method's device."""
+        """Fold one layer: stored tensors in, folded tensors out, on whatever device they ended up."""
 
     def flush(self) -> None:
         """Put what the next layer needs on disk, before the layer just folded is journalled as done."""

@@ -39,13 +39,21 @@ def build_method(setting: Setting, say: Callable[[str], None]) -> LayerMethod:
     return _from_tokens(setting, say)
 
 
-def _refine(config: FoldConfig, default: int) -> RefineOptions:
-    return RefineOptions(steps=default if config.refine is None else config.refine)
+DEFAULT_REFINE = 4
+"""Gauss-Newton steps where tokens are measured on: more bring nothing, see eval/results/tried.md."""
+
+
+def _dtype(config: FoldConfig) -> torch.dtype | None:
+    return None if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
 def _from_tokens(setting: Setting, say: Callable[[str], None]) -> ActivationFolder:
-    source = token_source(setting, say)
-    options = ActivationOptions(refine=_refine(setting.config, default=4), seed=setting.config.seed)
+    source, config = token_source(setting, say), setting.config
+    options = ActivationOptions(
+        refine=RefineOptions(steps=DEFAULT_REFINE if config.refine is None else config.refine),
+        seed=config.seed,
+        dtype=_dtype(config),
+    )
     return ActivationFolder(source.on, options, source.facts)
 
 
@@ -63,7 +71,12 @@ def _from_weights(setting: Setting, say: Callable[[str], None]) -> ActivationFol
     members = max(16384, tk.TOKENS_PER_UNIT * widest)
     rows = -(-members // (mean_field.context * CHUNK)) * CHUNK
     options = ActivationOptions(
-        ridge=1e-4, refine=_refine(config, default=0), gaussian=0.2, metric=metric, seed=config.seed
+        ridge=1e-4,
+        refine=RefineOptions(steps=0),
+        gaussian=0.2,
+        metric=metric,
+        seed=config.seed,
+        dtype=_dtype(config),
     )
     on = Measurement(
         shape,

@@ -23,7 +23,7 @@ class Merging:
     ) -> None:
         """Weights alone do not tell what a layer can lose."""
 
-    def start(self, first_layer: int) -> None:
+    def start(self, first_layer: int, *, drifted: bool) -> None:
         """Nothing is carried between layers."""
 
     def fold(

@@ -20,7 +20,8 @@ from llmfold.methods.measure import Measurement
 from llmfold.methods.streams import TokenStream
 from llmfold.streaming.forward import forward_context
 
-_IN_MEMORY_SHARE = 0.6
+_IN_MEMORY_SHARE = 0.8
+_CPU = torch.device("cpu")
 _HUB_CHARACTERS_PER_TOKEN = 16
 
 
@@ -91,8 +92,13 @@ def _sampled(setting: Setting, budget: tk.TokenBudget) -> Tensor:
     loading: dict[str, Any] = {}
     offload = setting.work / "offload"
     size = sum(t.nbytes for t in setting.checkpoint.tensors.values())
-    if setting.device.type == "cpu" and size > _IN_MEMORY_SHARE * _available_memory():
-        loading = {"device_map": "auto", "offload_folder": offload}
+    stock = stock_config(setting.checkpoint.config)
+    cache = min(tk.CACHE_BYTES, budget.sequences * tk.cache_bytes(stock, budget.length))
+    room = int(_IN_MEMORY_SHARE * _available_memory(setting.device)) - cache
+    if size > room:
+        limits: dict[int | str, int] = {"cpu": max(int(_IN_MEMORY_SHARE * _available_memory(_CPU)), 0)}
+        limits["cpu" if setting.device.type == "cpu" else setting.device.index or 0] = max(room, 0)
+        loading = {"device_map": "auto", "offload_folder": offload, "max_memory": limits}
     try:
         return tk.sample_tokens(
             setting.checkpoint.folder,
@@ -106,7 +112,9 @@ def _sampled(setting: Setting, budget: tk.TokenBudget) -> Tensor:
         shutil.rmtree(offload, ignore_errors=True)
 
 
-def _available_memory() -> int:
+def _available_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -21,6 +21,7 @@ from transformers import (
 
 from llmfold.architectures import EMBEDDING, HEAD, ModelShape
 from llmfold.checkpoint import Checkpoint
+from llmfold.checkpoint.storage import fsync_path
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.methods.streams import CHUNK, chunks
 from llmfold.quiet import quiet_transformers
@@ -28,6 +29,8 @@ from llmfold.quiet import quiet_transformers
 TOKENS_FILE = "llmfold_tokens.npy"
 TOKENS_PER_UNIT = 4
 DEFAULT_SEQUENCES = 64
+CACHE_BYTES = 4_000_000_000
+"""Bound on the key/value cache of sampling."""
 LOOPING = 0.3
 """Share of repeated 4-grams within a sequence above which self tokens are doubted; text stays far below."""
 
@@ -97,19 +100,47 @@ def sample_tokens(
     )
     # What the rules leave open, generate takes from here: an EOS would end a sequence and pad the rest.
     model.generation_config = rules
-    prompt = torch.full((budget.sequences, 1), start, device=model.device)
+    parts: list[Tensor] = []
+    batch = _batch(model.config, budget)
     with torch.random.fork_rng(), torch.inference_mode(), quiet_transformers():
         torch.manual_seed(seed)
-        try:
-            sampled: Tensor = model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                generation_config=rules,
-                logits_processor=LogitsProcessorList([_BeginAnew(ends, start)]),
+        for first in range(0, budget.sequences, batch):
+            rows = min(batch, budget.sequences - first)
+            prompt = torch.full((rows, 1), start, device=_input_device(model))
+            parts.append(
+                model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    generation_config=rules,
+                    logits_processor=LogitsProcessorList([_Finite(), _BeginAnew(ends, start)]),
+                ).cpu()
             )
-        except RuntimeError as error:
-            raise CheckpointError(f"sampling from the model failed: {str(error).splitlines()[0]}") from error
-    return sampled.cpu().clone()  # an ordinary tensor, which autograd takes
+    return torch.cat(parts).clone()  # an ordinary tensor, which autograd takes
+
+
+def cache_bytes(config: Any, length: int) -> int:
+    """Key/value cache of one sequence, counted in float32."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * 4 * config.num_hidden_layers * config.num_key_value_heads * head_dim * length)
+
+
+def _batch(config: Any, budget: TokenBudget) -> int:
+    """Sequences sampled at once: as many as keep the cache within ``CACHE_BYTES``, the same number everywhere."""
+    return max(1, min(budget.sequences, CACHE_BYTES // cache_bytes(config, budget.length)))
+
+
+def _input_device(model: Any) -> torch.device:
+    """Where token ids go: the first parameter that is not on disk tells."""
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
+class _Finite(LogitsProcessor):  # type: ignore[misc]
+    """Sampling from NaN is an accident of the model, and says so."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not torch.isfinite(scores).all():
+            raise CheckpointError("the model computes NaN or infinite logits on its own tokens: it is damaged")
+        return scores
 
 
 class _BeginAnew(LogitsProcessor):  # type: ignore[misc]
@@ -194,7 +225,9 @@ def stored(path: Path, make: Callable[[], Tensor]) -> Tensor:
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.save(file, tokens.numpy().astype(np.int32))
+    fsync_path(partial)
     partial.rename(path)
+    fsync_path(path.parent)
     return tokens
 
 

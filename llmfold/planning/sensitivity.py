@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmfold.architectures import LayerShape, ModelShape
+from llmfold.checkpoint.storage import fsync_path
 from llmfold.planning.legal import head_options, width_multiple
 
 
@@ -17,7 +18,7 @@ class LayerCurves:
     """Predicted error of one layer by the number of units removed, in relative squared error of the residual stream.
 
     Attributes:
-        neurons: ``neurons[n]`` with n neurons removed, n from 0; where it ends nothing was measured.
+        neurons: ``neurons[n]`` with n neurons removed, n from 0; beyond its end errors are taken to grow as squares.
         heads: ``heads[h]`` with h head units removed (KV groups, or query heads under MQA), h from 0.
     """
 
@@ -25,14 +26,17 @@ class LayerCurves:
     heads: list[float]
 
     def error(self, before: LayerShape, after: LayerShape) -> float:
-        """Predicted error of narrowing from ``before`` to ``after``; infinite beyond what was measured."""
+        """Predicted error of narrowing from ``before`` to ``after``; infinite where nothing was measured."""
         by_group = before.kv_heads > 1
         heads = before.kv_heads - after.kv_heads if by_group else before.heads - after.heads
         return _at(self.neurons, before.intermediate - after.intermediate) + _at(self.heads, heads)
 
 
 def _at(curve: list[float], removed: int) -> float:
-    return curve[removed] if removed < len(curve) else math.inf
+    last = len(curve) - 1
+    if removed <= last:
+        return curve[removed]
+    return curve[last] * (removed / last) ** 2 if last else math.inf
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class Sensitivities:
         content = [{"neurons": c.neurons, "heads": c.heads} for c in self.layers]
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(content), encoding="utf-8")
+        fsync_path(partial)
         partial.rename(path)
+        fsync_path(path.parent)
 
     @classmethod
     def load(cls, path: Path) -> "Sensitivities":

@@ -1,10 +1,14 @@
 """Ridge least squares from accumulated Gram matrices: the consumer of a layer's units, refit in closed form."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from llmfold.errors import LlmfoldError
+
+_ATTEMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,14 @@ class NormalEquations:
             self.target_sum + other.target_sum,
             self.weight + other.weight,
         )
+
+    def _grown(self, part: "NormalEquations") -> "NormalEquations":
+        """Add ``part`` into this one's own tensors, so that only two Grams are alive at once."""
+        self.gram.add_(part.gram)
+        self.cross.add_(part.cross)
+        self.feature_sum.add_(part.feature_sum)
+        self.target_sum.add_(part.target_sum)
+        return replace(self, energy=self.energy + part.energy, weight=self.weight + part.weight)
 
     def scaled(self, factor: float) -> "NormalEquations":
         """The same with all row weights multiplied by a factor."""
@@ -113,10 +125,27 @@ def accumulate(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> NormalEquation
             (y * w[:, None]).double().sum(0),
             float(w.double().sum()),
         )
-        total = part if total is None else total + part
+        total = part if total is None else total._grown(part)
     if total is None:
         raise ValueError("normal equations need at least one block of rows")
     return total
+
+
+def cholesky(gram: Tensor, ridge: float) -> Tensor:
+    """Lower Cholesky factor of ``gram + ridge * I``; the ridge grows tenfold while rounding defeats it.
+
+    Raises:
+        LlmfoldError: no ridge helps, so the Gram is not one.
+    """
+    for _ in range(_ATTEMPTS):
+        system = gram.clone()
+        system.diagonal().add_(ridge)
+        found = torch.linalg.cholesky_ex(system)
+        if not int(found.info):
+            factor: Tensor = found.L
+            return factor
+        ridge *= 10
+    raise LlmfoldError("the activations of a layer overflow or are NaN, so its repair cannot be solved")
 
 
 def solve(equations: NormalEquations, fraction: float, *, bias: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -131,9 +160,7 @@ def solve(equations: NormalEquations, fraction: float, *, bias: bool = False) ->
         W (n, d) and b (d,) or None, float64.
     """
     system = equations.centred() if bias else equations
-    gram = system.gram.clone()
-    gram.diagonal().add_(equations.ridge(fraction))
-    weights = torch.cholesky_solve(system.cross, torch.linalg.cholesky(gram))
+    weights = torch.cholesky_solve(system.cross, cholesky(system.gram, equations.ridge(fraction)))
     if not bias:
         return weights, None
     return weights, (equations.target_sum - equations.feature_sum @ weights) / equations.weight

@@ -1,5 +1,8 @@
 """The plan and the report as tables for a terminal."""
 
+import contextlib
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -188,6 +191,16 @@ def _verification(found: dict[str, Any]) -> str:
     return "shapes only" if found.get("mode") == "shapes" else "off"
 
 
+class _Patient(Console):
+    """A console that goes silent when its reader has gone, instead of stopping the work."""
+
+    def on_broken_pipe(self) -> None:
+        """Send whatever else is printed nowhere."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print_table(table: RenderableType) -> None:
-    """Print to standard output."""
-    Console(highlight=False).print(table)
+    """Print to standard output, and flush."""
+    _Patient(highlight=False).print(table)
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmfold.repair.least_squares import NormalEquations
+from llmfold.repair.least_squares import NormalEquations, cholesky
 
 _DELAY = 64
 
@@ -31,9 +31,7 @@ class Elimination:
 
 
 def _inverse(equations: NormalEquations, ridge: float) -> Tensor:
-    gram = equations.gram.clone()
-    gram.diagonal().add_(equations.ridge(ridge))
-    return torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    return torch.cholesky_inverse(cholesky(equations.gram, equations.ridge(ridge)))
 
 
 def eliminate_units(
@@ -99,8 +97,8 @@ class _Delayed:
         ps, ks, kappas = self._ps[:, :m], self._ks[:, :m], self._kappas[:m]
         p = self._p[:, unit] - ps @ ps[unit]
         k = self._k[:, unit] - ps @ (ks[unit] - kappas * ps[unit]) - ks @ ps[unit]
-        root = float(p[unit]) ** 0.5
-        kappa = float(k[unit]) / float(p[unit])
+        pivot = max(float(p[unit]), torch.finfo(p.dtype).tiny)
+        root, kappa = pivot**0.5, float(k[unit]) / pivot
         p, k = p / root, k / root
         self._ps[:, m], self._ks[:, m], self._kappas[m] = p, k, kappa
         self._p_diagonal -= p.square()

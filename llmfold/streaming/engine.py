@@ -1,6 +1,7 @@
 """The engine: one decoder layer at a time from the source's shards, through folding, into the output's shards."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -160,6 +161,7 @@ class _Run:
         self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
         self.records: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
+        self.data = _public_data(config.data)
 
     def execute(self, memory: PeakMemory) -> FoldReport:
         output = self.config.output_path
@@ -187,6 +189,8 @@ class _Run:
             )
             with _writing(work.folder):
                 report.save(work.folder)
+                if self.data not in (None, SELF_DATA):
+                    (work.folder / TOKENS_FILE).unlink(missing_ok=True)  # outside text is not ours to publish
             self.listener.stage("publish")
             work.publish()
         return report
@@ -197,6 +201,7 @@ class _Run:
             "source": self.checkpoint.fingerprint(),
             "config": self._work_config(),
             "versions": versions(),
+            "text": _content(self.config.data),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
         }
@@ -215,13 +220,11 @@ class _Run:
                 self.listener.stage("embeddings")
                 self._copy_outside(writer, journal)
             if method is not None and done < layers:
-                method.start(done)
+                method.start(done, drifted=any(index < done for index in self.plan.folded_layers))
                 for index in range(done, layers):
                     self._fold_one(index, method, writer, journal)
                     self.listener.advance()
         shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
-        if self._public_data() not in (None, SELF_DATA):
-            (folder / TOKENS_FILE).unlink(missing_ok=True)  # outside text is not ours to publish
         self.facts = journal.done[METHOD].record
         self.records = [journal.done[_layer_unit(index)].record for index in range(layers)]
 
@@ -320,12 +323,7 @@ class _Run:
         }
 
     def _work_config(self) -> dict[str, Any]:
-        return {**self.config.work(), "model": self._public_name(), "data": self._public_data()}
-
-    def _public_data(self) -> str | None:
-        """Name of the outside text that may be published: files by their last part, hub data sets as they are."""
-        data = self.config.data
-        return os.path.basename(data) if data and os.path.exists(os.path.expanduser(data)) else data
+        return {**self.config.work(), "model": self._public_name(), "data": self.data}
 
     def _public_name(self) -> str:
         """Name of the source that may be published: hub ids as they are, local folders by their last part."""
@@ -335,9 +333,28 @@ class _Run:
     def _public_config(self) -> dict[str, Any]:
         values = dataclasses.asdict(self.config)
         values.update(model=self._public_name(), output=self.config.output_path.name, align=self.config.alignment)
-        values["data"] = self._public_data()
+        values["data"] = self.data
         values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(self.config.layers.items())}
         return values
+
+
+def _public_data(data: str | None) -> str | None:
+    """Name of the outside text that may be published: files by their last part, hub data sets as they are."""
+    if data is None or not (data.startswith((".", "/", "~")) or os.path.exists(data)):
+        return data
+    return os.path.basename(data)
+
+
+def _content(data: str | None) -> str | None:
+    """SHA-256 of a text file, so that another text of the same name does not resume a run."""
+    path = Path(os.path.expanduser(data or ""))
+    if not data or not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _check_shards_are_there(folder: Path, names: list[str]) -> None:
@@ -354,7 +371,8 @@ def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
         yield
     except BaseException as error:
         prepared_only = isinstance(error, LlmfoldError) and journal.done.keys() <= {METHOD}
-        if not journal.done or prepared_only or isinstance(error, CheckpointError | DamagedError):
+        damaged = isinstance(error, CheckpointError | DamagedError) and not isinstance(error.__cause__, OSError)
+        if damaged or prepared_only or not (journal.done or isinstance(error, KeyboardInterrupt)):
             work.discard()
         raise
 

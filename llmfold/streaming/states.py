@@ -1,12 +1,14 @@
 """Hidden states between layers, dense and folded side by side, in files that the kernel may keep in memory or not."""
 
-import os
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from llmfold.checkpoint.storage import disk_full, free_bytes, fsync_path
 
 STATE_FOLDER = "states"
 
@@ -30,8 +32,16 @@ class HiddenStates:
 
     def _map(self, name: str, create: bool) -> np.memmap:
         path = self.folder / f"{name}.npy"
+        if create:
+            self._allocate(path)
         mode = "w+" if create else "r+"
         return np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=self.shape if create else None)
+
+    def _allocate(self, path: Path) -> None:
+        """See to it that the disk has room: a mapped file with holes would kill the process where it has none."""
+        needed = math.prod(self.shape) * 4
+        if free_bytes(path.parent) < needed:
+            raise disk_full(path.parent, needed - free_bytes(path.parent))
 
     def next(self) -> "HiddenStates":
         """Fresh states after this layer."""
@@ -41,9 +51,8 @@ class HiddenStates:
         """Return once both streams are on disk."""
         for stream in (self.dense, self.folded):
             stream.flush()
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        fsync_path(self.folder)
+        fsync_path(self.folder.parent)
 
     def discard(self) -> None:
         """Delete these states."""

@@ -138,3 +138,24 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert resumed.data == undisturbed.data
     assert [layer["mlp"] for layer in resumed.layers] == [layer["mlp"] for layer in undisturbed.layers]
+
+
+def test_a_killed_run_leaves_layers_before_the_first_narrowed_one_alone(tmp_path: Path) -> None:
+    """Nothing has drifted there, so nothing is repaired, whether the run was interrupted or not."""
+    model = tiny_model(tmp_path / "m", num_hidden_layers=4)
+    script = KILLED.replace("ratio=0.3", "layers={'2': {'mlp': 0.5}}")
+    command = [sys.executable, "-c", script, str(model), str(tmp_path / "killed"), "layer-0", "self"]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+    for name in ("killed", "whole"):
+        fold(model, method="self", layers={"2": {"mlp": 0.5}}, output=tmp_path / name, **MEASURED)
+    assert (tmp_path / "killed" / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
+    before, after = load_file(model / SINGLE), load_file(tmp_path / "whole" / SINGLE)
+    changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"2", "3"}
+
+
+def test_the_repair_knows_the_dtype_that_is_written(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m", dtype=torch.bfloat16)
+    fold(model, method="self", mlp_ratio=0.2, dtype="float32", output=tmp_path / "out", **MEASURED)
+    down = load_file(tmp_path / "out" / SINGLE)["model.layers.1.mlp.down_proj.weight"]
+    assert not torch.equal(down, down.bfloat16().float())

@@ -106,8 +106,10 @@ def test_curves_survive_their_file(tmp_path: Path) -> None:
     assert Sensitivities.load(tmp_path / "curves.json") == measured
 
 
-def test_what_was_not_measured_is_infinite() -> None:
-    assert LayerCurves([0.0, 1.0], [0.0]).error(LAYER, LayerShape(58, 8, 4)) == float("inf")
+def test_errors_grow_as_squares_beyond_what_was_measured() -> None:
+    curve = LayerCurves([0.0, 1.0], [0.0])
+    assert curve.error(LAYER, LayerShape(58, 8, 4)) == 4.0
+    assert curve.error(LAYER, LayerShape(60, 6, 3)) == float("inf")
 
 
 def test_adaptive_needs_a_method_that_measures() -> None:

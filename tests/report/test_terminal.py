@@ -58,7 +58,7 @@ def plan_of(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     "options",
     [
         {"ratio": 0.2},
-        {"ratio": 0.6, "repair": "variance", "cluster": "hartigan", "align": "gauge"},
+        {"ratio": 0.6, "method": "paper", "repair": "variance", "cluster": "hartigan", "align": "gauge"},
         {"layers": {str(i): {"mlp": 0.01 * i} for i in range(1, 32)}},
         {"attention_ratio": 0.25},
     ],
