@@ -23,7 +23,7 @@ _PASSES = 5
 """Forward passes of a measuring fold: one that measures widths, dense and folded ones, and candidates."""
 _PASSES_PER_STEP = 24
 """The same for a Gauss-Newton step: eight conjugate-gradient iterations of about three passes over the MLP."""
-_GRAMS = 5
+_GRAMS = 6
 _LONG = 3600
 
 
@@ -53,7 +53,7 @@ def estimate(plan: FoldPlan) -> Estimate:
     """Estimate the cost of ``plan`` from its shapes and the machine's own matmul rate."""
     shape, matrices = plan.before, 2 if plan.config.cluster == "hartigan" else 1
     flops = merges = 0.0
-    work_area = layer_bytes = 0
+    work_area = layer_bytes = states = sampler = 0
     sizes = {s.name: s.nbytes for s in plan.tensors}
     for i, (a, b) in enumerate(zip(plan.before.layers, plan.after.layers, strict=True)):
         units = _units(a)
@@ -66,20 +66,23 @@ def estimate(plan: FoldPlan) -> Estimate:
     if plan.config.method not in MERGING and plan.folded_layers:
         measured = _measuring(plan)
         flops, merges = measured.flops, 0.0
-        work_area = max(work_area, measured.work_area)
+        work_area, states = max(work_area, measured.work_area), measured.state_bytes
     seconds = flops / matmul_rate() + merges * MERGE_SECONDS_PER_ROW
     if plan.config.method == "self" and plan.folded_layers:
         seconds += _sampling_seconds(plan)
+        sampler = plan.bytes_before if plan.bytes_before < _available_bytes() else 0
     seconds += (plan.bytes_before + plan.bytes_after) / DISK_BYTES_PER_SECOND
-    return Estimate(BASE_BYTES + work_area + 2 * layer_bytes, plan.bytes_after, round(seconds, 1))
+    memory = BASE_BYTES + max(work_area + 2 * layer_bytes, sampler)
+    return Estimate(memory, plan.bytes_after + states, round(seconds, 1))
 
 
 @dataclass(frozen=True)
 class _Measuring:
-    """Cost of a method that measures: floating-point operations, and bytes of its Gram matrices."""
+    """Cost of a method that measures: floating-point operations, bytes of its Gram matrices and of hidden states."""
 
     flops: float
     work_area: int
+    state_bytes: int
 
 
 def _tokens(plan: FoldPlan) -> tuple[int, int]:
@@ -99,15 +102,20 @@ def _measuring(plan: FoldPlan) -> _Measuring:
         for a in plan.before.layers
     )
     widest = max(layer.intermediate for layer in plan.before.layers)
-    return _Measuring(2.0 * tokens * decoder * passes + 2 * grams, _GRAMS * 8 * widest**2)
+    return _Measuring(
+        2.0 * tokens * decoder * passes + 2 * grams, _GRAMS * 8 * widest**2, 16 * tokens * plan.before.hidden
+    )
 
 
 def _sampling_seconds(plan: FoldPlan) -> float:
     """Every position of all sequences reads the whole model once: from memory, or from disk where it does not fit."""
     _, length = _tokens(plan)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    rate = MEMORY_BYTES_PER_SECOND if plan.bytes_before < available else DISK_BYTES_PER_SECOND
+    rate = MEMORY_BYTES_PER_SECOND if plan.bytes_before < _available_bytes() else DISK_BYTES_PER_SECOND
     return length * plan.bytes_before / rate
+
+
+def _available_bytes() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def advice(plan: FoldPlan, seconds: float) -> str | None:
