@@ -246,6 +246,7 @@ def interrupting(self, unit, digests, record):
     if unit == "layer-1":
         os.kill(os.getpid(), signal.SIGINT)
 Journal.append = interrupting
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 sys.exit(main(sys.argv[1:]))
 """
 
