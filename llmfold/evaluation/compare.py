@@ -21,7 +21,7 @@ from llmfold.evaluation import fidelity
 from llmfold.evaluation.chart import chart
 from llmfold.evaluation.document import document
 from llmfold.evaluation.judge import Judge
-from llmfold.evaluation.loading import Loading, locate, public_name
+from llmfold.evaluation.loading import Loading
 from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Windows, text_windows
 from llmfold.evaluation.results import Results, Row, Run, Spread, summarise, write
@@ -30,6 +30,7 @@ from llmfold.evaluation.table import Section
 from llmfold.evaluation.texts import Text, read_text
 from llmfold.evaluation.variants import Variant, public_file
 from llmfold.report.record import versions
+from llmfold.sources import locate, public_name
 from llmfold.streaming.engine import pick_device
 
 MARKDOWN_FILE, CHART_FILE = "compare.md", "compare.svg"

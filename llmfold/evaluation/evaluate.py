@@ -8,12 +8,13 @@ from typing import Any
 from llmfold.errors import UsageError
 from llmfold.evaluation.fidelity import TOKENS, Fidelity
 from llmfold.evaluation.judge import Judge
-from llmfold.evaluation.loading import DTYPES, Loading, locate, public_name
+from llmfold.evaluation.loading import DTYPES, Loading
 from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import BATCH, Perplexity, text_windows
 from llmfold.evaluation.results import write
 from llmfold.evaluation.texts import read_text
 from llmfold.report.record import versions
+from llmfold.sources import locate, public_name
 from llmfold.streaming.engine import pick_device
 
 

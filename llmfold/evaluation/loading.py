@@ -1,4 +1,4 @@
-"""Models under evaluation: found, loaded by stock transformers, and offloaded by accelerate where they do not fit."""
+"""Models under evaluation: loaded by stock transformers, and offloaded by accelerate where they do not fit."""
 
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from llmfold.architectures import stock_config
-from llmfold.checkpoint import Checkpoint, Source, resolve
-from llmfold.demo import DEMO_NAME, demo_folder
+from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError
 from llmfold.quiet import quiet_transformers
 
@@ -36,21 +35,6 @@ class Loading:
     dtype: str = "float32"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     options: dict[str, Any] = field(default_factory=dict)
-
-
-def locate(model: str, revision: str | None = None) -> Source:
-    """The folder of ``model``: ``demo``, a local folder or a hub id.
-
-    Raises:
-        CheckpointError: it cannot be had.
-    """
-    return Source(demo_folder(), DEMO_NAME, None) if model == DEMO_NAME else resolve(model, revision=revision)
-
-
-def public_name(source: Source) -> str:
-    """What a table may call the model: hub ids and ``demo`` as they are, a local folder by its last part."""
-    local = source.revision is None and source.name != DEMO_NAME
-    return source.folder.resolve().name if local else source.name
 
 
 def max_positions(checkpoint: Checkpoint) -> int:

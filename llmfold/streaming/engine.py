@@ -31,7 +31,7 @@ from llmfold.checkpoint import (
 from llmfold.checkpoint.accept import refuse_quantised_config
 from llmfold.checkpoint.storage import write_error
 from llmfold.config import DTYPES, SELF_DATA, FoldConfig
-from llmfold.demo import DEMO_NAME, demo_folder
+from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
@@ -41,6 +41,7 @@ from llmfold.methods.source import Setting
 from llmfold.methods.tokens import TOKENS_FILE
 from llmfold.planning import FoldPlan, Sensitivities, make_plan
 from llmfold.report.record import FoldReport, versions
+from llmfold.sources import locate, public_name
 from llmfold.streaming.forward import forward_context
 from llmfold.streaming.memory import PeakMemory, return_freed_blocks
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
@@ -75,13 +76,6 @@ class Stages:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
-def find_source(config: FoldConfig) -> Source:
-    """Locate the model: the shipped demo, a local folder, or a snapshot from the hub (downloaded as needed)."""
-    if config.model == DEMO_NAME:
-        return Source(demo_folder(), DEMO_NAME, None)
-    return resolve(config.model, revision=config.revision)
-
-
 def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
     """Open a checkpoint and check every header against its config.
 
@@ -102,7 +96,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         LlmfoldError: as :func:`fold_checkpoint` does before it begins to work.
     """
     if config.model == DEMO_NAME or os.path.exists(os.path.expanduser(config.model)):
-        checkpoint, shape = open_source(find_source(config))
+        checkpoint, shape = open_source(locate(config.model, config.revision))
         return make_plan(shape, checkpoint.tensors, config)
     source = resolve(config.model, revision=config.revision, weights=False)
     raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
@@ -156,7 +150,7 @@ class _Run:
     def __init__(self, config: FoldConfig, listener: Listener) -> None:
         self.config, self.listener, self.stages = config, listener, Stages()
         self.device = pick_device(config.device)
-        self.source = find_source(config)
+        self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
         self.records: list[dict[str, Any]] = []
@@ -177,7 +171,7 @@ class _Run:
                     verification = verify(work.folder, self.plan, digests, self.config.verify, self.checkpoint.config)
             report = FoldReport(
                 output=work.output,
-                source={"name": self._public_name(), "revision": self.source.revision},
+                source={"name": public_name(self.source), "revision": self.source.revision},
                 config=self._public_config(),
                 plan=self.plan.to_dict(),
                 layers=self.records,
@@ -315,7 +309,7 @@ class _Run:
     def _provenance(self) -> dict[str, Any]:
         return {
             "made_by": "llmfold",
-            "source": {"name": self._public_name(), "revision": self.source.revision},
+            "source": {"name": public_name(self.source), "revision": self.source.revision},
             "config": self._work_config(),
             "plan": self.plan.to_dict(),
             "data": self.facts.get("data", "none"),
@@ -323,16 +317,11 @@ class _Run:
         }
 
     def _work_config(self) -> dict[str, Any]:
-        return {**self.config.work(), "model": self._public_name(), "data": self.data}
-
-    def _public_name(self) -> str:
-        """Name of the source that may be published: hub ids as they are, local folders by their last part."""
-        is_local = self.source.name != DEMO_NAME and self.source.revision is None
-        return self.source.folder.resolve().name if is_local else self.source.name
+        return {**self.config.work(), "model": public_name(self.source), "data": self.data}
 
     def _public_config(self) -> dict[str, Any]:
         values = dataclasses.asdict(self.config)
-        values.update(model=self._public_name(), output=self.config.output_path.name, align=self.config.alignment)
+        values.update(model=public_name(self.source), output=self.config.output_path.name, align=self.config.alignment)
         values["data"] = self.data
         values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(self.config.layers.items())}
         return values
