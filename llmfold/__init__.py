@@ -2,7 +2,7 @@
 
 from llmfold.api import fold, plan
 from llmfold.config import FoldConfig, LayerOverride
-from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError, VerificationError
+from llmfold.errors import CheckpointError, HubError, LlmfoldError, OutputError, UsageError, VerificationError
 from llmfold.planning import FoldPlan
 from llmfold.report.record import FoldReport
 
@@ -13,6 +13,7 @@ __all__ = [
     "FoldConfig",
     "FoldPlan",
     "FoldReport",
+    "HubError",
     "LayerOverride",
     "LlmfoldError",
     "OutputError",

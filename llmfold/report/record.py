@@ -2,12 +2,14 @@
 
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from llmfold.errors import OutputError
 
 REPORT_FILE = "report.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "scipy")
@@ -50,6 +52,7 @@ class FoldReport:
         seconds: time by stage.
         peak_memory_bytes: largest anonymous memory seen (RssAnon).
         resumed_layers: layers that an earlier, interrupted run had finished.
+        base_card: licence and languages from the card of the model that was read, where it has one.
     """
 
     output: Path
@@ -64,6 +67,7 @@ class FoldReport:
     resumed_layers: int = 0
     versions: dict[str, str] = field(default_factory=versions)
     machine: dict[str, Any] = field(default_factory=machine)
+    base_card: dict[str, Any] = field(default_factory=dict)
 
     @property
     def parameters_before(self) -> int:
@@ -88,3 +92,43 @@ class FoldReport:
         """Write report.json into ``folder``."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
         (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "FoldReport":
+        """Read the report of the output in ``folder``; what other versions of llmfold put there is not looked at.
+
+        Raises:
+            OutputError: there is none, or it cannot be read.
+        """
+        path = folder / REPORT_FILE
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            known = {item.name: found[item.name] for item in fields(cls) if item.name in found}
+            return cls(**{**known, "output": folder})
+        except FileNotFoundError as error:
+            raise OutputError(f"{folder} has no {REPORT_FILE}: it is not a finished output of llmfold") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise OutputError(f"{path} cannot be read ({type(error).__name__}): fold the model again") from error
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, revision: str | None = None, quiet: bool = False
+    ) -> str:
+        """Push the output to the Hugging Face hub; giving the same call again completes a push that broke off.
+
+        Args:
+            repo_id: ``"USER/NAME"``; created if it does not exist.
+            private: make a new repository private; ``None`` is the hub's default for the user.
+            revision: branch to push to, created if it does not exist; ``None`` is the main one.
+            quiet: no progress bar, no list of files.
+
+        Returns:
+            The address of the model on the hub.
+
+        Raises:
+            UsageError: a malformed name or revision.
+            OutputError: the folder is not a finished output any more.
+            HubError: no token, no access, no connection.
+        """
+        from llmfold.hub import Target, push
+
+        return push(self.output, Target(repo_id, private=private, revision=revision), quiet=quiet)

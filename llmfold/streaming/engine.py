@@ -33,6 +33,8 @@ from llmfold.checkpoint.storage import write_error
 from llmfold.config import DTYPES, SELF_DATA, FoldConfig
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
+from llmfold.hub import card
+from llmfold.hub.base_card import carried_over
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
 from llmfold.methods.measure import SENSITIVITIES_FILE
@@ -180,9 +182,11 @@ class _Run:
                 data=self.facts,
                 peak_memory_bytes=memory.bytes,
                 resumed_layers=resumed,
+                base_card=carried_over(self.source.folder),
             )
             with _writing(work.folder):
                 report.save(work.folder)
+                card.write(work.folder, card.render(report))
                 if self.data not in (None, SELF_DATA):
                     (work.folder / TOKENS_FILE).unlink(missing_ok=True)  # outside text is not ours to publish
             self.listener.stage("publish")
