@@ -26,7 +26,7 @@ def carried_over(folder: Path) -> dict[str, str | list[str]]:
     for key in _ONE_OR_MORE:
         value = metadata.get(key)
         words = [_word(item) for item in (value if isinstance(value, list) else [value])]
-        if all(words):
+        if words and all(words):
             kept[key] = words if isinstance(value, list) else words[0]
     return kept
 

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from llmfold.config import FOLDS
 from llmfold.demo import DEMO_NAME
 from llmfold.hub.base_card import CARD_FILE
-from llmfold.hub.quality import POOR_KL, POOR_TOP1, Quality
+from llmfold.hub.quality import POOR_TOP1, Quality
 from llmfold.report.record import FoldReport
 
 BASE_MODEL_RELATION = "finetune"
@@ -44,13 +44,13 @@ def render(report: FoldReport, *, repo_id: str | None = None, quality: Quality |
     Args:
         report: what was done.
         repo_id: where on the hub the model will be; shown in the lines that load it.
-        quality: what is known of the quality; ``None``: the report's fidelity, where it has one.
+        quality: what is known of the quality; ``None``: what the report holds, if anything.
 
     Returns:
         Markdown behind a block of YAML metadata, as the hub wants README.md.
     """
     if quality is None:
-        quality = Quality.of_fidelity(report.to_dict().get("fidelity") or {})
+        quality = Quality.of_evaluation(report.to_dict().get("quality") or {})
     sections = [
         _title(report),
         _warning(quality),
@@ -128,8 +128,8 @@ def _warning(quality: Quality) -> str:
         return ""
     return (
         "> **Warning: this model is far from the one it was made from.** The text it writes may not make sense. "
-        f"(This is said where KL to the dense model exceeds {POOR_KL:g} nats per token, or the two agree on the "
-        f"likeliest next token less than {_percent(POOR_TOP1)} of the time.) A smaller ratio would keep more."
+        f"(This is said where the two agree on the likeliest next token less than {_percent(POOR_TOP1)} of the time.) "
+        "A smaller ratio would keep more."
     )
 
 
@@ -189,7 +189,8 @@ def _quality(report: FoldReport, quality: Quality) -> str:
             f"## Quality against the dense model\n\nNot measured in this run. To measure it:\n\n```bash\n{command}\n```"
         )
     table = _table(("", "dense", "this model"), [(row.name, row.dense, row.folded) for row in rows])
-    return "\n\n".join(["## Quality against the dense model", table, *quality.protocols])
+    protocols = "\n".join(f"- {protocol}" for protocol in quality.protocols)
+    return f"## Quality against the dense model\n\n{table}\n\n{protocols}".rstrip()
 
 
 def _data(report: FoldReport) -> str:

@@ -29,6 +29,7 @@ from llmfold.hub.base_card import CARD_FILE
 from llmfold.hub.errors import explained, is_passing
 from llmfold.quiet import quiet_hub
 from llmfold.report.record import FoldReport
+from llmfold.report.saved import load_report
 
 ATTEMPTS = 3
 """Beside the client's own, which cover only some of its requests."""
@@ -135,7 +136,7 @@ def check_finished(folder: Path) -> FoldReport:
         raise OutputError(f"{folder} is unfinished: run the same fold again, which resumes it, and push its output")
     if not (folder / MARKER_FILE).is_file():
         raise OutputError(f"{folder} was not made by llmfold (it has no {MARKER_FILE}): push it with `hf upload`")
-    report = FoldReport.load(folder)
+    report = load_report(folder)
     try:
         Checkpoint.open(folder)  # every shard of the index is there, with the tensors it should have
     except CheckpointError as error:

@@ -1,13 +1,11 @@
 """How close a folded model is to the dense one, as a card tells it: figures side by side, and how they were found."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-POOR_KL = 0.3
-"""Nats per token: the dense model's own text is more than a third less likely, token by token, to the folded model."""
-POOR_TOP1 = 2 / 3
-"""Top-1 agreement: the likeliest next token is another one more than one time in three."""
+POOR_TOP1 = 0.5
+"""Top-1 agreement below which a card warns: the likeliest next token is another one more often than not."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +34,26 @@ class Quality:
     protocols: tuple[str, ...] = ()
 
     @classmethod
-    def of_fidelity(cls, found: Mapping[str, Any]) -> "Quality":
-        """From the ``fidelity`` section of a report: ``kl``, ``top1`` and ``protocol``."""
-        protocol = found.get("protocol")
-        return cls(found.get("kl"), found.get("top1"), protocols=(protocol,) if protocol else ())
+    def of_evaluation(cls, found: Mapping[str, Any]) -> "Quality":
+        """From an evaluation as plain data, empty where there was none.
+
+        Args:
+            found: ``fidelity`` with ``kl`` and ``top1``, ``fidelity_protocol``, and for ``model`` and ``dense`` alike
+                ``perplexity`` with ``value`` and ``protocol``, and ``tasks`` by name with ``metrics``; all optional.
+        """
+        fidelity, model, dense = (found.get(key) or {} for key in ("fidelity", "model", "dense"))
+        protocols = (found.get("fidelity_protocol"), (model.get("perplexity") or {}).get("protocol"), *_data(model))
+        return cls(
+            fidelity.get("kl"),
+            fidelity.get("top1"),
+            tuple(_scores(model, dense)),
+            tuple(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in protocols if text),
+        )
 
     @property
     def poor(self) -> bool:
         """Whether the folded model strays so far from the dense one that its card warns of it."""
-        return (self.kl is not None and not self.kl <= POOR_KL) or (
-            self.top1 is not None and not self.top1 >= POOR_TOP1
-        )
+        return self.top1 is not None and not self.top1 >= POOR_TOP1
 
     def rows(self) -> list[Score]:
         """All measurements, fidelity first."""
@@ -54,5 +61,33 @@ class Quality:
         if self.kl is not None:
             rows.append(Score("KL to the dense model, nats per token", "0", f"{self.kl:.4f}"))
         if self.top1 is not None:
-            rows.append(Score("top-1 agreement with the dense model", "100 %", f"{self.top1:.1%}".replace("%", " %")))
+            rows.append(Score("top-1 agreement with the dense model", "100 %", f"{100 * self.top1:.1f} %"))
         return [*rows, *self.scores]
+
+
+def _scores(model: Mapping[str, Any], dense: Mapping[str, Any]) -> Iterator[Score]:
+    """Perplexity, then every metric of every task."""
+    if model.get("perplexity"):
+        before = dense.get("perplexity")
+        yield Score("perplexity", f"{before['value']:.2f}" if before else "–", f"{model['perplexity']['value']:.2f}")
+    for task, found in (model.get("tasks") or {}).items():
+        before = (dense.get("tasks") or {}).get(task) or {}
+        for metric, value in found["metrics"].items():
+            yield Score(f"{task}, {metric}", _estimate(before.get("metrics", {}).get(metric)), _estimate(value))
+
+
+def _estimate(found: Any) -> str:
+    """A value with its standard error, if it has one."""
+    if found is None:
+        return "–"
+    value, error = found
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
+def _data(model: Mapping[str, Any]) -> list[str]:
+    """How every task was run, in words."""
+    tasks = (model.get("tasks") or {}).items()
+    return [
+        f"{name}: {task['documents']:,} documents of {task['data']}, {task['shots']} shots, version {task['version']}"
+        for name, task in tasks
+    ]

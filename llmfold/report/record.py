@@ -2,14 +2,12 @@
 
 import json
 import platform
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from llmfold.errors import OutputError
 
 REPORT_FILE = "report.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "scipy")
@@ -84,32 +82,6 @@ class FoldReport:
         """Fraction of all parameters that went."""
         return float(self.plan["ratio"])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data; the output path is reduced to the folder's name."""
-        return {**asdict(self), "output": self.output.name}
-
-    def save(self, folder: Path) -> None:
-        """Write report.json into ``folder``."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: Path) -> "FoldReport":
-        """Read the report of the output in ``folder``; what other versions of llmfold put there is not looked at.
-
-        Raises:
-            OutputError: there is none, or it cannot be read.
-        """
-        path = folder / REPORT_FILE
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            known = {item.name: found[item.name] for item in fields(cls) if item.name in found}
-            return cls(**{**known, "output": folder})
-        except FileNotFoundError as error:
-            raise OutputError(f"{folder} has no {REPORT_FILE}: it is not a finished output of llmfold") from error
-        except (OSError, ValueError, TypeError) as error:
-            raise OutputError(f"{path} cannot be read ({type(error).__name__}): fold the model again") from error
-
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, revision: str | None = None, quiet: bool = False
     ) -> str:
@@ -132,3 +104,12 @@ class FoldReport:
         from llmfold.hub import Target, push
 
         return push(self.output, Target(repo_id, private=private, revision=revision), quiet=quiet)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the output path is reduced to the folder's name."""
+        return {**asdict(self), "output": self.output.name}
+
+    def save(self, folder: Path) -> None:
+        """Write report.json into ``folder``."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
