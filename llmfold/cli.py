@@ -143,7 +143,9 @@ def _fold(config: "FoldConfig", target: "Target | None", *, quiet: bool) -> None
         print_table("")
         print_table(report_table(report))
     if target:
-        print(push(report.output, target, quiet=quiet))
+        address = push(report.output, target, quiet=quiet)
+        if not quiet:
+            print_table(address)
 
 
 def _fold_or_plan(options: dict[str, Any]) -> None:

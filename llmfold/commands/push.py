@@ -31,12 +31,15 @@ def build_parser() -> Parser:
 
 
 def run(options: dict[str, Any]) -> None:
-    """Push, and print the address.
+    """Push, and print the address unless told to be quiet.
 
     Raises:
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
     from llmfold.hub import Target, push
 
+    quiet = options.get("quiet", False)
     target = Target(options["repo_id"], options.get("private"), options.get("revision"))
-    print(push(options["folder"].expanduser(), target, quiet=options.get("quiet", False)))
+    address = push(options["folder"].expanduser(), target, quiet=quiet)
+    if not quiet:
+        print(address)

@@ -4,6 +4,7 @@ The card depends neither on the folder's name nor on timings nor on how the run 
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +21,7 @@ from llmfold.report.record import FoldReport
 BASE_MODEL_RELATION = "finetune"
 """Of the relations that the hub knows (adapter, merge, quantized, finetune) the one it gives to other full weights."""
 PLACEHOLDER = "path/to/this/folder"
+_PLACE = re.compile(r'from_pretrained\("([^"]+)"')
 _CHOSEN = "Units are chosen by the error of their layer's output after repair, measured on"
 _REFIT = "what reads them is refit in closed form"
 _METHODS = {
@@ -92,9 +94,12 @@ def write(folder: Path, text: str) -> None:
 def address(folder: Path, report: FoldReport, repo_id: str) -> None:
     """Let the card in ``folder`` load the model from the hub; a card that someone has edited stays as it is."""
     path = folder / CARD_FILE
-    text = render(report, repo_id=repo_id)
-    if not path.exists() or path.read_bytes() == render(report).encode():
-        write(folder, text)
+    if path.exists():
+        there = path.read_text(encoding="utf-8", errors="replace")
+        place = _PLACE.search(there)
+        if place is None or there != render(report, repo_id=place.group(1)):
+            return
+    write(folder, render(report, repo_id=repo_id))
 
 
 def hub_id(report: FoldReport) -> str | None:

@@ -1,5 +1,6 @@
 """What went wrong with the hub, in one sentence; messages of its client stay inside, since they quote requests."""
 
+import re
 from collections.abc import Iterator
 
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
@@ -9,6 +10,8 @@ from llmfold.errors import HubError
 # The client's transport is requests, httpx or httpx2, by version; hf_xet has one of its own.
 _TRANSPORTS = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "hf_xet")
 _PASSING = (408, 429)
+# hf_xet takes an answer it does not like for a broken connection.
+_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 _ANSWERS = {
     401: "the hub did not accept the token (401): log in again with `hf auth login`, or set HF_TOKEN to a valid one",
     402: "the hub wants a paid plan for this (402): free storage, or push to another account",
@@ -37,7 +40,7 @@ def explained(error: Exception, repo_id: str, resume: str) -> HubError:
         said = f"{repo_id} has no such revision (404): push to a branch" if missing else _ANSWERS[status]
         return HubError(f"{said.format(repo_id=repo_id)}; then {resume}")
     if status is not None and is_passing(error):
-        return HubError(f"the hub keeps answering {status} for {repo_id}: {resume}, a little later")
+        return HubError(f"the hub keeps answering {status} for {repo_id}: wait a little and {resume}")
     if status is not None:
         return HubError(
             f"the hub refused what was sent to {repo_id} ({status}{_reason(error)}); correct that and {resume}"
@@ -56,10 +59,13 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
+    """The status that the hub answered, None if it did not answer."""
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError):
             status = getattr(cause.response, "status_code", None)
             return int(status) if status is not None else None
+        if isinstance(cause, ConnectionError) and (told := _XET_STATUS.search(str(cause))):
+            return int(told.group(1))
     return None
 
 

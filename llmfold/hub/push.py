@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import huggingface_hub
 import yaml
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -72,7 +72,7 @@ class Target:
     @property
     def address(self) -> str:
         """Where a browser finds it."""
-        place = f"{huggingface_hub.constants.ENDPOINT}/{self.repo_id}"
+        place = f"{constants.ENDPOINT}/{self.repo_id}"
         return f"{place}/tree/{self.revision}" if self.revision else place
 
     def command(self, folder: Path) -> str:
@@ -217,7 +217,7 @@ class _Push:
 
 
 def _check_login(target: Target, resume: str) -> HfApi:
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         raise HubError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it")
     token = huggingface_hub.get_token()
     if token is None:

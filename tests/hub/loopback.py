@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Hub:
 
             state = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
+        self._server = _Server(("127.0.0.1", 0), Bound)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -118,6 +119,15 @@ def is_large(path: str, content: bytes) -> bool:
 
 def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class _Server(ThreadingHTTPServer):
+    """A server that does not mind clients that hang up."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print what is wrong with the server itself only."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

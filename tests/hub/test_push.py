@@ -11,12 +11,14 @@ import pytest
 from huggingface_hub import HfApi
 from support import environment, file_hashes
 
+from hub import loopback
 from hub.conftest import TEMPLATE
 from hub.loopback import CUT, PART, TOKEN, Hub, Repo
 from llmfold import HubError, UsageError
 from llmfold.hub import Target
 from llmfold.report.saved import load_report
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's client, about itself
 Cli = Callable[..., tuple[int, str, str]]
 NAME = "me/tiny-small"
 
@@ -43,6 +45,11 @@ def test_the_folder_stays_clean_and_the_card_names_the_address(llmfold: Cli, hub
     assert before.keys() == after.keys()
     assert [name for name in before if before[name] != after[name]] == ["README.md"]
     assert f'from_pretrained("{NAME}", dtype="auto")' in (output / "README.md").read_text()
+    assert llmfold("push", output, "me/other", "--quiet") == (0, "", "")
+    assert NAME not in (output / "README.md").read_text()
+    (output / "README.md").unlink()
+    llmfold("push", output, NAME)
+    assert everything(output) == after
 
 
 def test_a_card_that_was_edited_is_pushed_as_it_is(llmfold: Cli, hub: Hub, output: Path) -> None:
@@ -56,7 +63,7 @@ def test_a_card_that_was_edited_is_pushed_as_it_is(llmfold: Cli, hub: Hub, outpu
 def test_a_second_push_sends_no_weights_and_commits_nothing(llmfold: Cli, hub: Hub, output: Path) -> None:
     llmfold("push", output, NAME)
     sent, commits = hub.count("PUT /storage"), hub.commits
-    assert llmfold("push", output, NAME, "--quiet") == (0, f"{hub.endpoint}/{NAME}\n", "")
+    assert llmfold("push", output, NAME, "--quiet") == (0, "", "")
     assert (hub.count("PUT /storage"), hub.commits) == (sent, commits)
 
 
@@ -92,7 +99,7 @@ def test_private_never_pushes_to_a_public_repository(llmfold: Cli, hub: Hub, out
 @pytest.mark.parametrize("fault", [500, 503, CUT])
 def test_what_passes_is_tried_again(llmfold: Cli, hub: Hub, output: Path, where: str, fault: int | str) -> None:
     hub.fail(where, fault)
-    assert llmfold("push", output, NAME, "--quiet") == (0, f"{hub.endpoint}/{NAME}\n", "")
+    assert llmfold("push", output, NAME, "--quiet") == (0, "", "")
     assert hub.files(NAME) == everything(output)
     assert hub.commits == 1
 
@@ -132,6 +139,36 @@ def test_a_failure_is_a_sentence_and_running_again_completes_the_push(
     assert hub.files(NAME) == everything(output)
     if "commit" in where:
         assert hub.count("PUT /storage") == before, "what had arrived was sent again"
+
+
+@pytest.fixture
+def xet(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The same hub with the client at its defaults: it sends in several commits, and large files by Xet."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    return hub
+
+
+def test_the_clients_default_way(
+    llmfold: Cli, xet: Hub, output: Path, monkeypatch: pytest.MonkeyPatch, session_output: Path
+) -> None:
+    monkeypatch.setattr(loopback, "is_large", lambda *_: False)  # the loopback does not speak Xet
+    xet.fail("POST .*commit", 500)
+    xet.fail("POST .*preupload", CUT)
+    assert llmfold("push", output, NAME, "--quiet") == (0, "", "")
+    assert xet.files(NAME) == everything(output)
+    assert llmfold("push", output, NAME, "--quiet")[0] == 0
+    assert xet.commits == 1
+    assert sorted(everything(output)) == sorted(everything(session_output))
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "did not accept the token (401)"), (403, "may not write to")])
+def test_a_refusal_of_xet_is_a_sentence(llmfold: Cli, xet: Hub, output: Path, status: int, words: str) -> None:
+    xet.fail("GET .*xet-write-token", status, times=1000)
+    code, _, stderr = llmfold("push", output, NAME, "--quiet")
+    assert (code, stderr.count("\n")) == (1, 1), stderr
+    assert words in stderr
+    assert xet.count("GET .*xet-write-token") == 1
 
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(
@@ -299,9 +336,9 @@ FOLD = ("--ratio", 0.2, "--method", "paper", "--verify", "shapes")
 
 def test_fold_and_push(llmfold: Cli, hub: Hub, session_model: Path, space: Path) -> None:
     out = space / "out"
-    fold = ("--model", session_model, *FOLD, "--output", out, "--quiet")
+    fold = ("--model", session_model, *FOLD, "--output", out)
     code, stdout, stderr = llmfold(*fold, "--push-to-hub", NAME, "--private", "--hub-revision", "small")
-    assert (code, stdout, stderr) == (0, f"{hub.endpoint}/{NAME}/tree/small\n", "")
+    assert (code, stdout.splitlines()[-1], stderr) == (0, f"{hub.endpoint}/{NAME}/tree/small", "")
     assert hub.repos[NAME].private
     assert hub.files(NAME, "small") == everything(out)
 
