@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import huggingface_hub
-import yaml
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -35,6 +34,8 @@ ATTEMPTS = 3
 """Beside the client's own, which cover only some of its requests."""
 PAUSE = 2.0
 _PRIVATE_FOLDERS = (".git", ".cache")
+_BAD_CARD = f"Invalid metadata in {CARD_FILE}."
+"""How the client begins to say that."""
 _STALE = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 """Weights of an earlier push: a single file left there would be loaded instead of new shards."""
 _BRANCH = re.compile(r"(?!.*(\.\.|//|@\{|\.lock(/|$)))[\w][\w./+-]*(?<![./])")
@@ -179,20 +180,8 @@ class _Push:
 
     def run(self) -> None:
         """Create what is missing on the hub and send the files."""
-        self._check_card()
         _retried(self._create)
         _retried(self._send)
-
-    def _check_card(self) -> None:
-        """Let the hub judge the card before gigabytes are sent."""
-        try:
-            model_card = ModelCard((self.folder / CARD_FILE).read_text(encoding="utf-8"))
-            _retried(model_card.validate)
-        except (ValueError, TypeError, yaml.YAMLError) as error:
-            if is_passing(error):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise OutputError(f"the hub does not accept {self.folder / CARD_FILE}: {reason}; correct it") from error
 
     def _create(self) -> None:
         target = self.target
@@ -206,14 +195,21 @@ class _Push:
             self.api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
 
     def _send(self) -> None:
-        self.api.upload_folder(
-            repo_id=self.target.repo_id,
-            folder_path=self.folder,
-            revision=self.target.revision,
-            commit_message="Upload folded model",
-            allow_patterns=[escape(name) for name in self.files],
-            delete_patterns=_STALE,
-        )
+        """Send the files; the client first lets the hub judge the card."""
+        try:
+            self.api.upload_folder(
+                repo_id=self.target.repo_id,
+                folder_path=self.folder,
+                revision=self.target.revision,
+                commit_message="Upload folded model",
+                allow_patterns=[escape(name) for name in self.files],
+                delete_patterns=_STALE,
+            )
+        except ValueError as error:
+            if not str(error).startswith(_BAD_CARD):
+                raise
+            reason = " ".join(str(error).removeprefix(_BAD_CARD).split())[:300]
+            raise OutputError(f"the hub does not accept {self.folder / CARD_FILE}: {reason}; correct it") from error
 
 
 def _check_login(target: Target, resume: str) -> HfApi:
