@@ -145,7 +145,7 @@ def _fold(config: "FoldConfig", target: "Target | None", *, quiet: bool) -> None
     if target:
         address = push(report.output, target, quiet=quiet)
         if not quiet:
-            print_table(address)
+            print(address)
 
 
 def _fold_or_plan(options: dict[str, Any]) -> None:

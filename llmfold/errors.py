@@ -26,4 +26,4 @@ class VerificationError(OutputError):
 
 
 class HubError(LlmfoldError):
-    """The hub could not be reached, refused, or broke off; the folder to be pushed is as it was."""
+    """The hub could not be reached, or refused a push; the output is whole and can be pushed again."""

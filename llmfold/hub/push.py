@@ -27,7 +27,7 @@ from llmfold.hub import card
 from llmfold.hub.base_card import CARD_FILE
 from llmfold.hub.errors import explained, is_passing
 from llmfold.quiet import quiet_hub
-from llmfold.report.record import FoldReport
+from llmfold.report.record import REPORT_FILE, FoldReport
 from llmfold.report.saved import load_report
 
 ATTEMPTS = 3
@@ -113,7 +113,7 @@ def push(folder: Path, target: Target, *, quiet: bool = False, say: Callable[[st
     resume = f"run `{target.command(folder)}` to go on, what has arrived is kept"
     with quiet_hub(bars=not quiet and sys.stderr.isatty()):
         api = _check_login(target, resume)
-        card.address(folder, report, target.repo_id)
+        _address(folder, report, target)
         files = files_of(folder)
         if not quiet:
             say(listing(folder, files))
@@ -129,7 +129,7 @@ def check_finished(folder: Path) -> FoldReport:
     """Return the report of a finished output.
 
     Raises:
-        OutputError: the folder is no such thing, or lacks one of its files.
+        OutputError: the folder is no such thing, or lacks something that it should have.
     """
     if not folder.is_dir():
         raise OutputError(f"there is no folder {folder}: give the output of a fold")
@@ -139,10 +139,22 @@ def check_finished(folder: Path) -> FoldReport:
         raise OutputError(f"{folder} was not made by llmfold (it has no {MARKER_FILE}): push it with `hf upload`")
     report = load_report(folder)
     try:
+        card.render(report)
         Checkpoint.open(folder)  # every shard of the index is there, with the tensors it should have
     except CheckpointError as error:
         raise OutputError(f"{folder} is not whole: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OutputError(f"{folder / REPORT_FILE} is not a report of llmfold: fold the model again") from error
     return report
+
+
+def _address(folder: Path, report: FoldReport, target: Target) -> None:
+    try:
+        card.address(folder, report, target.repo_id)
+    except OSError as error:
+        raise OutputError(
+            f"{folder / CARD_FILE} cannot be written ({error.strerror}): make {folder} writable"
+        ) from error
 
 
 def files_of(folder: Path) -> list[str]:

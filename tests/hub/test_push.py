@@ -278,6 +278,10 @@ def _bad_report(folder: Path) -> None:
     (folder / "report.json").write_text("[]")
 
 
+def _empty_report(folder: Path) -> None:
+    (folder / "report.json").write_text('{"source": {}, "config": {}, "plan": {}, "layers": []}')
+
+
 def _leaking(folder: Path) -> None:
     (folder / "key").symlink_to("/etc/passwd")
 
@@ -290,6 +294,7 @@ def _leaking(folder: Path) -> None:
         (_foreign, "was not made by llmfold"),
         (_without_report, "has no report.json"),
         (_bad_report, "report.json cannot be read"),
+        (_empty_report, "report.json is not a report of llmfold"),
         (_leaking, "outside the model folder"),
     ],
 )
