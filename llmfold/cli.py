@@ -12,7 +12,7 @@ from llmfold.commands.parser import Parser
 
 if TYPE_CHECKING:
     from llmfold.config import FoldConfig
-    from llmfold.hub import Target
+    from llmfold.hub.push import Target
     from llmfold.planning import FoldPlan
 
 INTERRUPTED = 130
@@ -116,7 +116,7 @@ def read_target(options: dict[str, Any]) -> "Target | None":
         UsageError: a malformed name, or options of a push without one.
     """
     from llmfold.errors import UsageError
-    from llmfold.hub import Target
+    from llmfold.hub.push import Target
 
     if "push_to_hub" in options:
         return Target(options["push_to_hub"], options.get("private"), options.get("hub_revision"))
@@ -128,7 +128,7 @@ def read_target(options: dict[str, Any]) -> "Target | None":
 
 def _fold(config: "FoldConfig", target: "Target | None", *, quiet: bool) -> None:
     from llmfold.api import fold
-    from llmfold.hub import check_login, push
+    from llmfold.hub.push import check_login, push
     from llmfold.report.terminal import plan_table, print_table, report_table
 
     def announce(plan: "FoldPlan") -> None:

@@ -36,7 +36,7 @@ def run(options: dict[str, Any]) -> None:
     Raises:
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
-    from llmfold.hub import Target, push
+    from llmfold.hub.push import Target, push
 
     quiet = options.get("quiet", False)
     target = Target(options["repo_id"], options.get("private"), options.get("revision"))

@@ -168,7 +168,7 @@ def _work(report: FoldReport) -> str:
         "removed": removed,
         "method": _code(method),
         **(shape if method == "paper" else {}),
-        "widths": config["allocation"] + (", and by layer from a recipe" if config["layers"] else ""),
+        "widths": "by layer, from a recipe" if config["layers"] else config["allocation"],
         "seed": config["seed"],
         "weights": f"{_megabytes(plan['bytes']['before'])} → {_megabytes(plan['bytes']['after'])}",
         "class": _code(plan["written_as"]),

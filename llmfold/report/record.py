@@ -101,7 +101,7 @@ class FoldReport:
             OutputError: the folder is not a finished output any more.
             HubError: no token, no access, no connection.
         """
-        from llmfold.hub import Target, push
+        from llmfold.hub.push import Target, push
 
         return push(self.output, Target(repo_id, private=private, revision=revision), quiet=quiet)
 

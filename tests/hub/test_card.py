@@ -1,7 +1,6 @@
 """The model card: metadata that the hub accepts, and a text that says what was done, to what, and how well."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -114,24 +113,47 @@ def test_what_was_done(report: FoldReport) -> None:
     assert all(version in text for version in report.versions.values())
 
 
-def test_widths_of_their_own_are_listed_and_need_trust(report: FoldReport) -> None:
-    plan = json.loads(json.dumps(report.plan))
-    plan["layers"][1]["after"]["intermediate"] -= 1
-    plan["needs_trust_remote_code"] = True
-    text = card.render(dataclasses.replace(report, plan=plan))
-    assert "| 0 | 48 →" in text
-    assert "| 1 | 48 →" in text
-    assert 'dtype="auto", trust_remote_code=True)' in text
-    assert "trust_remote_code" not in card.render(report)
+def loaded(text: str, folder: Path) -> str:
+    """Class of the model that the card's own lines load; the tiny model has no tokenizer."""
+    code = text.split("```python\n")[1].split("```")[0]
+    assert code.count('"me/small"') == 2
+    lines = [line for line in code.replace("me/small", str(folder)).splitlines() if not line.startswith("tokenizer")]
+    scope: dict[str, Any] = {}
+    exec("\n".join(lines), scope)
+    return type(scope["model"]).__name__
 
 
 def test_the_lines_of_usage_run(report: FoldReport, session_output: Path) -> None:
     text = card.render(report, repo_id="me/small")
-    assert text.count('"me/small"') == 2
-    code = text.split("```python\n")[1].split("```")[0].replace("me/small", str(session_output))
-    scope: dict[str, Any] = {}
-    exec("\n".join(line for line in code.splitlines() if not line.startswith("tokenizer")), scope)
-    assert type(scope["model"]).__name__ == report.plan["written_as"]
+    assert "trust_remote_code" not in text
+    assert loaded(text, session_output) == report.plan["written_as"]
+
+
+def test_widths_of_their_own_are_listed_and_need_trust(session_model: Path, tmp_path: Path) -> None:
+    made = fold(session_model, layers={0: {"mlp": 0.5}}, output=tmp_path / "out")
+    text = card.render(load_report(made.output), repo_id="me/small")
+    assert "| 0 | 48 → 24 | 4 | 2 |" in text
+    assert "| 1 | 48 | 4 | 2 |" in text
+    assert "| ratio asked for | by layer |" in text
+    assert "| widths | by layer, from a recipe |" in text
+    assert 'dtype="auto", trust_remote_code=True)' in text
+    assert loaded(text, made.output) == "FoldedLlamaForCausalLM"
+
+
+def test_a_fold_of_a_model_of_the_hub(session_model: Path, tmp_path: Path) -> None:
+    """From a cache as the hub's client lays it out: every file a link to a blob."""
+    snapshot, blobs = tmp_path / "models--me--tiny" / "snapshots" / COMMIT, tmp_path / "models--me--tiny" / "blobs"
+    shutil.copytree(session_model, blobs)
+    (blobs / "README.md").write_text("---\nlicense: mit\n---\n# Not this")
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    text = (fold(snapshot, ratio=0.2, output=tmp_path / "out").output / "README.md").read_text()
+    metadata = read(text)
+    assert (metadata["base_model"], metadata["license"]) == ("me/tiny", "mit")
+    assert f"(revision `{COMMIT[:12]}`)" in text
+    assert "Not this" not in text
+    assert str(tmp_path) not in text
 
 
 DATA: dict[str, tuple[dict[str, Any], str | None, str]] = {

@@ -15,7 +15,7 @@ from hub import loopback
 from hub.conftest import TEMPLATE
 from hub.loopback import CUT, PART, TOKEN, Hub, Repo
 from llmfold import HubError, UsageError
-from llmfold.hub import Target
+from llmfold.hub.push import Target
 from llmfold.report.saved import load_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's client, about itself
