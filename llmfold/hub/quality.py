@@ -38,15 +38,20 @@ class Quality:
         """From an evaluation as plain data, empty where there was none.
 
         Args:
-            found: ``fidelity`` with ``kl`` and ``top1``, ``fidelity_protocol``, and for ``model`` and ``dense`` alike
-                ``perplexity`` with ``value`` and ``protocol``, and ``tasks`` by name with ``metrics``; all optional.
+            found: ``fidelity`` with ``kl`` and ``top1``, ``fidelity_protocol``, for ``model`` and ``dense`` alike
+                ``perplexity`` with ``value`` and ``protocol`` and ``tasks`` by name with ``metrics``, and ``speed``; all
+                optional.
         """
         fidelity, model, dense = (found.get(key) or {} for key in ("fidelity", "model", "dense"))
-        protocols = (found.get("fidelity_protocol"), (model.get("perplexity") or {}).get("protocol"), *_data(model))
+        speed = found.get("speed") or {}
+        protocols = (
+            *(found.get("fidelity_protocol"), (model.get("perplexity") or {}).get("protocol"), *_data(model)),
+            *(speed.get("verdict"), speed.get("protocol")),
+        )
         return cls(
             fidelity.get("kl"),
             fidelity.get("top1"),
-            tuple(_scores(model, dense)),
+            (*_scores(model, dense), *_speeds(speed)),
             tuple(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in protocols if text),
         )
 
@@ -74,6 +79,18 @@ def _scores(model: Mapping[str, Any], dense: Mapping[str, Any]) -> Iterator[Scor
         before = (dense.get("tasks") or {}).get(task) or {}
         for metric, value in found["metrics"].items():
             yield Score(f"{task}, {metric}", _estimate(before.get("metrics", {}).get(metric)), _estimate(value))
+
+
+def _speeds(speed: Mapping[str, Any]) -> Iterator[Score]:
+    """What was gained in time and space."""
+    units = {
+        "prefill": ("prefill, tokens per second", 1.0),
+        "decode": ("decode, tokens per second", 1.0),
+        "peak_memory_bytes": ("peak memory, MB", 1e6),
+        "disk_bytes": ("weights on disk, MB", 1e6),
+    }
+    for key, (name, unit) in units.items() if speed else ():
+        yield Score(name, f"{speed['dense'][key] / unit:,.1f}", f"{speed['model'][key] / unit:,.1f}")
 
 
 def _estimate(found: Any) -> str:
