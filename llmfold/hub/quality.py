@@ -39,7 +39,7 @@ class Quality:
 
         Args:
             found: ``fidelity`` with ``kl`` and ``top1``, ``fidelity_protocol``, for ``model`` and ``dense`` alike
-                ``perplexity`` with ``value`` and ``protocol`` and ``tasks`` by name with ``metrics``, and ``speed``; all
+                ``perplexity`` with ``value`` and ``protocol`` and ``tasks`` by name with ``metrics``, ``speed``; all
                 optional.
         """
         fidelity, model, dense = (found.get(key) or {} for key in ("fidelity", "model", "dense"))
