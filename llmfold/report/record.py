@@ -13,12 +13,12 @@ REPORT_FILE = "report.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "scipy")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the result."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the packages that decide the result, and of ``more`` packages."""
     from llmfold import __version__
 
     found = {"python": platform.python_version(), "llmfold": __version__}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
