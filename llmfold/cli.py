@@ -68,6 +68,14 @@ def build_parser() -> Parser:
     how.add_argument("--dtype", choices=config.DTYPES, help="dtype written (default: auto, as stored)")
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
     run = parser.add_argument_group("the run")
+    after = parser.add_argument_group("what to measure afterwards")
+    after.add_argument("--fidelity-tokens", type=int, help="tokens of the dense model to compare on (default: 4096)")
+    after.add_argument(
+        "--eval", nargs="?", const="wikitext2,folding", help="tasks of 'llmfold eval' (default: %(const)s)"
+    )
+    after.add_argument("--eval-text", help="text file in place of WikiText-2")
+    after.add_argument("--eval-data-dir", help="folder of JSON lines in place of the hub")
+    after.add_argument("--eval-limit", type=int, help="first N documents of every task only")
     run.add_argument("--max-shard-size", help="largest file of weights (default: 5GB)")
     run.add_argument("--verify", choices=config.VERIFICATIONS, help="reload check before publishing (default: full)")
     run.add_argument("--trust-remote-code", action="store_true", help="copy Python files that the checkpoint carries")

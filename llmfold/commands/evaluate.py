@@ -31,6 +31,7 @@ def build_parser() -> Parser:
     what = parser.add_argument_group("what to measure")
     what.add_argument("--model", required=True, help="local folder, hub id, or 'demo'")
     what.add_argument("--against", help="the dense model that it was folded from, which is measured alike")
+    what.add_argument("--against-revision", help="branch, tag or commit of the dense model on the hub")
     what.add_argument("--tasks", help="see below")
     what.add_argument("--text", help="text file for perplexity, or 'wikitext'")
     what.add_argument("--data-dir", help="folder of JSON lines for the tasks, in place of the hub")

@@ -19,12 +19,12 @@ from llmfold.evaluation.fidelity import TOKENS, Fidelity
 from llmfold.evaluation.judge import Judge
 from llmfold.evaluation.loading import DTYPES, Loading, opened
 from llmfold.evaluation.perplexity import BATCH, Perplexity, Windows, text_windows
-from llmfold.evaluation.scores import Evaluation, Finished, ModelScores
+from llmfold.evaluation.scores import Evaluation, Finished, ModelScores, task_score
 from llmfold.evaluation.speed import SpeedSettings, speed
 from llmfold.evaluation.suite import SPEED, Suite, prepare
 from llmfold.evaluation.texts import Text
 from llmfold.evaluation.variants import public_file
-from llmfold.evaluation.zeroshot import AUTO, TaskScore
+from llmfold.evaluation.zeroshot import AUTO
 from llmfold.report.record import versions
 from llmfold.sources import locate, public_name
 from llmfold.streaming.engine import pick_device
@@ -41,6 +41,7 @@ class EvaluationSettings:
         model: local folder, hub id or ``demo``.
         tasks: see :func:`llmfold.evaluation.suite.prepare`.
         against: the dense model: measured alike, and compared with by KL and top-1 agreement; None for none.
+        against_revision: branch, tag or commit of it on the hub.
         text: file or ``wikitext`` for perplexity.
         data_dir: folder of JSON lines for zero-shot tasks in place of the hub.
         limit: most documents of a zero-shot task.
@@ -58,6 +59,7 @@ class EvaluationSettings:
     model: str
     tasks: str | None = None
     against: str | None = None
+    against_revision: str | None = None
     text: str | None = None
     data_dir: str | None = None
     limit: int | None = None
@@ -129,7 +131,7 @@ class _Evaluating:
     def __init__(self, settings: EvaluationSettings, suite: Suite, finished: Finished, say: Say) -> None:
         self.settings, self.suite, self.finished, self.say = settings, suite, finished, say
         self.source = locate(settings.model)
-        self.dense = locate(settings.against) if settings.against else None
+        self.dense = locate(settings.against, settings.against_revision) if settings.against else None
         self.loading = Loading(settings.dtype, pick_device(settings.device))
         self.found = Evaluation(
             ModelScores(public_name(self.source)),
@@ -211,8 +213,7 @@ class _Evaluating:
                 except LlmfoldError as error:  # one task must not take the others with it
                     self.found.failures.append(str(error))
                     continue
-                metrics = {metric: tuple(value) for metric, value in found["metrics"].items()}
-                scores.tasks[name] = TaskScore(**{**found, "metrics": metrics})
+                scores.tasks[name] = task_score(found)
 
     def time(self) -> None:
         """Both models side by side. Never taken from an earlier run: another hour is another machine."""

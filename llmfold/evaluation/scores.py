@@ -1,7 +1,7 @@
 """What an evaluation found: numbers of one model, of the dense one beside it, and the file that keeps both."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from llmfold.evaluation.fidelity import Fidelity
 from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Perplexity
 from llmfold.evaluation.results import write
-from llmfold.evaluation.speed import Speed
+from llmfold.evaluation.speed import ModelSpeed, Speed
 from llmfold.evaluation.zeroshot import TaskScore
 from llmfold.report.record import versions
 
@@ -52,6 +52,32 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Plain data with versions and machine."""
         return {**asdict(self), "versions": versions("lm-eval", "datasets"), "machine": machine_words()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
+        """The inverse of :meth:`to_dict`, versions and machine left out."""
+        speed, fidelity = content["speed"], content["fidelity"]
+        return cls(
+            _scores(content["model"]),
+            _scores(content["dense"]) if content["dense"] else None,
+            Fidelity(**fidelity) if fidelity else None,
+            content["fidelity_protocol"],
+            Speed(**{**speed, **{side: ModelSpeed(**speed[side]) for side in ("model", "dense")}}) if speed else None,
+            list(content["failures"]),
+            content["command"],
+        )
+
+
+def _scores(content: Mapping[str, Any]) -> ModelScores:
+    perplexity = content["perplexity"]
+    tasks = {name: task_score(found) for name, found in content["tasks"].items()}
+    return ModelScores(content["name"], Perplexity(**perplexity) if perplexity else None, tasks)
+
+
+def task_score(content: Mapping[str, Any]) -> TaskScore:
+    """A score that was saved as plain data."""
+    metrics = {metric: (value, error) for metric, (value, error) in content["metrics"].items()}
+    return TaskScore(**{**content, "metrics": metrics})
 
 
 class Finished:

@@ -115,7 +115,9 @@ class Settings:
         common: dict[str, Any] = {name: getattr(self, name) for name in ("ratio_of", "revision", "device")}
         common.update(num_samples=self.num_samples, multiple_of=self.multiple_of, **amount)
         options = variant.fold_options(self.data, **common)
-        return FoldConfig(self.model, **options, seed=seed, output=str(output), overwrite=True, verify="shapes")
+        return FoldConfig(
+            self.model, **options, seed=seed, output=str(output), overwrite=True, verify="shapes", fidelity_tokens=0
+        )
 
     def command(self) -> str:
         """The command line of this comparison, files by their names only."""

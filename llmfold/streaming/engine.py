@@ -40,6 +40,7 @@ from llmfold.methods.merging import Merging
 from llmfold.methods.source import Setting
 from llmfold.methods.tokens import TOKENS_FILE
 from llmfold.planning import FoldPlan, Sensitivities, make_plan
+from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport, versions
 from llmfold.sources import locate, public_name
 from llmfold.streaming.forward import forward_context
@@ -180,9 +181,10 @@ class _Run:
                 data=self.facts,
                 peak_memory_bytes=memory.bytes,
                 resumed_layers=resumed,
+                warnings=[self.facts["warning"]] if self.facts.get("warning") else [],
             )
             with _writing(work.folder):
-                report.save(work.folder)
+                save_report(report, work.folder)
                 if self.data not in (None, SELF_DATA):
                     (work.folder / TOKENS_FILE).unlink(missing_ok=True)  # outside text is not ours to publish
             self.listener.stage("publish")

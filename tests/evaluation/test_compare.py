@@ -66,17 +66,18 @@ def test_writes_table_picture_and_data_and_nothing_else(settings: Callable[..., 
 
 
 def test_numbers_are_those_of_the_folded_model(settings: Callable[..., Settings], prose: Path, space: Path) -> None:
-    from llmfold.evaluation.evaluate import evaluate
+    from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
 
     compare(settings(keep=True, seeds=1, methods="paper"))
     (run,) = read(space / "table")["runs"]
     folded = space / "table-models" / "paper-mlp_ratio-0.25-seed-0"
     model = settings().model
-    found = evaluate(str(folded), text=str(prose), against=model, sequence_length=50, fidelity_tokens=256)
-    assert found.perplexity is not None
+    options = {"text": str(prose), "against": model, "sequence_length": 50, "fidelity_tokens": 256, "dtype": "float32"}
+    found = evaluate(EvaluationSettings(str(folded), **options))
+    assert found.model.perplexity is not None
     assert found.fidelity is not None
     assert (run["perplexity"], run["kl"], run["top1"]) == (
-        found.perplexity.value,
+        found.model.perplexity.value,
         found.fidelity.kl,
         found.fidelity.top1,
     )
