@@ -221,18 +221,3 @@ def test_bad_input_is_a_sentence(llmfold: Cli, reader: Path, prose: Path, space:
     assert stderr.count("\n") == 1
     assert words in stderr
     assert os.listdir(space) == []
-
-
-def test_eval_prints_and_writes(llmfold: Cli, reader: Path, prose: Path, space: Path) -> None:
-    out = space / "found.json"
-    common = ("eval", "--model", reader, "--text", prose, "--sequence-length", 50)
-    code, stdout, stderr = llmfold(*common, "--against", reader, "--fidelity-tokens", 128, "--output", out)
-    assert (code, stderr) == (0, "")
-    assert "KL to dense       0.0000 nats" in stdout
-    found = json.loads(out.read_text())
-    assert found["perplexity"] == found["dense"]
-    assert found["fidelity"]["top1"] == 1
-    code, stdout, _ = llmfold(*common)
-    assert code == 0
-    assert "KL" not in stdout
-    assert llmfold(*common, "--quiet") == (0, "", "")
