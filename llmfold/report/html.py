@@ -28,7 +28,7 @@ p, li { overflow-wrap: anywhere; } .dim, li { color: var(--dim); } li { margin: 
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: var(--dim); font-weight: 600; }
-figure { margin: 1rem 0; } figure svg { display: block; max-width: 100%; height: auto; }
+figure { margin: 1rem 0; overflow-x: auto; } figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
 pre { background: var(--card); border: 1px solid var(--rule); border-radius: 6px; padding: .7rem; overflow-x: auto;
   font-size: .85rem; }
 """

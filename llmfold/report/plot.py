@@ -236,6 +236,8 @@ def bar_chart(bars: Sequence[Bar], *, title: str, subtitle: str = "", x_label: s
 
 
 def _value(value: float) -> str:
+    if value == int(value):
+        return f"{value:,.0f}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
