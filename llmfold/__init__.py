@@ -3,7 +3,7 @@
 from llmfold.api import fold, plan
 from llmfold.architectures import Architecture, register_architecture
 from llmfold.config import FoldConfig, LayerOverride
-from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError, VerificationError
+from llmfold.errors import CheckpointError, HubError, LlmfoldError, OutputError, UsageError, VerificationError
 from llmfold.planning import FoldPlan
 from llmfold.report.record import FoldReport
 
@@ -15,6 +15,7 @@ __all__ = [
     "FoldConfig",
     "FoldPlan",
     "FoldReport",
+    "HubError",
     "LayerOverride",
     "LlmfoldError",
     "OutputError",

@@ -12,6 +12,7 @@ from llmfold.commands.parser import Parser
 
 if TYPE_CHECKING:
     from llmfold.config import FoldConfig
+    from llmfold.hub.push import Target
     from llmfold.planning import FoldPlan
 
 INTERRUPTED = 130
@@ -25,6 +26,7 @@ _EPILOG = """examples:
 other commands, which come first on the line:
   llmfold compare --help    methods side by side in one table
   llmfold eval --help       perplexity, and fidelity to the dense model
+  llmfold push --help       a finished output to the Hugging Face hub
 """
 
 
@@ -79,6 +81,9 @@ def build_parser() -> Parser:
     run.add_argument("--max-shard-size", help="largest file of weights (default: 5GB)")
     run.add_argument("--verify", choices=config.VERIFICATIONS, help="reload check before publishing (default: full)")
     run.add_argument("--trust-remote-code", action="store_true", help="copy Python files that the checkpoint carries")
+    run.add_argument("--push-to-hub", metavar="USER/NAME", help="push the result to the Hugging Face hub")
+    run.add_argument("--private", action="store_true", help="push to a private repository")
+    run.add_argument("--hub-revision", metavar="BRANCH", help="branch to push to (default: main)")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop, like 'llmfold plan'")
     run.add_argument("--quiet", action="store_true", help="print errors only")
     run.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -112,27 +117,51 @@ def _show_plan(config: "FoldConfig") -> None:
     print_table(plan_table(made, estimate(made)))
 
 
-def _fold(config: "FoldConfig", *, quiet: bool) -> None:
+def read_target(options: dict[str, Any]) -> "Target | None":
+    """Where the result is to be pushed, if anywhere.
+
+    Raises:
+        UsageError: a malformed name, or options of a push without one.
+    """
+    from llmfold.errors import UsageError
+    from llmfold.hub.push import Target
+
+    if "push_to_hub" in options:
+        return Target(options["push_to_hub"], options.get("private"), options.get("hub_revision"))
+    for name in ("private", "hub_revision"):
+        if name in options:
+            raise UsageError(f"--{name.replace('_', '-')} is for --push-to-hub USER/NAME: pass both, or neither")
+    return None
+
+
+def _fold(config: "FoldConfig", target: "Target | None", *, quiet: bool) -> None:
     from llmfold.api import fold
+    from llmfold.hub.push import check_login, push
     from llmfold.report.terminal import plan_table, print_table, report_table
 
     def announce(plan: "FoldPlan") -> None:
         print_table(plan_table(plan))
 
+    if target:
+        check_login(target)
     if not quiet and config.measures:
         print_table("measuring where to remove what …")
     report = fold(config, quiet=quiet, announce=None if quiet else announce)
     if not quiet:
         print_table("")
         print_table(report_table(report))
+    if target:
+        address = push(report.output, target, quiet=quiet)
+        if not quiet:
+            print(address)
 
 
 def _fold_or_plan(options: dict[str, Any]) -> None:
-    config = read_config(options)
+    config, target = read_config(options), read_target(options)
     if options["command"] == "plan" or "dry_run" in options:
         _show_plan(config)
     else:
-        _fold(config, quiet=options.get("quiet", False))
+        _fold(config, target, quiet=options.get("quiet", False))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,8 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LlmfoldError as error:
         _complain(str(error), debug)
         return error.exit_code
-    except KeyboardInterrupt:
-        _complain(interrupted, debug)
+    except KeyboardInterrupt as stop:
+        _complain(str(stop) or interrupted, debug)
         return INTERRUPTED
     except Exception as error:  # a person at the prompt gets a sentence, whatever broke
         _complain(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)
@@ -178,6 +207,11 @@ def _command(words: list[str]) -> tuple[Parser, Callable[[dict[str, Any]], None]
 
         del words[0]
         return evaluate.build_parser(), evaluate.run, evaluate.INTERRUPTED
+    if words[:1] == ["push"]:
+        from llmfold.commands import push
+
+        del words[0]
+        return push.build_parser(), push.run, push.INTERRUPTED
     return build_parser(), _fold_or_plan, "interrupted; run the same command again to resume at the last whole layer"
 
 

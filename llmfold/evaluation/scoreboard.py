@@ -16,8 +16,18 @@ _SHARES = ("acc", "acc_norm")
 
 def quality_rows(found: Evaluation) -> list[list[str]]:
     """Heading, then a row for every number: what, dense (if there is one), model."""
-    models = [scores for scores in (found.dense, found.model) if scores]
-    rows = [["", *(_heading(found, scores) for scores in models)]]
+    heading = ["", *(_heading(found, scores) for scores in _models(found))]
+    rows = [heading, *score_rows(found)]
+    if found.fidelity:
+        rows.append(["KL to dense, nats per token", "0", f"{found.fidelity.kl:.4f}"])
+        rows.append(["top-1 agreement with dense", "100%", f"{found.fidelity.top1:.1%}"])
+    return rows
+
+
+def score_rows(found: Evaluation) -> list[list[str]]:
+    """Rows of perplexity and tasks."""
+    models = _models(found)
+    rows = []
     if found.model.perplexity:
         rows.append(["perplexity", *(_perplexity(scores) for scores in models)])
     for task, metric in _metrics(models):
@@ -25,9 +35,6 @@ def quality_rows(found: Evaluation) -> list[list[str]]:
     for group, tasks in GROUPS.items():
         if all(task in scores.tasks for task in tasks for scores in models):
             rows.append([f"{group}, mean acc", *(_mean(scores, tasks) for scores in models)])
-    if found.fidelity:
-        rows.append(["KL to dense, nats per token", "0", f"{found.fidelity.kl:.4f}"])
-        rows.append(["top-1 agreement with dense", "100%", f"{found.fidelity.top1:.1%}"])
     return rows
 
 
@@ -107,6 +114,10 @@ def terminal(found: Evaluation) -> RenderableType:
                 table.add_row(*map(Text, row))
             parts += [table, Text()]
     return Group(*parts, *(Text(note, style="dim") for note in notes(found)))
+
+
+def _models(found: Evaluation) -> list[ModelScores]:
+    return [scores for scores in (found.dense, found.model) if scores]
 
 
 def _heading(found: Evaluation, scores: ModelScores) -> str:

@@ -1,13 +1,14 @@
-"""The files of a report in the output folder: report.json for programs, report.html for people."""
+"""The files of a report in the output folder: report.json for programs, report.html and README.md for people."""
 
 import json
 import os
 from pathlib import Path
 
+from llmfold.hub import card
 from llmfold.report.html import page
-from llmfold.report.record import FoldReport
+from llmfold.report.record import REPORT_FILE, FoldReport
 
-REPORT_FILE, PAGE_FILE = "report.json", "report.html"
+PAGE_FILE = "report.html"
 
 
 def save_report(report: FoldReport, folder: Path) -> None:
@@ -19,6 +20,7 @@ def save_report(report: FoldReport, folder: Path) -> None:
     content = report.to_dict()
     _write(folder / REPORT_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     _write(folder / PAGE_FILE, page(content))
+    card.write(folder, card.render(report))
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+REPORT_FILE = "report.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "scipy")
 
 
@@ -51,6 +52,7 @@ class FoldReport:
         warnings: why the result may disappoint, a sentence each.
         notes: what else a person should know beside the numbers.
         quality: what was measured beside the dense model afterwards; see :class:`llmfold.evaluation.scores.Evaluation`.
+        base_card: licence and languages from the card of the model that was read, where it has one.
     """
 
     output: Path
@@ -68,6 +70,7 @@ class FoldReport:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=versions)
     machine: dict[str, Any] = field(default_factory=machine)
+    base_card: dict[str, Any] = field(default_factory=dict)
 
     @property
     def parameters_before(self) -> int:
@@ -83,6 +86,29 @@ class FoldReport:
     def ratio(self) -> float:
         """Fraction of all parameters that went."""
         return float(self.plan["ratio"])
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, revision: str | None = None, quiet: bool = False
+    ) -> str:
+        """Push the output to the Hugging Face hub; giving the same call again completes a push that broke off.
+
+        Args:
+            repo_id: ``"USER/NAME"``; created if it does not exist.
+            private: make a new repository private; ``None`` is the hub's default for the user.
+            revision: branch to push to, created if it does not exist; ``None`` is the main one.
+            quiet: no progress bar, no list of files.
+
+        Returns:
+            The address of the model on the hub.
+
+        Raises:
+            UsageError: a malformed name or revision.
+            OutputError: the folder is not a finished output any more.
+            HubError: no token, no access, no connection.
+        """
+        from llmfold.hub.push import Target, push
+
+        return push(self.output, Target(repo_id, private=private, revision=revision), quiet=quiet)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the output path is reduced to the folder's name."""

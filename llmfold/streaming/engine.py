@@ -33,6 +33,7 @@ from llmfold.checkpoint.storage import write_error
 from llmfold.config import DTYPES, SELF_DATA, FoldConfig
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
+from llmfold.hub.base_card import carried_over
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
 from llmfold.methods.measure import SENSITIVITIES_FILE
@@ -182,6 +183,7 @@ class _Run:
                 peak_memory_bytes=memory.bytes,
                 resumed_layers=resumed,
                 warnings=[self.facts["warning"]] if self.facts.get("warning") else [],
+                base_card=carried_over(self.source.folder),
             )
             with _writing(work.folder):
                 save_report(report, work.folder)
