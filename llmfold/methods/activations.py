@@ -16,6 +16,7 @@ from torch import Tensor
 from llmfold.architectures import LayerShape, Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Weights
+from llmfold.methods.importance import Importance
 from llmfold.methods.measure import Measurement, measure, row_weight
 from llmfold.methods.streams import CHUNK, chunks, gather, heads_of
 from llmfold.planning import Sensitivities
@@ -36,6 +37,7 @@ class ActivationOptions:
         refine: settings of the Gauss-Newton refit; zero steps leave the closed form alone.
         gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
         metric: (hidden, m) map of outputs whose squared norm selects units, or None.
+        importance: gives every layer a metric of its own, in which neurons are selected and refined.
         seed: of the Gaussian rows.
         dtype: of the tensors written; None keeps each tensor's own.
     """
@@ -45,6 +47,7 @@ class ActivationOptions:
     refine: RefineOptions = field(default_factory=RefineOptions)
     gaussian: float = 0.0
     metric: Tensor | None = None
+    importance: Importance | None = None
     seed: int = 0
     dtype: torch.dtype | None = None
 
@@ -263,9 +266,12 @@ class _LayerStep:
         train = self._with_gaussian(train)
         self._time("measure")
         bias = "down_bias" in self._stored
-        candidates = neuron_candidates(
-            self._dense, self._after.intermediate, train, self._options.ridge, self._options.metric
-        )
+        narrowed = self._before.intermediate != self._after.intermediate
+        metric = self._options.metric
+        if self._options.importance is not None and narrowed:
+            metric = self._options.importance.metric(self._index)
+            self._time("importance")
+        candidates = neuron_candidates(self._dense, self._after.intermediate, train, self._options.ridge, metric)
         measured = [
             (c, train.restricted(c.units), None if held is None else held.restricted(c.units))
             for c in candidates
@@ -277,8 +283,8 @@ class _LayerStep:
         result = dict(candidate.tensors)
         widths = self._before.intermediate, self._after.intermediate
         record = self._describe(measured, errors, best, "down_bias", widths)
-        if self._options.refine.steps and self._held and self._before.intermediate != self._after.intermediate:
-            result, trace = self._refine(result, bias)
+        if self._options.refine.steps and self._held and narrowed:
+            result, trace = self._refine(result, bias, metric)
             record["refined_errors"] = trace
             if len(trace) > 1:
                 rounded = self._wide(self._round(result))
@@ -303,13 +309,16 @@ class _LayerStep:
         extra = accumulate([(a, y, torch.ones(len(a), device=self._device))])
         return equations + extra.scaled(share / (1 - share) * equations.trace / extra.trace)
 
-    def _refine(self, result: dict[Role, Tensor], bias: bool) -> tuple[dict[Role, Tensor], list[float]]:
+    def _refine(
+        self, result: dict[Role, Tensor], bias: bool, metric: Tensor | None
+    ) -> tuple[dict[Role, Tensor], list[float]]:
         biased = "gate_bias" in result
+        outputs = None if metric is None else metric.to(self._device, torch.float32)
 
         def load(part: slice) -> Callable[[], Rows]:
             def rows() -> Rows:
                 x, y, w = self._mlp_inputs(part)
-                return Rows(F.pad(x, (0, 1), value=1.0) if biased else x, y, w)
+                return Rows(F.pad(x, (0, 1), value=1.0) if biased else x, y if outputs is None else y @ outputs, w)
 
             return rows
 
