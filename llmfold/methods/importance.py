@@ -36,8 +36,9 @@ def metric_of(moment: Tensor) -> Tensor:
 
     The identity stands for what an average over tokens does not see.
     """
+    moment = moment.double()
     mean = moment.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    factor: Tensor = torch.linalg.cholesky(moment.double() / mean + torch.eye(len(moment), dtype=torch.float64))
+    factor: Tensor = torch.linalg.cholesky(moment / mean + torch.eye(len(moment), dtype=torch.float64))
     return factor
 
 
