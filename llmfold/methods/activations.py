@@ -5,26 +5,32 @@ really see and also corrects what earlier layers got wrong. Only Gram matrices o
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, Role
+from llmfold.architectures import FINAL_NORM, LayerShape, Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Weights
 from llmfold.methods.importance import Importance
 from llmfold.methods.measure import Measurement, measure, row_weight
+from llmfold.methods.output import ROWS, Output
 from llmfold.methods.streams import CHUNK, chunks, gather, heads_of
 from llmfold.planning import Sensitivities
+from llmfold.repair.final_gain import Pair, refit_gain
 from llmfold.repair.least_squares import NormalEquations, accumulate, solve
 from llmfold.repair.refine import RefineOptions, Rows, refine_gate_up
 from llmfold.selection.candidates import Candidate, head_candidates, neuron_candidates
 from llmfold.streaming.forward import mlp_neurons, rms_norm
 from llmfold.streaming.states import HiddenStates, read, write
+
+GAIN_SEQUENCES = 64
+"""Sequences to refit the final gain on: it has as many numbers as the residual stream is wide."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class ActivationOptions:
         gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
         metric: (hidden, m) map of outputs whose squared norm selects units, or None.
         importance: gives every layer a metric of its own, in which neurons are selected and refined.
+        output: reads the end of the model, to refit its final gain; None leaves the gain alone.
         seed: of the Gaussian rows.
         dtype: of the tensors written; None keeps each tensor's own.
     """
@@ -48,6 +55,7 @@ class ActivationOptions:
     gaussian: float = 0.0
     metric: Tensor | None = None
     importance: Importance | None = None
+    output: Callable[[], Output] | None = None
     seed: int = 0
     dtype: torch.dtype | None = None
 
@@ -98,6 +106,26 @@ class ActivationFolder:
         """What the states are, for the report."""
         return self._facts
 
+    def outside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Refit the final gain on the states after the last layer."""
+        if self.options.output is None or not self._drifted:
+            return {}, {}
+        assert self._states is not None
+        states, output, device = self._states, self.options.output(), self.on.device
+        train, held = split(self.on.size[0], self.options.held_back)
+
+        def load(parts: list[slice]) -> Iterator[Pair]:
+            for part in parts:
+                streams = (
+                    torch.split(read(s, part, device).flatten(0, 1), ROWS) for s in (states.folded, states.dense)
+                )
+                for folded, dense in zip(*streams, strict=True):
+                    yield Pair(output.normed(folded), output.normed(dense))
+
+        parts = train[: GAIN_SEQUENCES // CHUNK], (held or train)[: GAIN_SEQUENCES // CHUNK]
+        gain, trace = refit_gain(output.gain, output, *(partial(load, p) for p in parts))
+        return ({FINAL_NORM: gain} if len(trace) > 1 else {}), {"held_back_kl": trace}
+
     def flush(self) -> None:
         """Put the states after the layer on disk."""
         assert self._next is not None
@@ -108,6 +136,13 @@ class ActivationFolder:
         assert self._states is not None
         self._states.discard()
         self._states = self._next
+
+
+def split(sequences: int, held_back: float) -> tuple[list[slice], list[slice]]:
+    """Blocks of sequences to fit on, and blocks to judge on; a single block is only fitted on."""
+    parts = list(chunks(sequences, CHUNK))
+    held = max(1, round(len(parts) * held_back)) if len(parts) > 1 else 0
+    return parts[: len(parts) - held], parts[len(parts) - held :]
 
 
 _Measured = tuple[Candidate, NormalEquations, NormalEquations | None]
@@ -133,10 +168,8 @@ class _LayerStep:
         self.next = states.next()
         self.record = LayerRecord()
         self._order = owner.on.stream.order(index, states.shape[0] * states.shape[1])
-        self._parts = list(chunks(states.shape[0], CHUNK))
-        held = max(1, round(len(self._parts) * self._options.held_back)) if len(self._parts) > 1 else 0
-        self._held = self._parts[len(self._parts) - held :]
-        self._train = self._parts[: len(self._parts) - held]
+        self._train, self._held = split(states.shape[0], self._options.held_back)
+        self._parts = self._train + self._held
         self._clock = time.perf_counter()
         self.changed = before != after
         self._refit = owner._drifted or self.changed

@@ -14,6 +14,7 @@ from llmfold.methods.base import LayerMethod
 from llmfold.methods.importance import Importance
 from llmfold.methods.measure import Measurement
 from llmfold.methods.merging import Merging
+from llmfold.methods.output import Output
 from llmfold.methods.population import Population, PopulationOptions
 from llmfold.methods.source import Setting, token_source
 from llmfold.methods.streams import CHUNK, PopulationStream
@@ -56,6 +57,7 @@ def _from_tokens(setting: Setting, say: Callable[[str], None]) -> ActivationFold
     options = ActivationOptions(
         refine=RefineOptions(steps=DEFAULT_REFINE if config.refine is None else config.refine),
         importance=_importance(setting, source.tokens),
+        output=lambda: Output.of(setting.checkpoint, setting.shape, source.on.stream.context.eps, setting.device),
         seed=config.seed,
         dtype=_dtype(config),
     )

@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, tensor_name
+from llmfold.architectures import ModelShape, tensor_name
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.storage import fsync_path
 from llmfold.methods import tokens as tk
 from llmfold.methods.base import Weights
+from llmfold.methods.output import ROWS, Output
 from llmfold.methods.streams import chunks
-from llmfold.streaming.forward import ForwardContext, decoder_layer, rms_norm
+from llmfold.streaming.forward import ForwardContext, decoder_layer
 from llmfold.streaming.states import STATE_FOLDER, mapped, read, stored_array, write
 
-SEQUENCES = 32
+SEQUENCES = 64
 """Sequences to average over: a quadratic form of the residual stream needs fewer tokens than a wide MLP's Gram."""
-_ROWS = 512
 
 
 def metric_of(moment: Tensor) -> Tensor:
@@ -121,23 +121,21 @@ class Importance:
     def _at_the_end(self, states: np.memmap) -> None:
         """Replace the states after the last layer by the gradients in them of −log p(y), y drawn from p."""
         generator = torch.Generator().manual_seed(self.seed % 2**63)
-        gain = self.checkpoint.read(FINAL_NORM).to(self.device, torch.float32)
-        name = HEAD if HEAD in self.checkpoint.tensors and not self.shape.tied else EMBEDDING
-        name = name if name in self.checkpoint.tensors else HEAD
-        head = self.checkpoint.read(name).to(self.device, torch.float32)
+        output = Output.of(self.checkpoint, self.shape, self.context.eps, self.device)
         for part in chunks(len(states)):
             rows = read(states, part, self.device).flatten(0, 1)
-            found = [self._gradient(block, gain, head, generator) for block in torch.split(rows, _ROWS)]
+            found = [_gradient(block, output, generator) for block in torch.split(rows, ROWS)]
             write(states, part, torch.cat(found).view(-1, *states.shape[1:]))
 
-    def _gradient(self, rows: Tensor, gain: Tensor, head: Tensor, generator: torch.Generator) -> Tensor:
-        with torch.enable_grad():
-            x = rows.requires_grad_()
-            normed = rms_norm(x, gain, self.context.eps)
-            p = (normed.detach() @ head.T).softmax(-1)
-            labels = torch.multinomial(p.cpu(), 1, generator=generator).flatten().to(p.device)
-            (gradient,) = torch.autograd.grad(normed, x, p @ head - head[labels])
-        return gradient
+
+def _gradient(rows: Tensor, output: Output, generator: torch.Generator) -> Tensor:
+    with torch.enable_grad():
+        x = rows.requires_grad_()
+        normed = output.normed(x) * output.gain
+        p = output.logits(normed.detach()).softmax(-1)
+        labels = torch.multinomial(p.cpu(), 1, generator=generator).flatten().to(p.device)
+        (gradient,) = torch.autograd.grad(normed, x, output.back(p) - output.table[labels].float())
+    return gradient
 
 
 def _name(index: int) -> str:
