@@ -60,7 +60,7 @@ def build_parser() -> Parser:
     how.add_argument("--data", help="text file or hub data set of --method calibrated and of baselines")
     how.add_argument("--no-bias", dest="bias", action="store_false", help="flap without its bias compensation")
     how.add_argument("--temperature", type=float, help="of sampling under --method self (default: 1.1)")
-    how.add_argument("--num-samples", type=int, help="sequences to measure on (default: 64, more for wide blocks)")
+    how.add_argument("--num-samples", type=int, help="sequences to measure on (default: 128, more for wide blocks)")
     how.add_argument("--sequence-length", type=int, help="tokens per sequence (default: 256)")
     how.add_argument("--refine", type=int, help="Gauss-Newton steps on gate and up rows (default: 4 under self)")
     how.add_argument("--cluster", choices=config.CLUSTERS, help="clustering of units (default: ward)")

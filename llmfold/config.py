@@ -66,7 +66,7 @@ class FoldConfig:
             sampled from the model.
         bias: write the bias compensation of ``flap`` and ``flap-uniform``.
         temperature: of sampling under ``self``; a little above one covers what the model has learnt more evenly.
-        num_samples: sequences to measure on; ``None``: 64, or more where blocks are wide.
+        num_samples: sequences to measure on; ``None``: 128, or more where blocks are wide.
         sequence_length: tokens per sequence; ``None``: 256.
         refine: Gauss-Newton steps on gate and up rows; ``None`` is 4 under ``self`` and ``calibrated``, else none.
         mlp_ratio: fraction of intermediate neurons removed in every layer, overriding the planner.
