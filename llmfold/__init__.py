@@ -1,6 +1,7 @@
 """llmfold makes large language models smaller with no data and no fine-tuning."""
 
 from llmfold.api import fold, plan
+from llmfold.architectures import Architecture, register_architecture
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import CheckpointError, HubError, LlmfoldError, OutputError, UsageError, VerificationError
 from llmfold.planning import FoldPlan
@@ -9,6 +10,7 @@ from llmfold.report.record import FoldReport
 __version__ = "0.1.0"
 
 __all__ = [
+    "Architecture",
     "CheckpointError",
     "FoldConfig",
     "FoldPlan",
@@ -22,4 +24,5 @@ __all__ = [
     "__version__",
     "fold",
     "plan",
+    "register_architecture",
 ]

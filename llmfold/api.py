@@ -7,6 +7,7 @@ from typing import Any
 
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import UsageError
+from llmfold.evaluation.afterwards import measure_afterwards, prepare_afterwards
 from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
 from llmfold.report.record import FoldReport
@@ -57,10 +58,11 @@ def fold(
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
     config = make_config(model, options)
-    if quiet or not on_terminal():
-        return fold_checkpoint(config, Silent(announce))
-    with Bar(announce) as bar:
-        return fold_checkpoint(config, bar)
+    prepare_afterwards(config)
+    with Silent(announce) if quiet or not on_terminal() else Bar(announce) as listener:
+        report = fold_checkpoint(config, listener)
+        measure_afterwards(report, config, listener.stage)
+    return report
 
 
 def plan(model: str | Path | FoldConfig, **options: Any) -> FoldPlan:

@@ -60,7 +60,7 @@ def build_parser() -> Parser:
     how.add_argument("--data", help="text file or hub data set of --method calibrated and of baselines")
     how.add_argument("--no-bias", dest="bias", action="store_false", help="flap without its bias compensation")
     how.add_argument("--temperature", type=float, help="of sampling under --method self (default: 1.1)")
-    how.add_argument("--num-samples", type=int, help="sequences to measure on (default: 64, more for wide blocks)")
+    how.add_argument("--num-samples", type=int, help="sequences to measure on (default: 128, more for wide blocks)")
     how.add_argument("--sequence-length", type=int, help="tokens per sequence (default: 256)")
     how.add_argument("--refine", type=int, help="Gauss-Newton steps on gate and up rows (default: 4 under self)")
     how.add_argument("--cluster", choices=config.CLUSTERS, help="clustering of units (default: ward)")
@@ -70,6 +70,14 @@ def build_parser() -> Parser:
     how.add_argument("--dtype", choices=config.DTYPES, help="dtype written (default: auto, as stored)")
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
     run = parser.add_argument_group("the run")
+    after = parser.add_argument_group("what to measure afterwards")
+    after.add_argument("--fidelity-tokens", type=int, help="tokens of the dense model to compare on (default: 4096)")
+    after.add_argument(
+        "--eval", nargs="?", const="wikitext2,folding", help="tasks of 'llmfold eval' (default: %(const)s)"
+    )
+    after.add_argument("--eval-text", help="text file in place of WikiText-2")
+    after.add_argument("--eval-data-dir", help="folder of JSON lines in place of the hub")
+    after.add_argument("--eval-limit", type=int, help="first N documents of every task only")
     run.add_argument("--max-shard-size", help="largest file of weights (default: 5GB)")
     run.add_argument("--verify", choices=config.VERIFICATIONS, help="reload check before publishing (default: full)")
     run.add_argument("--trust-remote-code", action="store_true", help="copy Python files that the checkpoint carries")

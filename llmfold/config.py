@@ -24,6 +24,8 @@ ALLOCATIONS = ("uniform", "adaptive")
 RATIO_BASES = ("model", "decoder")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 VERIFICATIONS = ("full", "shapes", "off")
+AFTERWARDS = ("fidelity_tokens", "eval", "eval_text", "eval_data_dir", "eval_limit")
+"""Options of what is measured when the fold is done."""
 
 _CHOICES = {
     "method": METHODS,
@@ -64,7 +66,7 @@ class FoldConfig:
             sampled from the model.
         bias: write the bias compensation of ``flap`` and ``flap-uniform``.
         temperature: of sampling under ``self``; a little above one covers what the model has learnt more evenly.
-        num_samples: sequences to measure on; ``None``: 64, or more where blocks are wide.
+        num_samples: sequences to measure on; ``None``: 128, or more where blocks are wide.
         sequence_length: tokens per sequence; ``None``: 256.
         refine: Gauss-Newton steps on gate and up rows; ``None`` is 4 under ``self`` and ``calibrated``, else none.
         mlp_ratio: fraction of intermediate neurons removed in every layer, overriding the planner.
@@ -78,6 +80,10 @@ class FoldConfig:
         verify: reload check: ``full``, ``shapes`` or ``off``.
         overwrite: replace an earlier output, and discard a partial run with other options.
         trust_remote_code: also copy Python files that the checkpoint carries. llmfold never runs them.
+        fidelity_tokens: about how many tokens to sample from the dense model to say how close the folded one is; 0 for
+            none. Left out where the dense model does not fit in memory.
+        eval: tasks to measure both models on afterwards; see ``llmfold eval``.
+        eval_text, eval_data_dir, eval_limit: ``--text``, ``--data-dir`` and ``--limit`` of that evaluation.
     """
 
     model: str
@@ -107,6 +113,11 @@ class FoldConfig:
     verify: str = "full"
     overwrite: bool = False
     trust_remote_code: bool = False
+    fidelity_tokens: int = 4096
+    eval: str | None = None
+    eval_text: str | None = None
+    eval_data_dir: str | None = None
+    eval_limit: int | None = None
 
     def __post_init__(self) -> None:
         """Check every value; raises UsageError naming the option."""
@@ -130,10 +141,18 @@ class FoldConfig:
                 raise UsageError(f"layers: {index!r} is not the index of a layer")
             check_fraction(override.mlp, f"layers: {index}: mlp")
             check_fraction(override.attention, f"layers: {index}: attention")
-        for name, least in (("multiple_of", 1), ("num_samples", 1), ("sequence_length", 2), ("refine", 0)):
+        for name, least in (
+            ("multiple_of", 1),
+            ("num_samples", 1),
+            ("sequence_length", 2),
+            ("refine", 0),
+            ("fidelity_tokens", 0),
+        ):
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < least):
                 raise UsageError(f"{option(name)} is {value!r}; give an integer of at least {least}")
+        if self.eval is None and (self.eval_text, self.eval_data_dir, self.eval_limit) != (None, None, None):
+            raise UsageError("--eval-text, --eval-data-dir and --eval-limit shape --eval, which is missing")
         if self.allocation == "adaptive" and not self.measures:
             raise UsageError(
                 f"--allocation adaptive measures where to remove what: it needs --method {', '.join(MEASURING)} and "
@@ -196,7 +215,7 @@ class FoldConfig:
     def work(self) -> dict[str, Any]:
         """The options that decide the bytes of the output; two runs that agree on them can resume one another."""
         values = dataclasses.asdict(self)
-        for name in ("output", "overwrite", "verify"):
+        for name in ("output", "overwrite", "verify", *AFTERWARDS):
             del values[name]
         values["align"] = self.alignment
         values["layers"] = {str(i): values["layers"][i] for i in sorted(self.layers)}

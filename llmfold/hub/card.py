@@ -12,9 +12,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from llmfold.config import FOLDS
 from llmfold.demo import DEMO_NAME
+from llmfold.evaluation.fidelity import POOR
 from llmfold.hub.base_card import CARD_FILE
 from llmfold.hub.markdown import code, percent, plain, table
-from llmfold.hub.quality import POOR_TOP1, Quality
+from llmfold.hub.quality import Quality
 from llmfold.hub.work import work
 from llmfold.report.record import FoldReport
 
@@ -124,7 +125,7 @@ def _warning(quality: Quality) -> str:
         return ""
     return (
         "> **Warning: this model is far from the one it was made from.** The text it writes may not make sense. "
-        f"(This is said where the two agree on the likeliest next token less than {percent(POOR_TOP1)} of the time.) "
+        f"(This is said where the two agree on the likeliest next token less than {percent(POOR)} of the time.) "
         "A smaller ratio would keep more."
     )
 

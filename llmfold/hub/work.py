@@ -1,14 +1,13 @@
 """What was done, as the model card tells it: method, widths, options, every layer, and the command."""
 
-import shlex
 from collections.abc import Sequence
-from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
-from llmfold.config import FoldConfig, option
+from llmfold.config import FoldConfig
 from llmfold.hub.markdown import arrow, code, megabytes, percent, table
 from llmfold.report.record import FoldReport
+from llmfold.report.words import fold_command
 
 _CHOSEN = "Units are chosen by the error of their layer's output after repair, measured on"
 _REFIT = "what reads them is refit in closed form"
@@ -68,18 +67,9 @@ def _asked(config: dict[str, Any]) -> str:
 
 
 def _command(config: dict[str, Any]) -> str:
-    """The command line of the fold but for where it wrote to; widths by layer stand for a recipe."""
-    words = ["llmfold"]
-    for item in fields(FoldConfig):
-        value = config.get(item.name, item.default)
-        left_out = item.name in ("output", "overwrite", "verify", "layers") or value in (item.default, None)
-        if left_out or (item.name == "align" and value == "none"):
-            continue
-        if isinstance(value, bool):
-            words.append(option(item.name) if value else option(f"no_{item.name}"))
-        else:
-            words += [option(item.name), str(value)]
-    return shlex.join([*words, "--recipe", "RECIPE.yaml"] if config.get("layers") else words)
+    """The command line of the fold, but for where it wrote to and how it was checked."""
+    line = fold_command({**config, "output": None, "verify": FoldConfig.verify})
+    return f"{line} --recipe RECIPE.yaml" if config.get("layers") else line
 
 
 def _spans(layers: Sequence[dict[str, dict[str, int]]]) -> list[tuple[str, ...]]:

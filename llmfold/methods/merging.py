@@ -44,6 +44,10 @@ class Merging:
     def committed(self) -> None:
         """Nothing is carried between layers."""
 
+    def outside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Nothing outside the layers changes."""
+        return {}, {}
+
     def summary(self) -> dict[str, Any]:
         """No data of any kind."""
         return {"data": "none"}

@@ -21,8 +21,12 @@ MERGING = ("paper", "random", "magnitude")
 _PROBE = 768
 _PASSES = 5
 """Forward passes of a measuring fold: one that measures widths, dense and folded ones, and candidates."""
-_PASSES_PER_STEP = 24
-"""The same for a Gauss-Newton step: eight conjugate-gradient iterations of about three passes over the MLP."""
+_IMPORTANCE_SEQUENCES, _IMPORTANCE_PASSES = 64, 4
+"""Fisher metrics: a pass forward, and one back at about three times its cost, on some of the sequences."""
+_PASSES_PER_STEP, _STEP_SEQUENCES = 20, 64
+"""A Gauss-Newton step: eight conjugate-gradient iterations of over two passes, on the blocks whose turn it is."""
+_PASSES_PER_SOLUTION = 3
+"""The least squares and the judgement after every step, on all blocks."""
 _GRAMS = 6
 _LONG = 3600
 
@@ -89,22 +93,26 @@ def _tokens(plan: FoldPlan) -> tuple[int, int]:
     """Sequences and tokens per sequence by default or as asked."""
     length = plan.config.sequence_length or TOKENS_PER_SEQUENCE
     widest = max(max(layer.intermediate, layer.heads * plan.before.head_dim) for layer in plan.before.layers)
-    return plan.config.num_samples or max(64, 4 * widest // length), length
+    return plan.config.num_samples or max(128, 4 * widest // length), length
 
 
 def _measuring(plan: FoldPlan) -> _Measuring:
     sequences, length = _tokens(plan)
-    tokens, decoder = sequences * length, plan.before.decoder_parameters
-    steps = 4 if plan.config.refine is None and plan.config.method != "weights" else plan.config.refine or 0
-    passes = _PASSES + (_PASSES_PER_STEP * steps)
+    tokens, decoder, hidden = sequences * length, plan.before.decoder_parameters, plan.before.hidden
+    refits = plan.config.method in ("self", "calibrated")
+    steps = 4 if plan.config.refine is None and refits else plan.config.refine or 0
+    at_once = min(1.0, _STEP_SEQUENCES / sequences)
+    weighed = min(sequences, _IMPORTANCE_SEQUENCES) if refits else 0
+    passes = _PASSES + steps * (_PASSES_PER_STEP * at_once + _PASSES_PER_SOLUTION)
+    passes += _IMPORTANCE_PASSES * weighed / sequences
     grams = sum(
         2.0 * tokens * (a.intermediate**2 + (a.heads * plan.before.head_dim) ** 2) + 4.0 * a.intermediate**3
         for a in plan.before.layers
     )
     widest = max(layer.intermediate for layer in plan.before.layers)
-    return _Measuring(
-        2.0 * tokens * decoder * passes + 2 * grams, _GRAMS * 8 * widest**2, 16 * tokens * plan.before.hidden
-    )
+    metrics = len(plan.before.layers) * (4 * weighed * length * hidden + 8 * hidden**2) if refits else 0
+    states = 16 * tokens * hidden + metrics
+    return _Measuring(2.0 * tokens * decoder * passes + 2 * grams, _GRAMS * 8 * widest**2, states)
 
 
 def _sampling_seconds(plan: FoldPlan) -> float:

@@ -1,6 +1,5 @@
 """What a fold did, as data: everything a person needs to recompute the numbers that were printed."""
 
-import json
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -13,12 +12,12 @@ REPORT_FILE = "report.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "scipy")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the result."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the packages that decide the result, and of ``more`` packages."""
     from llmfold import __version__
 
     found = {"python": platform.python_version(), "llmfold": __version__}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -50,6 +49,9 @@ class FoldReport:
         seconds: time by stage.
         peak_memory_bytes: largest anonymous memory seen (RssAnon).
         resumed_layers: layers that an earlier, interrupted run had finished.
+        warnings: why the result may disappoint, a sentence each.
+        notes: what else a person should know beside the numbers.
+        quality: what was measured beside the dense model afterwards; see :class:`llmfold.evaluation.scores.Evaluation`.
         base_card: licence and languages from the card of the model that was read, where it has one.
     """
 
@@ -63,6 +65,9 @@ class FoldReport:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     resumed_layers: int = 0
+    quality: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=versions)
     machine: dict[str, Any] = field(default_factory=machine)
     base_card: dict[str, Any] = field(default_factory=dict)
@@ -108,8 +113,3 @@ class FoldReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the output path is reduced to the folder's name."""
         return {**asdict(self), "output": self.output.name}
-
-    def save(self, folder: Path) -> None:
-        """Write report.json into ``folder``."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")

@@ -176,12 +176,26 @@ def report_table(report: FoldReport) -> RenderableType:
     sizes = report.plan["bytes"]
     summary.add_row("weights", f"{human_bytes(sizes['before'])} → {human_bytes(sizes['after'])}")
     summary.add_row("reload check", _verification(report.verification))
-    if report.data.get("warning"):
-        summary.add_row("warning", report.data["warning"])
+    for row in _quality(report.quality):
+        summary.add_row(*row)
+    for warning in report.warnings:
+        summary.add_row("warning", warning)
+    for note in report.notes:
+        summary.add_row("note", note)
     summary.add_row("peak memory", human_bytes(report.peak_memory_bytes))
     summary.add_row("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
     summary.add_row("output", str(report.output))
     return Group(layers, Text(), summary)
+
+
+def _quality(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """How close the folded model is to the dense one, and what else was measured."""
+    rows = []
+    if found.get("fidelity"):
+        close = found["fidelity"]
+        agreement = f"{close['top1']:.1%} same next token, KL {close['kl']:.3f} nats per token"
+        rows.append(("beside dense", f"{agreement}, on {close['tokens']:,} tokens sampled from the dense model"))
+    return rows
 
 
 def _verification(found: dict[str, Any]) -> str:

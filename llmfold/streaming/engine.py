@@ -33,7 +33,6 @@ from llmfold.checkpoint.storage import write_error
 from llmfold.config import DTYPES, SELF_DATA, FoldConfig
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
-from llmfold.hub import card
 from llmfold.hub.base_card import carried_over
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
@@ -42,6 +41,7 @@ from llmfold.methods.merging import Merging
 from llmfold.methods.source import Setting
 from llmfold.methods.tokens import TOKENS_FILE
 from llmfold.planning import FoldPlan, Sensitivities, make_plan
+from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport, versions
 from llmfold.sources import locate, public_name
 from llmfold.streaming.forward import forward_context
@@ -51,7 +51,7 @@ from llmfold.streaming.progress import Listener, Silent
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.verification import DamagedError, verify
 
-METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
+METHOD, OUTSIDE, LAYER, FINISH = "method", "outside", "layer-", "finish"
 
 
 def _layer_unit(index: int) -> str:
@@ -182,11 +182,11 @@ class _Run:
                 data=self.facts,
                 peak_memory_bytes=memory.bytes,
                 resumed_layers=resumed,
+                warnings=[self.facts["warning"]] if self.facts.get("warning") else [],
                 base_card=carried_over(self.source.folder),
             )
             with _writing(work.folder):
-                report.save(work.folder)
-                card.write(work.folder, card.render(report))
+                save_report(report, work.folder)
                 if self.data not in (None, SELF_DATA):
                     (work.folder / TOKENS_FILE).unlink(missing_ok=True)  # outside text is not ours to publish
             self.listener.stage("publish")
@@ -207,7 +207,7 @@ class _Run:
     def _fold_all(self, folder: Path, journal: Journal) -> None:
         layers = len(self.shape.layers)
         done = sum(unit.startswith(LAYER) for unit in journal.done)
-        method = self._prepare(folder, journal) if done < layers or self.config.replans else None
+        method = self._prepare(folder, journal) if FINISH not in journal.done or self.config.replans else None
         self.listener.start(self.plan, done)
         shards = plan_shards(self.plan.tensors, self.config.shard_bytes)
         if OUTSIDE in journal.done:
@@ -217,13 +217,14 @@ class _Run:
             if OUTSIDE not in journal.done:
                 self.listener.stage("embeddings")
                 self._copy_outside(writer, journal)
-            if method is not None and done < layers:
+            if method is not None and FINISH not in journal.done:
                 method.start(done, drifted=any(index < done for index in self.plan.folded_layers))
                 for index in range(done, layers):
                     self._fold_one(index, method, writer, journal)
                     self.listener.advance()
+                self._fold_outside(method, writer, journal)
         shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
-        self.facts = journal.done[METHOD].record
+        self.facts = {**journal.done[METHOD].record, **journal.done[FINISH].record}
         self.records = [journal.done[_layer_unit(index)].record for index in range(layers)]
 
     def _prepare(self, folder: Path, journal: Journal) -> LayerMethod:
@@ -288,6 +289,17 @@ class _Run:
             method.flush()
         self._finish(_layer_unit(index), digests, dataclasses.asdict(record), writer, journal)
         method.committed()
+
+    def _fold_outside(self, method: LayerMethod, writer: ShardWriter, journal: Journal) -> None:
+        self.listener.stage("final norm")
+        with self.stages("final norm"), torch.no_grad():
+            tensors, record = method.outside()
+        with self.stages("write"):
+            digests = {name: self._write(writer, name, self._as_stored(name, t)) for name, t in tensors.items()}
+        self._finish(FINISH, digests, record, writer, journal)
+
+    def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(self.checkpoint.tensors[name].dtype) if self.config.dtype == "auto" else tensor
 
     def _write(self, writer: ShardWriter, name: str, tensor: Tensor) -> str:
         dtype = tensor.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)

@@ -14,39 +14,39 @@ from support import ROOT, edit_json, file_hashes, fold
 
 from hub.loopback import Hub, metadata_errors
 from llmfold import FoldReport
+from llmfold.evaluation.fidelity import POOR
 from llmfold.hub import card
-from llmfold.hub.quality import POOR_TOP1, Quality
+from llmfold.hub.quality import Quality
 from llmfold.report.saved import load_report
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def scored(perplexity: float, **acc: tuple[float, float | None]) -> dict[str, Any]:
+    """What an evaluation says of one model."""
+    text = {"nll": 1.0, "tokens": 15_300, "windows": 60, "protocol": "wiki.txt, 60 windows of 256 tokens"}
+    tasks = {
+        name: {"task": name, "metrics": {"acc": found}, "documents": 1000, "shots": 0, "version": "2", "data": "hub"}
+        for name, found in acc.items()
+    }
+    return {"name": "out", "perplexity": {"value": perplexity, **text}, "tasks": tasks}
+
+
 EVALUATION: dict[str, Any] = {
-    "model": {
-        "name": "out",
-        "perplexity": {"value": 31.731, "protocol": "wiki.txt, 60 windows of 256 tokens"},
-        "tasks": {
-            "boolq": {
-                "metrics": {"acc": [0.6, 0.01]},
-                "documents": 1000,
-                "shots": 0,
-                "version": "2",
-                "data": "the hub",
-            },
-            "piqa": {"metrics": {"acc": [0.5, None]}, "documents": 10, "shots": 0, "version": "1", "data": "the hub"},
-        },
-    },
-    "dense": {
-        "name": "demo",
-        "perplexity": {"value": 28.234, "protocol": "wiki.txt, 60 windows of 256 tokens"},
-        "tasks": {"boolq": {"metrics": {"acc": [0.7, 0.02]}}},
-    },
+    "model": scored(31.731, boolq=(0.6, 0.01), piqa=(0.5, None)),
+    "dense": scored(28.234, boolq=(0.7, 0.02)),
     "fidelity": {"kl": 0.0861, "top1": 0.788, "tokens": 8192, "sequences": 32},
     "fidelity_protocol": "KL and agreement on 8,192 sampled tokens",
     "speed": {
-        "dense": {"prefill": 100.0, "decode": 10.0, "peak_memory_bytes": 4e8, "disk_bytes": 6_900_000},
-        "model": {"prefill": 120.0, "decode": 10.04, "peak_memory_bytes": 3e8, "disk_bytes": 5_500_000},
+        "dense": {"prefill": 100.0, "decode": 10.0, "peak_memory_bytes": 400_000_000, "disk_bytes": 6_900_000},
+        "model": {"prefill": 120.0, "decode": 10.04, "peak_memory_bytes": 300_000_000, "disk_bytes": 5_500_000},
+        "prefill_ratio": 1.2,
+        "decode_ratio": 1.0,
         "verdict": "no gain in decode",
         "protocol": "batch 1",
     },
+    "failures": [],
+    "command": None,
 }
 
 
@@ -221,16 +221,15 @@ def test_quality_is_told_with_its_protocol(report: FoldReport) -> None:
     for line in (
         "| KL to the dense model, nats per token | 0 | 0.0861 |",
         "| top-1 agreement with the dense model | 100 % | 78.8 % |",
-        "| perplexity | 28.23 | 31.73 |",
-        "| boolq, acc | 0.7000 ± 0.0200 | 0.6000 ± 0.0100 |",
-        "| piqa, acc | – | 0.5000 |",
-        "| prefill, tokens per second | 100.0 | 120.0 |",
-        "| weights on disk, MB | 6.9 | 5.5 |",
-        "- No gain in decode.",
-        "- Batch 1.",
-        "- KL and agreement on 8,192 sampled tokens.",
-        "- Wiki.txt, 60 windows of 256 tokens.",
-        "- Boolq: 1,000 documents of the hub, 0 shots, version 2.",
+        "| perplexity | 28.2340 | 31.7310 |",
+        "| boolq, acc | 70.00 ± 2.00 | 60.00 ± 1.00 |",
+        "| piqa, acc | – | 50.00 |",
+        "| prefill, tokens per second | 100 | 120 |",
+        "| weights on disk | 6.9 MB | 5.5 MB |",
+        "- Speed: batch 1. no gain in decode.",
+        "- Fidelity: KL and agreement on 8,192 sampled tokens.",
+        "- Perplexity: wiki.txt, 60 windows of 256 tokens.",
+        "- boolq: 1,000 documents, 0-shot, task version 2, hub.",
     ):
         assert line in text, line
     assert "Not measured" not in text
@@ -245,7 +244,7 @@ def test_quality_that_was_not_measured_is_not_invented(report: FoldReport) -> No
     assert "--against huggyllama/llama-7b" in card.render(from_hub(report))
 
 
-@pytest.mark.parametrize(("top1", "poor"), [(POOR_TOP1, False), (POOR_TOP1 - 1e-6, True), (float("nan"), True)])
+@pytest.mark.parametrize(("top1", "poor"), [(POOR, False), (POOR - 1e-6, True), (float("nan"), True)])
 def test_a_poor_model_says_so_and_by_what_rule(report: FoldReport, top1: float, poor: bool) -> None:
     text = card.render(report, quality=Quality(kl=1.0, top1=top1))
     assert ("**Warning: this model is far from the one it was made from.**" in text) == poor

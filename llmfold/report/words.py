@@ -1,0 +1,45 @@
+"""What a report says in words, the same on the page, on the model card and in the terminal."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from llmfold.config import FoldConfig, option
+
+METHODS = {
+    "self": "units chosen by output error after repair, consumers refit by least squares",
+    "weights": "units chosen by output error after repair, on inputs that the weights imply",
+    "calibrated": "units chosen by output error after repair, consumers refit by least squares",
+    "paper": "similar units clustered and averaged, as published",
+}
+
+
+def data_words(report: Mapping[str, Any]) -> str:
+    """What the fold looked at beside the weights."""
+    data = str(report["data"].get("data", "none"))
+    if data == "none":
+        return "No data: the weights alone."
+    return (
+        "No outside data: text sampled from the model itself."
+        if data.startswith("sampled")
+        else f"{data.capitalize()}."
+    )
+
+
+def fold_command(config: Mapping[str, Any]) -> str:
+    """The command line of a fold by the options in its report, per-layer overrides of a recipe left out."""
+    words = ["llmfold"]
+    for f in fields(FoldConfig):
+        value = config.get(f.name, f.default)
+        if f.default is not MISSING and (value == f.default or f.name in ("layers", "overwrite")):
+            continue
+        if f.name == "align" and value == "none":
+            continue
+        if f.name == "bias":
+            words.append("--no-bias")
+        elif value is True:
+            words.append(option(f.name))
+        elif f.name != "layers":
+            words += [option(f.name), str(value)]
+    return shlex.join(words)
