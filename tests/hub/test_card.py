@@ -1,7 +1,9 @@
 """The model card: metadata that the hub accepts, and a text that says what was done, to what, and how well."""
 
 import dataclasses
+import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,14 @@ EVALUATION: dict[str, Any] = {
     "dense": scored(28.234, boolq=(0.7, 0.02)),
     "fidelity": {"kl": 0.0861, "top1": 0.788, "tokens": 8192, "sequences": 32},
     "fidelity_protocol": "KL and agreement on 8,192 sampled tokens",
-    "speed": None,
+    "speed": {
+        "dense": {"prefill": 100.0, "decode": 10.0, "peak_memory_bytes": 400_000_000, "disk_bytes": 6_900_000},
+        "model": {"prefill": 120.0, "decode": 10.04, "peak_memory_bytes": 300_000_000, "disk_bytes": 5_500_000},
+        "prefill_ratio": 1.2,
+        "decode_ratio": 1.004,
+        "verdict": "no gain in decode",
+        "protocol": "batch 1",
+    },
     "failures": [],
     "command": None,
 }
@@ -110,6 +119,38 @@ def test_what_was_done(report: FoldReport) -> None:
     ):
         assert line in text
     assert all(version in text for version in report.versions.values())
+
+
+def test_what_became_of_every_layer(report: FoldReport) -> None:
+    """The record of the published method counts clusters; of all others, errors before and after repair."""
+    part = report.layers[0]["mlp"]
+    merged = sum(count for size, count in part["cluster_sizes"].items() if int(size) > 1)
+    ratio = part["inertia"] / part["inertia_bound"]
+    width = f"{part['before']} → {part['after']}"
+    largest = max(map(int, part["cluster_sizes"]))
+    assert f"| 0 | MLP | {width} | {merged} | {largest} | {ratio:.2f} |" in card.render(report)
+    record = {"before": 48, "after": 40, "chosen": "drop", "error_before_repair": None, "error_after_repair": 0.5}
+    layers = [{"mlp": {**record, "refined_errors": [0.5, 0.25]}, "attention": {**record, "error_before_repair": 1.0}}]
+    text = card.render(dataclasses.replace(report, layers=layers))
+    assert "| 0 | MLP | 48 → 40 | drop | – | 0.250 |" in text
+    assert "| 0 | heads | 48 → 40 | drop | 1.000 | 0.500 |" in text
+    assert "up to 1 Gauss-Newton steps" in text
+    assert "merging clusters" not in text
+
+
+def test_the_command_makes_the_same_fold(
+    llmfold: Callable[..., tuple[int, str, str]], session_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"mlp_ratio": 0.25, "seed": 3, "cluster": "hartigan", "align": "gauge", "dtype": "bfloat16"}
+    made = fold(session_model, **options, output=tmp_path / "out")
+    command = (made.output / "README.md").read_text().split("The command:\n\n```bash\n")[1].split("\n```")[0]
+    monkeypatch.chdir(session_model.parent)  # where its public name is a path to it
+    assert llmfold(*shlex.split(command)[1:], "--output", tmp_path / "again", "--fidelity-tokens", 0, "--quiet") == (
+        0,
+        "",
+        "",
+    )
+    assert file_hashes(tmp_path / "again") == file_hashes(made.output)
 
 
 def loaded(text: str, folder: Path) -> str:
@@ -187,6 +228,9 @@ def test_quality_is_told_with_its_protocol(report: FoldReport) -> None:
         "| perplexity | 28.2340 | 31.7310 |",
         "| boolq, acc | 70.00 ± 2.00 | 60.00 ± 1.00 |",
         "| piqa, acc | – | 50.00 |",
+        "| prefill, tokens per second | 100 | 120 |",
+        "| weights on disk | 6.9 MB | 5.5 MB |",
+        "- Speed: batch 1. no gain in decode.",
         "- Fidelity: KL and agreement on 8,192 sampled tokens.",
         "- Perplexity: wiki.txt, 60 windows of 256 tokens.",
         "- boolq: 1,000 documents, 0-shot, task version 2, hub.",
