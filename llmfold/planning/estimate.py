@@ -110,8 +110,10 @@ def _measuring(plan: FoldPlan) -> _Measuring:
         for a in plan.before.layers
     )
     widest = max(layer.intermediate for layer in plan.before.layers)
-    metrics = len(plan.before.layers) * (4 * weighed * length * hidden + 8 * hidden**2) if refits else 0
-    states = 16 * tokens * hidden + metrics
+    depth = len(plan.before.layers)
+    states = 16 * tokens * hidden
+    if refits:
+        states += 4 * (depth + 1) * weighed * length * hidden + 8 * depth * hidden**2
     return _Measuring(2.0 * tokens * decoder * passes + 2 * grams, _GRAMS * 8 * widest**2, states)
 
 

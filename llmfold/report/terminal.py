@@ -137,12 +137,11 @@ def _repair(part: dict[str, Any] | None) -> Sequence[str]:
     if part is None:
         return ("", "", "", "")
     before = part["error_before_repair"]
-    refined = part.get("refined_errors") or [part["error_after_repair"]]
     return (
         f"{part['before']} → {part['after']}",
         part["chosen"],
         "–" if before is None else f"{before:.3f}",
-        f"{refined[-1]:.3f}",
+        f"{part['error_after_repair']:.3f}",
     )
 
 
