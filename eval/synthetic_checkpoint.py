@@ -82,7 +82,9 @@ def config_of(name: str, *, layers: int | None = None, scale_down: int = 1) -> d
         config[key] %= config["vocab_size"]
     config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
     if config["head_dim"] < 2 or config["head_dim"] % 2:
-        raise SystemExit(f"--scale-down {scale_down} leaves heads of {config['head_dim']} dimensions: take a smaller one")
+        raise SystemExit(
+            f"--scale-down {scale_down} leaves heads of {config['head_dim']} dimensions: take a smaller one"
+        )
     return config
 
 
@@ -113,7 +115,7 @@ def _pairs(units: int, share: float, generator: torch.Generator) -> tuple[Tensor
 
 
 def tensors(shape: ModelShape, share: float, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the model in the order of its file, bfloat16; each layer and tensor has a generator of its own."""
+    """Every tensor of the model in the order of its file, bfloat16; each has a generator of its own."""
     roles = {
         tensor_name(i, role): (i, role) for i, layer in enumerate(shape.layers) for role, _ in shape.layer_roles(layer)
     }

@@ -1,6 +1,6 @@
 """llmfold makes large language models smaller with no data and no fine-tuning."""
 
-from llmfold.api import fold, plan
+from llmfold.api import fold, plan, sweep
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError, VerificationError
 from llmfold.planning import FoldPlan
@@ -21,4 +21,5 @@ __all__ = [
     "__version__",
     "fold",
     "plan",
+    "sweep",
 ]

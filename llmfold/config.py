@@ -17,6 +17,8 @@ METHODS = (*FOLDS, *BASELINES)
 WITH_DATA = ("calibrated", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
 SELF_DATA = "self"
 MEASURING = ("self", "weights", "calibrated")
+CARRYING = ("self", "weights", "calibrated", "wanda-sp")
+"""Methods whose hidden states run from layer to layer; under all others a layer depends on no other."""
 CLUSTERS = ("ward", "kmeans", "hartigan")
 ALIGNMENTS = ("gauge", "none")
 REPAIRS = ("none", "variance")
@@ -177,6 +179,11 @@ class FoldConfig:
     def replans(self) -> bool:
         """Whether what is measured before the first layer changes the plan."""
         return self.measures or self.method in ("flap", "flap-uniform")
+
+    @property
+    def independent(self) -> bool:
+        """Whether layers may be folded in any order, and by several processes."""
+        return self.method not in CARRYING
 
     @property
     def alignment(self) -> str:

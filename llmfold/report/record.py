@@ -88,3 +88,9 @@ class FoldReport:
         """Write report.json into ``folder``."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
         (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "FoldReport":
+        """Read what :meth:`save` wrote into ``folder``."""
+        content: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        return cls(**{**content, "output": folder.resolve()})
