@@ -60,6 +60,7 @@ def build_parser() -> Parser:
     much.add_argument("--attention-ratio", type=float, help="fraction of KV groups to remove in every layer")
     much.add_argument("--allocation", choices=config.ALLOCATIONS, help="adaptive: every layer its own measured width")
     much.add_argument("--multiple-of", type=int, help="MLP widths are multiples of this (default: 128 if wide, else 1)")
+    much.add_argument("--tensor-parallel", type=int, help="keep widths and head counts divisible by N devices")
     how = parser.add_argument_group("how to fold")
     how.add_argument("--method", choices=config.METHODS, help="what decides and repairs (default: self)")
     how.add_argument("--data", help="text file or hub data set of --method calibrated and of baselines")
@@ -75,6 +76,7 @@ def build_parser() -> Parser:
     how.add_argument("--dtype", choices=config.DTYPES, help="dtype written (default: auto, as stored)")
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
     run = parser.add_argument_group("the run")
+    run.add_argument("--max-memory", help="hold no more of the model to sample: 4GiB, or 0=20GiB,cpu=8GiB by device")
     run.add_argument("--max-shard-size", help="largest file of weights (default: 5GB)")
     run.add_argument("--verify", choices=config.VERIFICATIONS, help="reload check before publishing (default: full)")
     run.add_argument("--trust-remote-code", action="store_true", help="copy Python files that the checkpoint carries")
@@ -126,9 +128,12 @@ def _fold(configs: "list[FoldConfig]", *, quiet: bool) -> None:
     def announce(plan: "FoldPlan") -> None:
         print_table(plan_table(plan))
 
-    if not quiet and configs[0].measures:
-        print_table("measuring where to remove what …")
-    for report in fold_configs(configs, quiet=quiet, announce=None if quiet else announce):
+    if not quiet:
+        _show_plans(configs)
+        if configs[0].measures:
+            print_table("measuring where to remove what …")
+    wanted = announce if configs[0].replans and not quiet else None
+    for report in fold_configs(configs, quiet=quiet, announce=wanted):
         if not quiet:
             print_table("")
             print_table(report_table(report))

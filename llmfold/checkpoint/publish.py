@@ -60,7 +60,7 @@ class WorkFolder:
             recover(output)
             _journal_aside(output).unlink(missing_ok=True)
             check_replaceable(output, overwrite)
-            folder = _partial(output)
+            folder = partial_folder(output)
             work = cls(output, folder, lock, overwrite)
             folder.mkdir(exist_ok=True)
             if folder.is_symlink():
@@ -80,7 +80,7 @@ class WorkFolder:
     def join(cls, output: Path) -> "WorkFolder":
         """The work folder that rank 0 has opened, for another process of the same run: it writes, no more."""
         output = resolved(output)
-        return cls(output, _partial(output), None, overwrite=False)
+        return cls(output, partial_folder(output), None, overwrite=False)
 
     def join_journal(self, head: dict[str, Any], rank: int) -> Journal:
         """The journal of another rank; ``head`` as rank 0 has it.
@@ -180,7 +180,8 @@ def _set_aside(journal: Path, aside: Path) -> Iterator[None]:
     aside.unlink(missing_ok=True)
 
 
-def _partial(output: Path) -> Path:
+def partial_folder(output: Path) -> Path:
+    """Where ``output``, links resolved, is made."""
     return output.with_name(f".{output.name}.llmfold-partial")
 
 

@@ -1,7 +1,7 @@
 """Rows in, labels and a certificate out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,22 +50,36 @@ class Clustering:
         return self.inertia / self.bound
 
 
+Clock = Callable[[str], None]
+"""Told of a stage when it ends."""
+
+
+def _untimed(stage: str) -> None:
+    """Nobody asked."""
+
+
 def _partitions(
-    blocks: Blocks, ks: Sequence[int], method: Method, seed: int, certificate: bool
+    blocks: Blocks, ks: Sequence[int], method: Method, seed: int, certificate: bool, clock: Clock
 ) -> list[tuple[Tensor, float | None]]:
     products = gram(blocks)
+    clock("gram")
     if method == "kmeans":
         labels = [kmeans(products, k, seed=seed) for k in ks]
+        clock("cluster")
         edges = mst_edges(squared_distances(blocks, products)) if certificate else None
+        clock("bound")
         return [(found, _bound(edges, k)) for found, k in zip(labels, ks, strict=True)]
     # Hartigan needs the Gram after Ward has destroyed the distances: the only method that holds two matrices.
     distances = squared_distances(blocks, products.clone() if method == "hartigan" else products)
+    clock("distances")
     edges = mst_edges(distances) if certificate else None
+    clock("bound")
     dendrogram = ward(distances, min(ks), overwrite=True)
     del distances
     labels = [dendrogram.labels(k) for k in ks]
     if method == "hartigan":
         labels = [hartigan(products, found, k) for found, k in zip(labels, ks, strict=True)]
+    clock("cluster")
     return [(found, _bound(edges, k)) for found, k in zip(labels, ks, strict=True)]
 
 
@@ -92,9 +106,18 @@ def cluster(blocks: Blocks, k: int, *, method: Method, seed: int = 0, certificat
 
 
 def cluster_at(
-    blocks: Blocks, ks: Sequence[int], *, method: Method, seed: int = 0, certificate: bool = True
+    blocks: Blocks,
+    ks: Sequence[int],
+    *,
+    method: Method,
+    seed: int = 0,
+    certificate: bool = True,
+    clock: Clock = _untimed,
 ) -> list[Clustering]:
-    """:func:`cluster` at several k, bit for bit, for little more than one: one Gram, one tree, one dendrogram cut."""
+    """:func:`cluster` at several k, bit for bit, for little more than one: one Gram, one tree, one dendrogram cut.
+
+    ``clock`` hears of the stages ``gram``, ``distances``, ``bound``, ``cluster`` and ``inertia``.
+    """
     n = row_count(blocks)
     for k in ks:
         if not 1 <= k <= n:
@@ -102,9 +125,10 @@ def cluster_at(
     if method not in ("ward", "kmeans", "hartigan"):
         raise ValueError(f"method must be ward, kmeans or hartigan, got {method!r}")
     fewer = sorted({k for k in ks if k < n})
-    partitions = _partitions(blocks, fewer, method, seed, certificate) if fewer else []
+    partitions = _partitions(blocks, fewer, method, seed, certificate, clock) if fewer else []
     found = {n: Clustering(torch.arange(n), n, 0.0, 0.0 if certificate else None)}
     for k, (partition, bound) in zip(fewer, partitions, strict=True):
         labels = numbered_by_first_occurrence(partition.cpu())
         found[k] = Clustering(labels, k, inertia_of_rows(blocks, labels), bound)
+        clock("inertia")
     return [found[k] for k in ks]

@@ -81,8 +81,7 @@ def fold_layer_at(
     mlp = {role: weights[role] for role in MLP_ROLES if role in weights}
     attention = {role: weights[role] for role in ATTENTION_ROLES if role in weights}
     widths = sorted({after.intermediate for after in afters if after.intermediate < before.intermediate})
-    neurons = dict(zip(widths, _cluster_neurons(mlp, widths, options), strict=True)) if widths else {}
-    clock("cluster")
+    neurons = dict(zip(widths, _cluster_neurons(mlp, widths, options, clock), strict=True)) if widths else {}
     units = _Units(attention, shape, before, options)
     heads = units.clusters(sorted({after.heads for after in afters if after.heads < before.heads}), clock)
     for after, record in zip(afters, records, strict=True):
@@ -110,11 +109,14 @@ def _describe(found: Clustering) -> dict[str, Any]:
     }
 
 
-def _cluster_neurons(mlp: Weights, widths: Sequence[int], options: MergeOptions) -> list[Clustering]:
+def _cluster_neurons(mlp: Weights, widths: Sequence[int], options: MergeOptions, clock: _Clock) -> list[Clustering]:
     if options.align == "gauge":
         distances = gauge_distances(mlp)
-        return cluster_distances_at(distances, widths, method=options.cluster, seed=options.seed, overwrite=True)
-    return cluster_at(neuron_rows(mlp), widths, method=options.cluster, seed=options.seed)
+        clock("gram")
+        found = cluster_distances_at(distances, widths, method=options.cluster, seed=options.seed, overwrite=True)
+        clock("cluster")
+        return found
+    return cluster_at(neuron_rows(mlp), widths, method=options.cluster, seed=options.seed, clock=clock)
 
 
 def _merge_mlp(mlp: Weights, found: Clustering, options: MergeOptions, clock: _Clock) -> dict[Role, Tensor]:
@@ -155,9 +157,10 @@ class _Units:
             self._aligned = aligner, aligner.distances()
             clock("align")
             found = cluster_distances_at(self._aligned[1], widths, method=options.cluster, seed=options.seed)
+            clock("cluster")
         else:
-            found = cluster_at(unit_rows(self._views), widths, method=options.cluster, seed=options.seed)
-        clock("cluster")
+            rows = unit_rows(self._views)
+            found = cluster_at(rows, widths, method=options.cluster, seed=options.seed, clock=clock)
         return dict(zip(heads, found, strict=True))
 
     def merge(self, found: Clustering, clock: _Clock) -> dict[Role, Tensor]:

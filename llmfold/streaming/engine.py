@@ -26,6 +26,7 @@ from llmfold.checkpoint import (
     Source,
     TensorInfo,
     WorkFolder,
+    partial_folder,
     plan_shards,
     resolve,
 )
@@ -41,14 +42,23 @@ from llmfold.methods.measure import SENSITIVITIES_FILE
 from llmfold.methods.merging import Merging
 from llmfold.methods.source import Setting
 from llmfold.methods.tokens import TOKENS_FILE
-from llmfold.planning import FoldPlan, Sensitivities, make_plan
+from llmfold.planning import (
+    FoldPlan,
+    Sensitivities,
+    available_memory,
+    check_disk,
+    check_memory,
+    disk_needed,
+    make_plan,
+    memory_needed,
+)
 from llmfold.report.record import FoldReport, machine, versions
 from llmfold.sources import locate, public_name
 from llmfold.streaming.forward import forward_context
 from llmfold.streaming.memory import PeakMemory, return_freed_blocks
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
 from llmfold.streaming.progress import Listener, Silent
-from llmfold.streaming.ranks import FollowerError, LostError, Ranks, check_alike, join_ranks
+from llmfold.streaming.ranks import FollowerError, LostError, Ranks, check_alike, join_ranks, neighbours
 from llmfold.streaming.sharing import fold_at, inherit, mean_seconds
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.verification import DamagedError, read_back, verify
@@ -166,6 +176,7 @@ def fold_together(
     with PeakMemory() as memory, ExitStack() as stack:
         stages = Stages()
         runs = [_Run(config, listener or Silent(), ranks, stages) for config in configs]
+        ranks.lead(partial(_check_resources, runs))
         for run in runs:
             stack.enter_context(run.opened())
             if heritage is not None:
@@ -177,6 +188,14 @@ def fold_together(
             run.begin()
         _fold_layers(runs, method, ranks)
         return [run.finish(memory) for run in runs]
+
+
+def _check_resources(runs: Sequence["_Run"]) -> None:
+    """Refuse, before anything is done, what this machine's disk or memory cannot suffice for."""
+    folders = [partial_folder(run.config.output_path.expanduser().absolute()) for run in runs]
+    check_disk(folders, sum(disk_needed(run.plan) for run in runs))
+    if runs[0].device.type == "cpu":
+        check_memory(max(memory_needed(run.plan) for run in runs) * neighbours(), available_memory())
 
 
 def _prepare(runs: Sequence["_Run"], ranks: Ranks) -> LayerMethod | None:

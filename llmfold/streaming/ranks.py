@@ -141,6 +141,11 @@ def launched() -> int:
     return int(count) if named and count.isdecimal() else 1
 
 
+def neighbours() -> int:
+    """Processes of the run on this machine, this one included."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", launched())) if launched() > 1 else 1
+
+
 def leads() -> bool:
     """Whether this process is the one that talks, known before the processes have met."""
     return launched() == 1 or os.environ["RANK"] == "0"
