@@ -3,7 +3,7 @@
 import heapq
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,12 @@ class Sensitivities:
     def error(self, before: tuple[LayerShape, ...], after: tuple[LayerShape, ...]) -> float:
         """Predicted error of a whole plan: errors of layers add up."""
         return sum(c.error(a, b) for c, a, b in zip(self.layers, before, after, strict=True))
+
+    def shortened(self, removed: Sequence[int]) -> "Sensitivities":
+        """The same with at most ``removed[i]`` neurons of layer i gone: elimination goes on from where it stood."""
+        return Sensitivities(
+            [LayerCurves(c.neurons[: n + 1], c.heads) for c, n in zip(self.layers, removed, strict=True)]
+        )
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

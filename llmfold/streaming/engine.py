@@ -180,7 +180,7 @@ def fold_together(
         for run in runs:
             stack.enter_context(run.opened())
             if heritage is not None:
-                ranks.lead(partial(inherit, run.work.folder, heritage))
+                ranks.lead(partial(inherit, run.work.folder, heritage, run.shape, float(run.config.ratio or 0.0)))
         method = _prepare(runs, ranks)
         for run in runs:
             run.listener.start(run.plan, runs[0].resumed)

@@ -124,6 +124,7 @@ def _noticing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        _end_undisturbed()
         raise LostError from error
 
 
@@ -172,7 +173,14 @@ def join_ranks() -> Ranks:
 
 
 def _told_to_end(number: int, frame: object) -> None:
+    _end_undisturbed()
     raise LostError
+
+
+def _end_undisturbed() -> None:
+    """From here on the process ends by itself: another SIGTERM must not cut its last words off."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def speaks(error: BaseException) -> bool:
@@ -181,6 +189,7 @@ def speaks(error: BaseException) -> bool:
         return False
     if not _joined:
         return True
+    _end_undisturbed()
     try:
         return bool(dist.distributed_c10d._get_default_store().add("llmfold/told", 1) == 1)
     except RuntimeError:  # the store went with the process that held it

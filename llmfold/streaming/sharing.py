@@ -1,17 +1,19 @@
 """What runs of several ratios, and processes of one run, share."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, Role
+from llmfold.architectures import LayerShape, ModelShape, Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import LayerMethod, Weights
-from llmfold.methods.measure import SENSITIVITIES_FILE
+from llmfold.methods.measure import SENSITIVITIES_FILE, kept_neurons
 from llmfold.methods.merging import Merging
-from llmfold.methods.tokens import TOKENS_FILE
+from llmfold.methods.tokens import TOKENS_FILE, stored
+from llmfold.planning import Sensitivities
 
 
 def fold_at(
@@ -25,13 +27,14 @@ def fold_at(
         yield method.fold(index, weights, before, after)
 
 
-def inherit(work: Path, finished: Path) -> None:
-    """Copy what a finished fold has measured on the dense model into a work folder that has not got it."""
-    for name in (TOKENS_FILE, SENSITIVITIES_FILE):
-        if (finished / name).exists() and not (work / name).exists():
-            partial = work / f"{name}.partial"
-            shutil.copyfile(finished / name, partial)
-            partial.rename(work / name)
+def inherit(work: Path, finished: Path, shape: ModelShape, ratio: float) -> None:
+    """Bring what a finished fold to a larger ratio has measured on the dense model into a work folder without it."""
+    if (finished / TOKENS_FILE).exists():
+        tokens = torch.from_numpy(np.load(finished / TOKENS_FILE, allow_pickle=False))
+        stored(work / TOKENS_FILE, lambda: tokens)
+    if (finished / SENSITIVITIES_FILE).exists() and not (work / SENSITIVITIES_FILE).exists():
+        removed = [layer.intermediate - kept_neurons(layer.intermediate, ratio) for layer in shape.layers]
+        Sensitivities.load(finished / SENSITIVITIES_FILE).shortened(removed).save(work / SENSITIVITIES_FILE)
 
 
 def mean_seconds(spent: Sequence[dict[str, float]]) -> dict[str, float]:
