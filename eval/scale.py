@@ -1,7 +1,7 @@
 """Measure what folding costs at real sizes, on synthetic checkpoints of known shapes.
 
-    python eval/scale.py whole --folder /data       LLaMA-7B, paper: memory, seconds by stage, against Gram and copy alone
-    python eval/scale.py limit --folder /data       the same inside a memory cgroup of 4 GB (needs the right to make one)
+    python eval/scale.py whole --folder /data       LLaMA-7B, paper: memory, stages, against Gram and copy alone
+    python eval/scale.py limit --folder /data       the same inside a memory cgroup of 4 GB
     python eval/scale.py wide --folder /data        two layers of Llama-3-70B
     python eval/scale.py self --folder /data        four layers of LLaMA-7B by self tokens, the model offloaded
     python eval/scale.py ranks --folder /data       one process against two, one thread each
@@ -305,8 +305,9 @@ def page() -> None:
     if "reference" in parts:
         p = parts["reference"]
         lines.append(
-            f"- One MLP, n = {p['n']}, {p['d']} features: full PCA and scikit-learn's Ward {p['reference_seconds']:.1f} s "
-            f"({p['pca_seconds']:.1f} s of it PCA), ours {p['seconds']:.2f} s: {p['times']:.0f} times."
+            f"- One MLP, n = {p['n']}, {p['d']} features: full PCA and scikit-learn's Ward take "
+            f"{p['reference_seconds']:.1f} s ({p['pca_seconds']:.1f} s of it PCA), ours {p['seconds']:.2f} s: "
+            f"{p['times']:.0f} times."
         )
     if "depth" in parts:
         lines += ["", "![Seconds against layers](scale/depth.svg)", ""]
