@@ -164,7 +164,8 @@ def by_self(bench: Bench) -> Found:
     arguments = bench.arguments
     model, layers = bench.model("llama-7b", 4), 4
     options = ("--method", "self", "--ratio", "0.2", "--ratio-of", "decoder", "--max-memory", arguments.max_memory)
-    found = bench.fold(model, *options, *("--num-samples", arguments.num_samples, "--refine", arguments.refine))
+    tokens = ("--num-samples", arguments.num_samples, "--sequence-length", arguments.sequence_length)
+    found = bench.fold(model, *options, *tokens, "--refine", arguments.refine)
     whole_model = {stage: seconds * 32 / layers for stage, seconds in found["seconds"].items()}
     return {"fold": found, "extrapolated_seconds": whole_model, "extrapolated_hours": sum(whole_model.values()) / 3600}
 
@@ -350,6 +351,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="cut the model of whole, limit, ranks and sweep")
     parser.add_argument("--scale-down", type=int, default=4, help="of depth and reference")
     parser.add_argument("--num-samples", default="64", help="of self")
+    parser.add_argument("--sequence-length", default="256", help="of self")
     parser.add_argument("--refine", default="0", help="of self")
     parser.add_argument("--max-memory", default="2GiB", help="of self")
     arguments = parser.parse_args()

@@ -124,12 +124,16 @@ def _show_plans(configs: "list[FoldConfig]") -> None:
 def _fold(configs: "list[FoldConfig]", *, quiet: bool) -> None:
     from llmfold.api import fold_configs
     from llmfold.report.terminal import plan_table, print_table, report_table
+    from llmfold.streaming.ranks import launched
 
     def announce(plan: "FoldPlan") -> None:
         print_table(plan_table(plan))
 
     if not quiet:
         _show_plans(configs)
+        if launched() > 1 and not configs[0].independent:
+            others = launched() - 1
+            print_table(f"--method {configs[0].method} goes from layer to layer in one process; {others} more wait")
         if configs[0].measures:
             print_table("measuring where to remove what …")
     wanted = announce if configs[0].replans and not quiet else None

@@ -227,7 +227,9 @@ def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Rank
     units = ranks.mine(sorted(pending)) if first.config.independent else sorted(pending)
     method.start(start, drifted=any(index < start for index in first.plan.folded_layers))
     for index in units:
-        weights = first.read_layer(index)
+        first.listener.stage(f"layer {index}: read")
+        with first.stages("read"):
+            weights = first.read_layer(index)
         afters = [run.plan.after.layers[index] for run in pending[index]]
         first.listener.stage(f"layer {index}: fold")
         with torch.no_grad():
@@ -336,10 +338,8 @@ class _Run:
 
     def read_layer(self, index: int) -> dict[Role, Tensor]:
         """Stored tensors of a layer by role."""
-        self.listener.stage(f"layer {index}: read")
-        with self.stages("read"):
-            roles = self.shape.layer_roles(self.shape.layers[index])
-            return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in roles}
+        roles = self.shape.layer_roles(self.shape.layers[index])
+        return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in roles}
 
     def write_layer(self, index: int, weights: dict[Role, Tensor], record: LayerRecord, method: LayerMethod) -> None:
         """Write a folded layer and journal it."""

@@ -26,7 +26,7 @@ append = Journal.append
 
 def struck(self, unit, *rest):
     append(self, unit, *rest)
-    if unit == "layer-1" and os.environ["RANK"] == "1":
+    if unit == os.environ["DIES_AFTER"]:
         os.kill(os.getpid(), signal.SIGKILL)
 
 Journal.append = struck
@@ -46,11 +46,11 @@ def alone(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     return file_hashes(out)
 
 
-def two(program: tuple[str, ...], source: Path, out: Path) -> subprocess.CompletedProcess[str]:
+def two(program: tuple[str, ...], source: Path, out: Path, **extra: str) -> subprocess.CompletedProcess[str]:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     command = [*launcher, *program, "--model", str(source), "--method", "paper", "--output", str(out), *options]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=environment(**extra), capture_output=True, text=True, timeout=300, check=False)
 
 
 def sentences(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -67,12 +67,13 @@ def test_two_processes_write_the_bytes_of_one(tmp_path: Path, source: Path, alon
     assert len(report["layers"]) == LAYERS
 
 
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_run_with_a_sentence_and_one_process_resumes(
-    tmp_path: Path, source: Path, alone: dict[str, str]
+    tmp_path: Path, source: Path, alone: dict[str, str], rank: int
 ) -> None:
     program, out = tmp_path / "dying.py", tmp_path / "out"
     program.write_text(DYING)
-    done = two((str(program),), source, out)
+    done = two((str(program),), source, out, DIES_AFTER=f"layer-{rank}")
     assert done.returncode == 1
     told = sentences(done)
     assert len(told) == 1, done.stderr
