@@ -1,6 +1,6 @@
 """llmfold makes large language models smaller with no data and no fine-tuning."""
 
-from llmfold.api import fold, plan
+from llmfold.api import fold, plan, sweep
 from llmfold.architectures import Architecture, register_architecture
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import CheckpointError, HubError, LlmfoldError, OutputError, UsageError, VerificationError
@@ -25,4 +25,5 @@ __all__ = [
     "fold",
     "plan",
     "register_architecture",
+    "sweep",
 ]

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from llmfold.evaluation.scores import Evaluation, ModelScores
 from llmfold.evaluation.zeroshot import GROUPS, TaskScore, harness_version
-from llmfold.report.terminal import human_bytes
+from llmfold.planning.limits import human_bytes
 
 ABSENT = "–"
 _SHARES = ("acc", "acc_norm")

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from llmfold.config import FoldConfig
 from llmfold.hub.markdown import arrow, code, megabytes, percent, table
 from llmfold.report.record import FoldReport
 from llmfold.report.words import fold_command
@@ -48,7 +47,7 @@ def work(report: FoldReport) -> str:
             table(("layers", *(name for name, _ in _WIDTHS)), _spans(plan["layers"])),
             table(("option", "value"), [(name, str(value)) for name, value in asked.items()], right=False),
             _layers(report),
-            f"The command:\n\n```bash\n{_command(report.config)}\n```\n\n`report.json` has all of this as data.",
+            f"The command:\n\n```bash\n{fold_command(report.config)}\n```\n\n`report.json` has all of this as data.",
         ]
     )
 
@@ -64,12 +63,6 @@ def _asked(config: dict[str, Any]) -> str:
     names = (("mlp_ratio", "MLP neurons"), ("attention_ratio", "KV groups"))
     parts += [f"{config[key]:g} of the {name}" for key, name in names if config[key] is not None]
     return ", ".join(parts) or "by layer"
-
-
-def _command(config: dict[str, Any]) -> str:
-    """The command line of the fold, but for where it wrote to and how it was checked."""
-    line = fold_command({**config, "output": None, "verify": FoldConfig.verify})
-    return f"{line} --recipe RECIPE.yaml" if config.get("layers") else line
 
 
 def _spans(layers: Sequence[dict[str, dict[str, int]]]) -> list[tuple[str, ...]]:

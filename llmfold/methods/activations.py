@@ -322,6 +322,8 @@ class _LayerStep:
             if len(trace) > 1:
                 rounded = self._wide(self._round(result))
                 chosen, rest = self._equations(lambda part: self._mlp_rows(part, rounded))
+                solution = solve(chosen, self._options.ridge, bias=bias)
+                record["error_after_repair"] = (rest or chosen).error(*solution)
             self._time("refine")
         weights, offset = solve(chosen if rest is None else chosen + rest, self._options.ridge, bias=bias)
         result["down"] = weights.T.float().contiguous()

@@ -8,8 +8,9 @@ from typing import Any
 from llmfold.evaluation.scoreboard import notes, quality_rows, speed_rows
 from llmfold.evaluation.scores import Evaluation
 from llmfold.planning import human_seconds
+from llmfold.planning.limits import human_bytes
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart, plain
-from llmfold.report.terminal import human_bytes, human_count
+from llmfold.report.terminal import human_count
 from llmfold.report.words import METHODS, data_words, fold_command
 
 _STYLE = """

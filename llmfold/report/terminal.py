@@ -13,17 +13,8 @@ from rich.text import Text
 
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import SELF_DATA, FoldConfig
-from llmfold.planning import Estimate, FoldPlan, advice, human_seconds
+from llmfold.planning import Estimate, FoldPlan, advice, human_bytes, human_seconds
 from llmfold.report.record import FoldReport
-
-
-def human_bytes(count: float) -> str:
-    """Render bytes for people, decimal units: ``6.9 MB``, ``13.5 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def human_count(count: int) -> str:
@@ -137,12 +128,11 @@ def _repair(part: dict[str, Any] | None) -> Sequence[str]:
     if part is None:
         return ("", "", "", "")
     before = part["error_before_repair"]
-    refined = part.get("refined_errors") or [part["error_after_repair"]]
     return (
         f"{part['before']} → {part['after']}",
         part["chosen"],
         "–" if before is None else f"{before:.3f}",
-        f"{refined[-1]:.3f}",
+        f"{part['error_after_repair']:.3f}",
     )
 
 

@@ -2,11 +2,12 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
-from llmfold.config import FoldConfig, option
+from llmfold.config import AFTERWARDS, FoldConfig, option
 
+_NOT_OF_THE_RESULT = ("output", "overwrite", "verify", "layers", *AFTERWARDS)
 METHODS = {
     "self": "units chosen by output error after repair, consumers refit by least squares",
     "weights": "units chosen by output error after repair, on inputs that the weights imply",
@@ -28,18 +29,14 @@ def data_words(report: Mapping[str, Any]) -> str:
 
 
 def fold_command(config: Mapping[str, Any]) -> str:
-    """The command line of a fold by the options in its report, per-layer overrides of a recipe left out."""
+    """The command line of a fold by the options in its report, but for where it wrote to and how it was checked."""
     words = ["llmfold"]
     for f in fields(FoldConfig):
         value = config.get(f.name, f.default)
-        if f.default is not MISSING and (value == f.default or f.name in ("layers", "overwrite")):
+        if f.name in _NOT_OF_THE_RESULT or value in (f.default, None) or (f.name == "align" and value == "none"):
             continue
-        if f.name == "align" and value == "none":
-            continue
-        if f.name == "bias":
-            words.append("--no-bias")
-        elif value is True:
-            words.append(option(f.name))
-        elif f.name != "layers":
+        if isinstance(value, bool):
+            words.append(option(f.name) if value else option(f"no_{f.name}"))
+        else:
             words += [option(f.name), str(value)]
-    return shlex.join(words)
+    return shlex.join([*words, "--recipe", "RECIPE.yaml"] if config.get("layers") else words)
