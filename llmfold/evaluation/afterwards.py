@@ -31,9 +31,9 @@ def measure_afterwards(report: FoldReport, config: FoldConfig, say: Callable[[st
     Raises:
         LlmfoldError: a model that cannot be run, a task that cannot be scored.
     """
-    tokens = config.fidelity_tokens
+    tokens, limit = config.fidelity_tokens, min(config.memory_limits.values(), default=None)
     dense = locate(config.model, config.revision).folder
-    if tokens and not fits(dense, Loading("auto", pick_device(config.device))):
+    if tokens and not fits(dense, Loading("auto", pick_device(config.device)), limit):
         tokens = 0
         report.notes.append(
             "closeness to the dense model was not measured, since that does not fit in memory: "

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from llmfold.architectures import stock_config
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError
+from llmfold.planning import available_memory
 from llmfold.quiet import quiet_transformers
 
 DTYPES = ("float32", "auto")
@@ -78,7 +79,7 @@ def placed(folder: Path, loading: Loading) -> Iterator[dict[str, Any]]:
     temporary folder that goes away on leaving.
     """
     with tempfile.TemporaryDirectory(prefix="llmfold-offload-") as scratch:
-        offloading = {"device_map": "auto", "offload_folder": scratch}
+        offloading = {"device_map": "auto", "offload_folder": scratch, "max_memory": _rooms()}
         if "device_map" in loading.options or not fits(folder, loading):
             yield {**offloading, **loading.options}
         else:
@@ -91,10 +92,17 @@ def input_device(model: Any) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def fits(folder: Path, loading: Loading) -> bool:
-    """Whether the weights take at most ``_SHARE`` of the free memory of the device."""
+def fits(folder: Path, loading: Loading, limit: int | None = None) -> bool:
+    """Whether the weights take at most ``_SHARE`` of the device's free memory, and no more than ``limit`` bytes."""
     tensors = Checkpoint.open(folder).tensors.values()
     wide = 4 if loading.dtype == "float32" else 0
     size = sum(t.nbytes * max(1.0, wide / t.dtype.itemsize) for t in tensors)
-    free = get_max_memory().get(loading.device.index or 0 if loading.device.type == "cuda" else "cpu", 0)
-    return bool(size <= _SHARE * free)
+    room = int(_rooms().get(loading.device.index or 0 if loading.device.type == "cuda" else "cpu", 0))
+    return bool(size <= (room if limit is None else min(room, limit)))
+
+
+def _rooms() -> dict[int | str, int]:
+    """Bytes that a model may take by device; of the host, no more than the cgroup of this process leaves it."""
+    found: dict[int | str, int] = {device: int(_SHARE * size) for device, size in get_max_memory().items()}
+    found["cpu"] = min(found.get("cpu", 0), int(_SHARE * available_memory()))
+    return found
