@@ -155,8 +155,8 @@ def _fold_or_plan(options: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for failures, 2 for usage, 130 for Ctrl-C."""
-    from llmfold.errors import LlmfoldError
-    from llmfold.streaming.ranks import speaks
+    from llmfold.errors import LlmfoldError, UsageError
+    from llmfold.streaming.ranks import launched, speaks
 
     _show_any_letter()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -172,13 +172,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     debug = options.get("debug", False)
     try:
+        if run is not _fold_or_plan and launched() > 1:
+            raise UsageError("compare and eval run in one process; folding is what several can share")
         run(options)
     except LlmfoldError as error:
         if speaks(error):
             _complain(str(error), debug)
         return error.exit_code
-    except KeyboardInterrupt:
-        _complain(interrupted, debug)
+    except KeyboardInterrupt as error:
+        if speaks(error):
+            _complain(interrupted, debug)
         return INTERRUPTED
     except Exception as error:  # a person at the prompt gets a sentence, whatever broke
         _complain(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from llmfold.architectures import LayerShape, tensor_name
+from llmfold.config import FoldConfig
 from llmfold.planning.limits import available_memory
 from llmfold.planning.plan import FoldPlan
 
@@ -21,8 +22,10 @@ IN_MEMORY_SHARE = 0.8
 """Share of the free memory that a model may fill while tokens are sampled from it."""
 PANEL_BYTES = 200_000_000
 """What clustering holds beside its matrix."""
-SMALL_BYTES = 300_000_000
-"""Below this the reload check's own model does not count."""
+CACHE_BYTES = 4_000_000_000
+"""Bound on the key/value cache of sampling."""
+CHECKED_IN_MEMORY_BYTES = 300_000_000
+"""Below this size the reload check holds the model in memory; above, accelerate reads it layer by layer from disk."""
 MERGING = ("paper", "random", "magnitude")
 _PROBE = 768
 _PASSES = 5
@@ -92,14 +95,26 @@ def memory_needed(plan: FoldPlan) -> int:
         work_area = max(work_area, _measuring(plan).work_area)
         folded += 2 * 4 * max(map(shape.layer_parameters, shape.layers))
         if plan.config.method == "self":
-            sampling = min(plan.bytes_before, _room(plan))
+            sampling = min(plan.bytes_before, _room(plan)) + min(cache_limit(plan.config, "cpu"), _cache_bytes(plan))
     check = 4 * max(shape.vocabulary * shape.hidden, *map(plan.after.layer_parameters, plan.after.layers))
-    small = plan.bytes_after < SMALL_BYTES or plan.config.verify != "full"
+    small = plan.bytes_after < CHECKED_IN_MEMORY_BYTES or plan.config.verify != "full"
     return BASE_BYTES + max(work_area + folded + PANEL_BYTES * bool(work_area), sampling, 0 if small else 2 * check)
 
 
 def _measures(plan: FoldPlan) -> bool:
     return plan.config.method not in MERGING and bool(plan.folded_layers)
+
+
+def cache_limit(config: FoldConfig, device: int | str) -> int:
+    """Bytes that the key/value cache may take on a device: half of what the model and the cache may have together."""
+    limits = config.memory_limits
+    limit = limits.get(device, limits.get("all"))
+    return CACHE_BYTES if limit is None else min(CACHE_BYTES, limit // 2)
+
+
+def _cache_bytes(plan: FoldPlan) -> int:
+    sequences, length = _tokens(plan)
+    return sum(2 * 4 * layer.kv_heads * plan.before.head_dim for layer in plan.before.layers) * sequences * length
 
 
 def _room(plan: FoldPlan) -> int:
