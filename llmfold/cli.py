@@ -111,14 +111,23 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
     return [config] if len(ratios) == 1 else sweep_configs(config, ratios)
 
 
-def _show_plans(configs: "list[FoldConfig]") -> None:
+def _show_plans(configs: "list[FoldConfig]") -> "list[FoldPlan]":
     from llmfold.api import plan
     from llmfold.planning import estimate
     from llmfold.report.terminal import plan_table, print_table
 
-    for config in configs:
-        made = plan(config)
+    plans = [plan(config) for config in configs]
+    for made in plans:
         print_table(plan_table(made, estimate(made)))
+    return plans
+
+
+def _plan(configs: "list[FoldConfig]") -> None:
+    """Print the plans, and fail where this machine cannot do them."""
+    from llmfold.planning import check_machine
+    from llmfold.streaming.engine import pick_device
+
+    check_machine(_show_plans(configs), on_host=pick_device(configs[0].device).type == "cpu")
 
 
 def _fold(configs: "list[FoldConfig]", *, quiet: bool) -> None:
@@ -150,7 +159,7 @@ def _fold_or_plan(options: dict[str, Any]) -> None:
     if options["command"] != "plan" and "dry_run" not in options:
         _fold(configs, quiet=options.get("quiet", False) or not leads())
     elif leads():
-        _show_plans(configs)
+        _plan(configs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,13 +2,15 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from llmfold.architectures import LayerShape, tensor_name
+from llmfold.checkpoint import partial_folder
 from llmfold.config import FoldConfig
-from llmfold.planning.limits import available_memory
+from llmfold.planning.limits import available_memory, check_disk, check_memory
 from llmfold.planning.plan import FoldPlan
 
 BASE_BYTES = 350_000_000
@@ -74,6 +76,23 @@ def estimate(plan: FoldPlan) -> Estimate:
         seconds += _sampling_seconds(plan)
     seconds += (plan.bytes_before + plan.bytes_after) / DISK_BYTES_PER_SECOND
     return Estimate(memory_needed(plan), disk_needed(plan), round(seconds, 1))
+
+
+def check_machine(plans: Sequence[FoldPlan], *, on_host: bool, processes: int = 1) -> None:
+    """Refuse what this machine cannot do.
+
+    Args:
+        plans: folds of one run, whose outputs lie on one disk.
+        on_host: whether layers are folded in the host's memory, not on an accelerator.
+        processes: how many work side by side on this machine.
+
+    Raises:
+        OutputError: its disk or its memory cannot suffice.
+    """
+    folders = [partial_folder(plan.config.output_path.absolute()) for plan in plans]
+    check_disk(folders, sum(map(disk_needed, plans)))
+    if on_host:
+        check_memory(processes * max(map(memory_needed, plans)), available_memory())
 
 
 def disk_needed(plan: FoldPlan) -> int:

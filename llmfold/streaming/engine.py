@@ -26,7 +26,6 @@ from llmfold.checkpoint import (
     Source,
     TensorInfo,
     WorkFolder,
-    partial_folder,
     plan_shards,
     resolve,
 )
@@ -42,16 +41,7 @@ from llmfold.methods.measure import SENSITIVITIES_FILE
 from llmfold.methods.merging import Merging
 from llmfold.methods.source import Setting
 from llmfold.methods.tokens import TOKENS_FILE
-from llmfold.planning import (
-    FoldPlan,
-    Sensitivities,
-    available_memory,
-    check_disk,
-    check_memory,
-    disk_needed,
-    make_plan,
-    memory_needed,
-)
+from llmfold.planning import FoldPlan, Sensitivities, check_machine, make_plan
 from llmfold.report.record import FoldReport, machine, versions
 from llmfold.sources import locate, public_name
 from llmfold.streaming.forward import forward_context
@@ -193,11 +183,8 @@ def fold_together(
 
 def _check_resources(runs: Sequence["_Run"]) -> None:
     """Refuse, before anything is done, what this machine's disk or memory cannot suffice for."""
-    folders = [partial_folder(run.config.output_path.expanduser().absolute()) for run in runs]
-    check_disk(folders, sum(disk_needed(run.plan) for run in runs))
-    if runs[0].device.type == "cpu":
-        working = neighbours() if runs[0].config.independent else 1
-        check_memory(max(memory_needed(run.plan) for run in runs) * working, available_memory())
+    working = neighbours() if runs[0].config.independent else 1
+    check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=working)
 
 
 def _prepare(runs: Sequence["_Run"], ranks: Ranks) -> LayerMethod | None:
