@@ -9,6 +9,7 @@ import torch
 
 from llmfold.architectures import LayerShape, tensor_name
 from llmfold.checkpoint import partial_folder
+from llmfold.clustering import gram
 from llmfold.config import FoldConfig
 from llmfold.planning.limits import available_memory, check_disk, check_memory
 from llmfold.planning.plan import FoldPlan
@@ -18,6 +19,8 @@ BASE_BYTES = 350_000_000
 DISK_BYTES_PER_SECOND = 500e6
 MERGE_SECONDS_PER_ROW = 2e-8
 """Ward updates one row per merge; measured at n = 11,008."""
+SECONDS_PER_ENTRY = 3e-8
+"""Distances, their spanning tree, inertia and merging together, by entry of the Gram; measured at n = 11,008."""
 MEMORY_BYTES_PER_SECOND = 10e9
 TOKENS_PER_SEQUENCE = 256
 IN_MEMORY_SHARE = 0.8
@@ -47,13 +50,18 @@ class Estimate:
     seconds: float
 
 
-def matmul_rate() -> float:
-    """Floating-point operations per second of a float32 product on this CPU, from a probe of some milliseconds."""
-    a = torch.ones(_PROBE, _PROBE)
-    a @ a
-    start = time.perf_counter()
-    a @ a
-    return 2 * _PROBE**3 / (time.perf_counter() - start)
+def matmul_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations per second of Gram products on this CPU when it is free, from a short probe.
+
+    The time of the processor counts, so that what else runs on the machine does not.
+    """
+    rows = torch.ones(_PROBE, 4 * _PROBE, dtype=dtype)
+    spent = []
+    for _ in range(3):
+        start = time.process_time()
+        gram([rows])
+        spent.append(time.process_time() - start)
+    return 8 * _PROBE**3 * torch.get_num_threads() / max(min(spent), 1e-6)
 
 
 def _gram_flops(rows: int, dimensions: int, kept: int) -> float:
@@ -63,15 +71,19 @@ def _gram_flops(rows: int, dimensions: int, kept: int) -> float:
 def estimate(plan: FoldPlan) -> Estimate:
     """Estimate the cost of ``plan`` from its shapes and the machine's own matmul rate."""
     shape = plan.before
-    flops = merges = 0.0
+    flops = merges = entries = 0.0
     for a, b in zip(plan.before.layers, plan.after.layers, strict=True):
         units = _units(a)
         flops += _gram_flops(a.intermediate, 3 * shape.hidden, b.intermediate)
         flops += _gram_flops(units, 2 * (a.heads + a.kv_heads) // units * shape.head_dim * shape.hidden, _units(b))
         merges += (a.intermediate - b.intermediate) * a.intermediate
+        entries += a.intermediate**2 if b.intermediate < a.intermediate else 0
     if _measures(plan):
-        flops, merges = _measuring(plan).flops, 0.0
-    seconds = flops / matmul_rate() + merges * MERGE_SECONDS_PER_ROW
+        flops, merges, entries = _measuring(plan).flops, 0.0, 0.0
+    seconds = (
+        flops / matmul_rate(torch.float32 if _measures(plan) else plan.tensors[0].dtype)
+        + merges * MERGE_SECONDS_PER_ROW
+    )
     if plan.config.method == "self" and plan.folded_layers:
         seconds += _sampling_seconds(plan)
     seconds += (plan.bytes_before + plan.bytes_after) / DISK_BYTES_PER_SECOND
