@@ -60,7 +60,7 @@ class Bench:
         reports = sorted(out.rglob("report.json"))
         report = json.loads(reports[0].read_text(encoding="utf-8"))
         found.update({name: report[name] for name in ("seconds", "peak_memory_bytes", "verification")})
-        found["bytes"] = report["plan"]["bytes"]
+        found["bytes"], found["layers"] = report["plan"]["bytes"], len(report["layers"])
         found["without_check_seconds"] = sum(s for stage, s in report["seconds"].items() if stage != "check")
         found["sha256"] = _digest(out)
         shutil.rmtree(out)
@@ -246,7 +246,7 @@ def measure(part: str, bench: Bench) -> None:
     finally:
         bench.clean()
     about = {
-        "command": shlex.join(["python", "eval/scale.py", *(a for a in sys.argv[1:] if str(bench.folder) not in a)]),
+        "command": shlex.join(["python", "eval/scale.py", *_published(sys.argv[1:])]),
         "machine": f"{machine_words()} of {os.cpu_count()} CPUs",
         "versions": versions(),
         "load_before": before,
@@ -254,6 +254,12 @@ def measure(part: str, bench: Bench) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{part}.json").write_text(json.dumps({**about, **found}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
+
+
+def _published(words: list[str]) -> list[str]:
+    """Arguments without the folder, which is this machine's own."""
+    at = words.index("--folder") if "--folder" in words else len(words)
+    return words[:at] + words[at + 2 :]
 
 
 def _gigabytes(count: float) -> str:
@@ -268,21 +274,21 @@ def _stages(fold: Found) -> str:
 
 def _row(name: str, fold: Found) -> str:
     size, peak = _gigabytes(fold["bytes"]["before"]), _gigabytes(fold["peak_memory_bytes"])
-    return f"| {name} | {size} | {peak} | {fold['wall_seconds']:.0f} | {_stages(fold)} |"
+    return f"| {name} | {fold['layers']} | {size} | {peak} | {fold['wall_seconds']:.0f} | {_stages(fold)} |"
 
 
 def page() -> None:
     """Write scale.md, and the plot of depth, from the parts at hand."""
     parts = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
-    folds = {"whole": "LLaMA-7B, paper", "limit": "the same in a 4 GB cgroup", "wide": "Llama-3-70B cut to 2 layers"}
-    folds["self"] = "LLaMA-7B cut to 4 layers, self"
+    folds = {"whole": "LLaMA-7B, paper", "limit": "LLaMA-7B, paper, in a 4 GB cgroup", "wide": "Llama-3-70B, paper"}
+    folds["self"] = "LLaMA-7B, self"
     lines = [
         "# Folding at real sizes",
         "",
         "Synthetic bf16 checkpoints (`eval/synthetic_checkpoint.py`), ratio 0.2. ",
         "",
     ]
-    lines += ["| model | read, GB | peak anonymous, GB | wall, s | stages |", "|---|---:|---:|---:|---|"]
+    lines += ["| model | layers | read, GB | peak anonymous, GB | wall, s | stages |", "|---|---:|---:|---:|---:|---|"]
     lines += [_row(title, parts[name]["fold"]) for name, title in folds.items() if name in parts]
     lines.append("")
     if "whole" in parts:

@@ -124,14 +124,23 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
     return [config] if len(ratios) == 1 else sweep_configs(config, ratios)
 
 
-def _show_plans(configs: "list[FoldConfig]") -> None:
+def _show_plans(configs: "list[FoldConfig]") -> "list[FoldPlan]":
     from llmfold.api import plan
     from llmfold.planning import estimate
     from llmfold.report.terminal import plan_table, print_table
 
-    for config in configs:
-        made = plan(config)
+    plans = [plan(config) for config in configs]
+    for made in plans:
         print_table(plan_table(made, estimate(made)))
+    return plans
+
+
+def _plan(configs: "list[FoldConfig]") -> None:
+    """Print the plans, and fail where this machine cannot do them."""
+    from llmfold.planning import check_machine
+    from llmfold.streaming.engine import pick_device
+
+    check_machine(_show_plans(configs), on_host=pick_device(configs[0].device).type == "cpu")
 
 
 def read_target(options: dict[str, Any]) -> "Target | None":
@@ -191,13 +200,13 @@ def _fold_or_plan(options: dict[str, Any]) -> None:
     if options["command"] != "plan" and "dry_run" not in options:
         _fold(configs, target, quiet=options.get("quiet", False) or not leads())
     elif leads():
-        _show_plans(configs)
+        _plan(configs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for failures, 2 for usage, 130 for Ctrl-C."""
-    from llmfold.errors import LlmfoldError
-    from llmfold.streaming.ranks import speaks
+    from llmfold.errors import LlmfoldError, UsageError
+    from llmfold.streaming.ranks import launched, speaks
 
     _show_any_letter()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -213,13 +222,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     debug = options.get("debug", False)
     try:
+        if run is not _fold_or_plan and launched() > 1:
+            raise UsageError("compare and eval run in one process; folding is what several can share")
         run(options)
     except LlmfoldError as error:
         if speaks(error):
             _complain(str(error), debug)
         return error.exit_code
     except KeyboardInterrupt as stop:
-        _complain(str(stop) or interrupted, debug)
+        if speaks(stop):
+            _complain(str(stop) or interrupted, debug)
         return INTERRUPTED
     except Exception as error:  # a person at the prompt gets a sentence, whatever broke
         _complain(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)

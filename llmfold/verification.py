@@ -16,14 +16,14 @@ from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check
 from llmfold.checkpoint import Checkpoint, sha256
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.planning import FoldPlan
+from llmfold.planning.estimate import CHECKED_IN_MEMORY_BYTES
 from llmfold.quiet import quiet_transformers
 from llmfold.streaming.forward import ForwardContext, decoder_layer, forward_context, rms_norm
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1.5e-1}
 """Allowed root-mean-square difference of logits over their root mean square, by the dtype the model runs in."""
 PROBE_TOKENS = 16
-IN_MEMORY_BYTES = 300_000_000
-"""Below this size the reload check holds the model in memory; above, accelerate reads it layer by layer from disk."""
+IN_MEMORY_BYTES = CHECKED_IN_MEMORY_BYTES
 _VOCABULARY_BLOCK = 16_384
 
 

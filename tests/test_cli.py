@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def test_plan_prints_the_plan_and_writes_nothing(llmfold: Cli, session_model: Pa
         code, stdout, stderr = llmfold(*arguments, "--model", session_model, "--mlp-ratio", 0.25, "--method", "paper")
         assert (code, stderr) == (0, "")
         assert "48 → 36" in stdout
+        assert os.listdir(at_work) == []
+
+
+def test_plan_and_fold_refuse_what_the_machine_cannot_hold(
+    llmfold: Cli, session_model: Path, at_work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("llmfold.planning.estimate"), "available_memory", lambda: 1_000_000)
+    for command in ("plan", "fold"):
+        code, stdout, stderr = llmfold(command, "--model", session_model, "--mlp-ratio", 0.25, "--method", "paper")
+        assert code == 1
+        assert "48 → 36" in stdout
+        assert stderr.startswith("llmfold: this fold needs about")
+        assert "1.0 MB left" in stderr
         assert os.listdir(at_work) == []
 
 

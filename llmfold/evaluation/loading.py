@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from llmfold.architectures import stock_config
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError
-from llmfold.planning import available_memory
+from llmfold.planning.limits import available_memory
 from llmfold.quiet import quiet_transformers
 
 DTYPES = ("float32", "auto")

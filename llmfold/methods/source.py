@@ -17,7 +17,7 @@ from llmfold.errors import UsageError
 from llmfold.methods import tokens as tk
 from llmfold.methods.measure import Measurement
 from llmfold.methods.streams import TokenStream
-from llmfold.planning.estimate import IN_MEMORY_SHARE
+from llmfold.planning.estimate import IN_MEMORY_SHARE, cache_limit
 from llmfold.planning.limits import available_memory
 from llmfold.streaming.forward import forward_context
 
@@ -97,10 +97,16 @@ def _sampled(setting: Setting, budget: tk.TokenBudget) -> Tensor:
             setting.config.seed,
             setting.device,
             temperature=setting.config.temperature,
+            cache_limit=cache_limit(setting.config, _device_name(setting.device)),
             **loading,
         )
     finally:
         shutil.rmtree(offload, ignore_errors=True)
+
+
+def _device_name(device: torch.device) -> int | str:
+    """What accelerate calls a device."""
+    return "cpu" if device.type == "cpu" else device.index or 0
 
 
 def _placement(setting: Setting, budget: tk.TokenBudget, offload: Path) -> dict[str, Any]:
@@ -109,11 +115,10 @@ def _placement(setting: Setting, budget: tk.TokenBudget, offload: Path) -> dict[
     What is left for the key/value cache is counted first; ``max_memory`` bounds model and cache together.
     """
     limits, device = setting.config.memory_limits, setting.device
-    own: int | str = "cpu" if device.type == "cpu" else device.index or 0
+    own = _device_name(device)
     size = sum(t.nbytes for t in setting.checkpoint.tensors.values())
-    cache = min(
-        tk.CACHE_BYTES, budget.sequences * tk.cache_bytes(stock_config(setting.checkpoint.config), budget.length)
-    )
+    stock = stock_config(setting.checkpoint.config)
+    cache = min(cache_limit(setting.config, own), budget.sequences * tk.cache_bytes(stock, budget.length))
 
     def room(name: int | str, free: int) -> int:
         return min(int(IN_MEMORY_SHARE * free), limits.get(name, limits.get("all", free)))

@@ -23,14 +23,13 @@ from llmfold.architectures import EMBEDDING, HEAD, ModelShape
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.methods.streams import CHUNK, chunks
+from llmfold.planning.estimate import CACHE_BYTES
 from llmfold.quiet import quiet_transformers
 from llmfold.streaming.states import stored_array
 
 TOKENS_FILE = "llmfold_tokens.npy"
 TOKENS_PER_UNIT = 4
 DEFAULT_SEQUENCES = 128
-CACHE_BYTES = 4_000_000_000
-"""Bound on the key/value cache of sampling."""
 LOOPING = 0.3
 """Share of repeated 4-grams within a sequence above which self tokens are doubted; text stays far below."""
 
@@ -65,7 +64,14 @@ def token_budget(shape: ModelShape, positions: int, sequences: int | None, lengt
 
 
 def sample_tokens(
-    folder: Path, budget: TokenBudget, seed: int, device: torch.device, *, temperature: float = 1.0, **loading: Any
+    folder: Path,
+    budget: TokenBudget,
+    seed: int,
+    device: torch.device,
+    *,
+    temperature: float = 1.0,
+    cache_limit: int = CACHE_BYTES,
+    **loading: Any,
 ) -> Tensor:
     """Sample sequences from the model, no top-k, starting from BOS; where one document ends, the next begins.
 
@@ -77,6 +83,7 @@ def sample_tokens(
         seed: of the sampling.
         device: where the model is held.
         temperature: of the softmax; 1 follows the model.
+        cache_limit: bytes that the key/value cache may take: it decides how many sequences are sampled at once.
         loading: passed to ``from_pretrained``, e.g. ``device_map`` and ``max_memory`` for accelerate's offloading.
 
     Returns:
@@ -101,7 +108,7 @@ def sample_tokens(
     # What the rules leave open, generate takes from here: an EOS would end a sequence and pad the rest.
     model.generation_config = rules
     parts: list[Tensor] = []
-    batch = _batch(model.config, budget)
+    batch = _batch(model.config, budget, cache_limit)
     with torch.random.fork_rng(), torch.inference_mode(), quiet_transformers():
         torch.manual_seed(seed)
         for first in range(0, budget.sequences, batch):
@@ -124,9 +131,9 @@ def cache_bytes(config: Any, length: int) -> int:
     return int(2 * 4 * config.num_hidden_layers * config.num_key_value_heads * head_dim * length)
 
 
-def _batch(config: Any, budget: TokenBudget) -> int:
-    """Sequences sampled at once: as many as keep the cache within ``CACHE_BYTES``, the same number everywhere."""
-    return max(1, min(budget.sequences, CACHE_BYTES // cache_bytes(config, budget.length)))
+def _batch(config: Any, budget: TokenBudget, cache_limit: int) -> int:
+    """Sequences sampled at once: as many as keep the cache within its limit, the same number on every machine."""
+    return max(1, min(budget.sequences, cache_limit // cache_bytes(config, budget.length)))
 
 
 def _input_device(model: Any) -> torch.device:

@@ -2,12 +2,16 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from llmfold.architectures import LayerShape, tensor_name
-from llmfold.planning.limits import available_memory
+from llmfold.checkpoint import partial_folder
+from llmfold.clustering import gram
+from llmfold.config import FoldConfig
+from llmfold.planning.limits import available_memory, check_disk, check_memory
 from llmfold.planning.plan import FoldPlan
 
 BASE_BYTES = 350_000_000
@@ -15,14 +19,18 @@ BASE_BYTES = 350_000_000
 DISK_BYTES_PER_SECOND = 500e6
 MERGE_SECONDS_PER_ROW = 2e-8
 """Ward updates one row per merge; measured at n = 11,008."""
+SECONDS_PER_ENTRY = 3e-8
+"""Distances, their spanning tree, inertia and merging together, by entry of the Gram; measured at n = 11,008."""
 MEMORY_BYTES_PER_SECOND = 10e9
 TOKENS_PER_SEQUENCE = 256
 IN_MEMORY_SHARE = 0.8
 """Share of the free memory that a model may fill while tokens are sampled from it."""
 PANEL_BYTES = 200_000_000
 """What clustering holds beside its matrix."""
-SMALL_BYTES = 300_000_000
-"""Below this the reload check's own model does not count."""
+CACHE_BYTES = 4_000_000_000
+"""Bound on the key/value cache of sampling."""
+CHECKED_IN_MEMORY_BYTES = 300_000_000
+"""Below this size the reload check holds the model in memory; above, accelerate reads it layer by layer from disk."""
 MERGING = ("paper", "random", "magnitude")
 _PROBE = 768
 _PASSES = 5
@@ -46,13 +54,18 @@ class Estimate:
     seconds: float
 
 
-def matmul_rate() -> float:
-    """Floating-point operations per second of a float32 product on this CPU, from a probe of some milliseconds."""
-    a = torch.ones(_PROBE, _PROBE)
-    a @ a
-    start = time.perf_counter()
-    a @ a
-    return 2 * _PROBE**3 / (time.perf_counter() - start)
+def matmul_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations per second of Gram products on this CPU when it is free, from a short probe.
+
+    The time of the processor counts, so that what else runs on the machine does not.
+    """
+    rows = torch.ones(_PROBE, 4 * _PROBE, dtype=dtype)
+    spent = []
+    for _ in range(3):
+        start = time.process_time()
+        gram([rows])
+        spent.append(time.process_time() - start)
+    return 8 * _PROBE**3 * torch.get_num_threads() / max(min(spent), 1e-6)
 
 
 def _gram_flops(rows: int, dimensions: int, kept: int) -> float:
@@ -62,19 +75,40 @@ def _gram_flops(rows: int, dimensions: int, kept: int) -> float:
 def estimate(plan: FoldPlan) -> Estimate:
     """Estimate the cost of ``plan`` from its shapes and the machine's own matmul rate."""
     shape = plan.before
-    flops = merges = 0.0
+    flops = merges = entries = 0.0
     for a, b in zip(plan.before.layers, plan.after.layers, strict=True):
         units = _units(a)
         flops += _gram_flops(a.intermediate, 3 * shape.hidden, b.intermediate)
         flops += _gram_flops(units, 2 * (a.heads + a.kv_heads) // units * shape.head_dim * shape.hidden, _units(b))
         merges += (a.intermediate - b.intermediate) * a.intermediate
+        entries += a.intermediate**2 if b.intermediate < a.intermediate else 0
     if _measures(plan):
-        flops, merges = _measuring(plan).flops, 0.0
-    seconds = flops / matmul_rate() + merges * MERGE_SECONDS_PER_ROW
+        flops, merges, entries = _measuring(plan).flops, 0.0, 0.0
+    seconds = (
+        flops / matmul_rate(torch.float32 if _measures(plan) else plan.tensors[0].dtype)
+        + merges * MERGE_SECONDS_PER_ROW
+    )
     if plan.config.method == "self" and plan.folded_layers:
         seconds += _sampling_seconds(plan)
     seconds += (plan.bytes_before + plan.bytes_after) / DISK_BYTES_PER_SECOND
     return Estimate(memory_needed(plan), disk_needed(plan), round(seconds, 1))
+
+
+def check_machine(plans: Sequence[FoldPlan], *, on_host: bool, processes: int = 1) -> None:
+    """Refuse what this machine cannot do.
+
+    Args:
+        plans: folds of one run, whose outputs lie on one disk.
+        on_host: whether layers are folded in the host's memory, not on an accelerator.
+        processes: how many work side by side on this machine.
+
+    Raises:
+        OutputError: its disk or its memory cannot suffice.
+    """
+    folders = [partial_folder(plan.config.output_path.absolute()) for plan in plans]
+    check_disk(folders, sum(map(disk_needed, plans)))
+    if on_host:
+        check_memory(processes * max(map(memory_needed, plans)), available_memory())
 
 
 def disk_needed(plan: FoldPlan) -> int:
@@ -96,14 +130,26 @@ def memory_needed(plan: FoldPlan) -> int:
         work_area = max(work_area, _measuring(plan).work_area)
         folded += 2 * 4 * max(map(shape.layer_parameters, shape.layers))
         if plan.config.method == "self":
-            sampling = min(plan.bytes_before, _room(plan))
+            sampling = min(plan.bytes_before, _room(plan)) + min(cache_limit(plan.config, "cpu"), _cache_bytes(plan))
     check = 4 * max(shape.vocabulary * shape.hidden, *map(plan.after.layer_parameters, plan.after.layers))
-    small = plan.bytes_after < SMALL_BYTES or plan.config.verify != "full"
+    small = plan.bytes_after < CHECKED_IN_MEMORY_BYTES or plan.config.verify != "full"
     return BASE_BYTES + max(work_area + folded + PANEL_BYTES * bool(work_area), sampling, 0 if small else 2 * check)
 
 
 def _measures(plan: FoldPlan) -> bool:
     return plan.config.method not in MERGING and bool(plan.folded_layers)
+
+
+def cache_limit(config: FoldConfig, device: int | str) -> int:
+    """Bytes that the key/value cache may take on a device: half of what the model and the cache may have together."""
+    limits = config.memory_limits
+    limit = limits.get(device, limits.get("all"))
+    return CACHE_BYTES if limit is None else min(CACHE_BYTES, limit // 2)
+
+
+def _cache_bytes(plan: FoldPlan) -> int:
+    sequences, length = _tokens(plan)
+    return sum(2 * 4 * layer.kv_heads * plan.before.head_dim for layer in plan.before.layers) * sequences * length
 
 
 def _room(plan: FoldPlan) -> int:

@@ -26,7 +26,6 @@ from llmfold.checkpoint import (
     Source,
     TensorInfo,
     WorkFolder,
-    partial_folder,
     plan_shards,
     resolve,
 )
@@ -43,16 +42,7 @@ from llmfold.methods.measure import SENSITIVITIES_FILE
 from llmfold.methods.merging import Merging
 from llmfold.methods.source import Setting
 from llmfold.methods.tokens import TOKENS_FILE
-from llmfold.planning import (
-    FoldPlan,
-    Sensitivities,
-    available_memory,
-    check_disk,
-    check_memory,
-    disk_needed,
-    make_plan,
-    memory_needed,
-)
+from llmfold.planning import FoldPlan, Sensitivities, check_machine, make_plan
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport, machine, versions
 from llmfold.sources import locate, public_name
@@ -175,6 +165,7 @@ def fold_together(
     """
     return_freed_blocks()
     ranks = join_ranks()
+    check_alike(ranks, torch.get_num_threads())
     with PeakMemory() as memory, ExitStack() as stack:
         stages = Stages()
         runs = [_Run(config, listener or Silent(), ranks, stages) for config in configs]
@@ -194,10 +185,8 @@ def fold_together(
 
 def _check_resources(runs: Sequence["_Run"]) -> None:
     """Refuse, before anything is done, what this machine's disk or memory cannot suffice for."""
-    folders = [partial_folder(run.config.output_path.expanduser().absolute()) for run in runs]
-    check_disk(folders, sum(disk_needed(run.plan) for run in runs))
-    if runs[0].device.type == "cpu":
-        check_memory(max(memory_needed(run.plan) for run in runs) * neighbours(), available_memory())
+    working = neighbours() if runs[0].config.independent else 1
+    check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=working)
 
 
 def _prepare(runs: Sequence["_Run"], ranks: Ranks) -> LayerMethod | None:
@@ -254,7 +243,8 @@ class _Run:
     writer: ShardWriter
 
     def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: Stages) -> None:
-        self.config, self.listener, self.ranks, self.stages = config, listener, ranks, stages
+        self.config, self.listener, self.ranks = config, listener, ranks
+        self.stages, self._checks = stages, Stages()
         self.device = pick_device(config.device)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
@@ -267,7 +257,6 @@ class _Run:
     def opened(self) -> Iterator[None]:
         """Open the work folder and the journal, and close them after."""
         output, ranks = self.config.output_path, self.ranks
-        check_alike(ranks, torch.get_num_threads())
         with ExitStack() as stack:
 
             def open_first() -> tuple[dict[str, Any], set[str]]:
@@ -403,7 +392,7 @@ class _Run:
         if self.ranks.leads:
             self.count_layers()
         self.listener.stage("reload check")
-        with self.stages("check"):
+        with self._checks("check"):
             self._read_back(digests)
         spent = self.ranks.gather((self.stages.seconds, memory.bytes))
         return self.ranks.lead(lambda: self._publish(memory, spent))
@@ -430,7 +419,7 @@ class _Run:
 
     def _publish(self, memory: PeakMemory, spent: Sequence[tuple[dict[str, float], int]]) -> FoldReport:
         folder, done = self.work.folder, self.journal.done
-        with self.stages("check"):
+        with self._checks("check"):
             verification = verify(folder, self.plan, self.config.verify, self.checkpoint.config)
         count, facts = len(self.shape.layers), {**done[METHOD].record, **done[FINISH].record}
         report = FoldReport(
@@ -440,7 +429,7 @@ class _Run:
             plan=self.plan.to_dict(),
             layers=[done[_layer_unit(index)].record for index in range(count)],
             verification=verification,
-            seconds=mean_seconds([self.stages.seconds, *(seconds for seconds, _ in spent[1:])]),
+            seconds={**mean_seconds([seconds for seconds, _ in spent]), **self._checks.seconds},
             data=facts,
             peak_memory_bytes=max(memory.bytes, *(peak for _, peak in spent)),
             resumed_layers=self.resumed,
@@ -552,7 +541,8 @@ def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
         prepared_only = isinstance(error, LlmfoldError) and journal.done.keys() <= {METHOD}
         damaged = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         interrupted = isinstance(error, KeyboardInterrupt | LostError)
-        if work.folder.exists() and not interrupted and (damaged or prepared_only or not journal.done):
+        kept = interrupted or not work.folder.exists() or bool(journal.units_beside())
+        if not kept and (damaged or prepared_only or not journal.done):
             work.discard()
         raise
 

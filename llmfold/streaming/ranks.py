@@ -73,6 +73,8 @@ class Ranks:
         if self.leads:
             try:
                 outcome = [(True, work())]
+            except LostError:
+                raise
             except LlmfoldError as error:
                 self._share([(False, (str(error), error.exit_code))])
                 raise
@@ -187,8 +189,8 @@ def speaks(error: BaseException) -> bool:
     """Whether this process is the one to tell of an error that ends the run: the first that comes to know of it."""
     if isinstance(error, FollowerError):
         return False
-    if not _joined:
-        return True
+    if not _joined:  # bad options are bad in every process
+        return leads() or not isinstance(error, UsageError)
     _end_undisturbed()
     try:
         return bool(dist.distributed_c10d._get_default_store().add("llmfold/told", 1) == 1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmfold.checkpoint import MARKER_FILE
+from llmfold.checkpoint.jsonfile import read_object
 from llmfold.config import FoldConfig
 from llmfold.errors import UsageError
 from llmfold.report.record import REPORT_FILE, FoldReport
@@ -61,7 +62,7 @@ def finished_report(config: FoldConfig) -> FoldReport | None:
     folder = config.output_path
     if config.overwrite or not (folder / MARKER_FILE).is_file():
         return None
-    found = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
+    found = read_object(folder / MARKER_FILE, unique_keys=False)
     wanted = json.loads(json.dumps(work_config(config)))
     if found.get("config") != wanted:
         return None

@@ -10,7 +10,7 @@ import pytest
 from support import environment, file_hashes, fold, tiny_model
 
 from llmfold.checkpoint import Journal
-from llmfold.errors import LlmfoldError, OutputError
+from llmfold.errors import LlmfoldError, OutputError, UsageError
 from llmfold.streaming import ranks as module
 from llmfold.streaming.ranks import FollowerError, Ranks, launched, leads, neighbours
 from llmfold.streaming.sharing import mean_seconds
@@ -115,6 +115,8 @@ def test_a_launcher_is_told_by_its_variables(monkeypatch: pytest.MonkeyPatch) ->
     for name, value in {"RANK": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert (launched(), neighbours(), leads()) == (4, 2, False)
+    assert not module.speaks(UsageError("the same everywhere"))
+    assert module.speaks(OutputError("here only"))
 
 
 def test_journals_of_other_ranks_are_absorbed(tmp_path: Path) -> None:
