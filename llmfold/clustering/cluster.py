@@ -49,7 +49,7 @@ class Clustering:
 
 
 def _partition(blocks: Blocks, k: int, method: Method, seed: int, certificate: bool) -> tuple[Tensor, float | None]:
-    products = gram(blocks)
+    products = gram(blocks, symmetric=method != "ward")
     if method == "kmeans":
         labels = kmeans(products, k, seed=seed)
         return labels, mst_bound(squared_distances(blocks, products), k) if certificate else None
