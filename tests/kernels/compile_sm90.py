@@ -28,7 +28,7 @@ from llmfold_kernels.ward import kernel as ward
 
 NEURONS, HIDDEN, KEPT, TOKENS = 11008, 4096, 8806, 16384
 TARGET = GPUTarget("cuda", 90, 32)
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 NAMES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
 NAMES |= {torch.int32: "*i32", torch.int64: "*i64"}
 
@@ -68,7 +68,9 @@ def compiled(recorder: Recorder) -> Any:
     names = recorder.function.arg_names
     constants: dict[Any, Any] = {(names.index(k),): v for k, v in kwargs.items() if k not in OPTIONS}
     attributes: dict[Any, Any] = {}
-    signature = {n: _specialise(v, (i,), constants, attributes) for i, (n, v) in enumerate(zip(names, args, strict=False))}
+    signature = {
+        n: _specialise(v, (i,), constants, attributes) for i, (n, v) in enumerate(zip(names, args, strict=False))
+    }
     signature |= {names[place]: "constexpr" for place, *_ in constants if names[place] not in signature}
     source = triton.compiler.ASTSource(recorder.function, signature, constants, attributes)
     return triton.compile(source, target=TARGET, options={k: v for k, v in kwargs.items() if k in OPTIONS})
@@ -131,8 +133,12 @@ def launches() -> dict[str, tuple[Any, str, Callable[[], object]]]:
                 name,
                 lambda p=p, k=k: elimination.eliminate(p, k, 1),
             )
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        blocks = [meta(NEURONS, HIDDEN, dtype=dtype), meta(NEURONS, HIDDEN, dtype=dtype), meta(HIDDEN, NEURONS, dtype=dtype).T]
+    for dtype in (torch.bfloat16, torch.float32):
+        blocks = [
+            meta(NEURONS, HIDDEN, dtype=dtype),
+            meta(NEURONS, HIDDEN, dtype=dtype),
+            meta(HIDDEN, NEURONS, dtype=dtype).T,
+        ]
         rows = meta(NEURONS, 3 * HIDDEN, dtype=dtype)
         act, y = meta(TOKENS, NEURONS, dtype=dtype), meta(TOKENS, HIDDEN, dtype=dtype)
         for epilogue in gram.EPILOGUES:

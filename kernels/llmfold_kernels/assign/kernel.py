@@ -45,7 +45,9 @@ def assign_rows_kernel(
     left = rows + row[:, None].to(tl.int64) * row_stride + depth[None, :].to(tl.int64) * column_stride
     for first in range(split * per_split, tl.minimum((split + 1) * per_split, k), CENTROIDS):
         centroid = first + tl.arange(0, CENTROIDS)
-        right = centroids + centroid[None, :].to(tl.int64) * centroid_stride + depth[:, None].to(tl.int64) * feature_stride
+        right = (
+            centroids + centroid[None, :].to(tl.int64) * centroid_stride + depth[:, None].to(tl.int64) * feature_stride
+        )
         x_at = left
         total = tl.zeros([ROWS, CENTROIDS], tl.float32)
         for start in range(0, d, DEPTH):

@@ -13,8 +13,8 @@ def assign_rows(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     c = centroids.float()
     offset = c.square().sum(1)
     labels, distances = [], []
-    for part in rows.split(_ROWS):
-        x = part.float()
+    for start in range(0, len(rows), _ROWS):
+        x = rows[start : start + _ROWS].float()
         score = offset - 2 * (x @ c.T)
         best = score.argmin(1)
         labels.append(best)

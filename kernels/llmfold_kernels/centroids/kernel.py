@@ -8,7 +8,6 @@ from torch import Tensor
 from llmfold_kernels.dispatch import blocks_of, tiles
 
 
-
 @triton.jit
 def segment_sums_kernel(
     rows,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmfold_kernels.dispatch import blocks_of
 
-DELAY, BLOCK = 64, 256
+DELAY, TOGETHER, BLOCK = 64, 8, 256
 
 
 @triton.jit
@@ -51,6 +51,7 @@ def step_kernel(
     pending,
     TINY: tl.constexpr,
     DELAY: tl.constexpr,
+    TOGETHER: tl.constexpr,
     BLOCK: tl.constexpr,
     PROGRAMS: tl.constexpr,
 ):
@@ -75,12 +76,16 @@ def step_kernel(
     inside = other < n
     p = tl.load(inverse + row + other, mask=inside, other=0.0)
     k = tl.load(products + row + other, mask=inside, other=0.0)
-    for s in range(0, pending):
-        p_s = tl.load(ps + s * n + other, mask=inside, other=0.0)
-        k_s = tl.load(ks + s * n + other, mask=inside, other=0.0)
-        p_at, k_at, kappa_at = tl.load(ps + s * n + unit), tl.load(ks + s * n + unit), tl.load(kappas + s)
-        p -= p_s * p_at
-        k -= p_s * (k_at - kappa_at * p_at) + k_s * p_at
+    for start in range(0, pending, TOGETHER):
+        s = start + tl.arange(0, TOGETHER)
+        ours = (s < pending)[:, None] & inside[None, :]
+        p_s = tl.load(ps + s[:, None] * n + other[None, :], mask=ours, other=0.0)
+        k_s = tl.load(ks + s[:, None] * n + other[None, :], mask=ours, other=0.0)
+        p_at = tl.load(ps + s * n + unit, mask=s < pending, other=0.0)
+        k_at = tl.load(ks + s * n + unit, mask=s < pending, other=0.0)
+        kappa_at = tl.load(kappas + s, mask=s < pending, other=0.0)
+        p -= tl.sum(p_s * p_at[:, None], 0)
+        k -= tl.sum(p_s * (k_at - kappa_at * p_at)[:, None] + k_s * p_at[:, None], 0)
     root = tl.sqrt(pivot)
     p /= root
     k /= root
@@ -136,6 +141,7 @@ def eliminate(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Te
             pending,
             TINY=torch.finfo(dtype).tiny,
             DELAY=DELAY,
+            TOGETHER=TOGETHER,
             BLOCK=BLOCK,
             PROGRAMS=triton.next_power_of_2(programs),
         )

@@ -32,9 +32,7 @@ def _triangle(index):
 
 
 @triton.jit
-def row_norms_kernel(
-    blocks, widths, row_strides, column_strides, norms, n, BLOCK: tl.constexpr, DEPTH: tl.constexpr
-):
+def row_norms_kernel(blocks, widths, row_strides, column_strides, norms, n, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for b in tl.static_range(len(blocks)):
@@ -108,7 +106,11 @@ def gram_kernel(
     inside = (rows < n)[:, None] & (rows[:, None] >= columns[None, :])
     base = out + split.to(tl.int64) * n * n
     tl.store(base + rows[:, None].to(tl.int64) * n + columns[None, :], total, mask=inside)
-    tl.store(base + columns[None, :].to(tl.int64) * n + rows[:, None], total, mask=inside & (rows[:, None] > columns[None, :]))
+    tl.store(
+        base + columns[None, :].to(tl.int64) * n + rows[:, None],
+        total,
+        mask=inside & (rows[:, None] > columns[None, :]),
+    )
 
 
 def _geometry(blocks: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:

@@ -23,10 +23,11 @@ def swiglu_gram(gate: Tensor, up: Tensor, targets: Tensor, weights: Tensor | Non
     """
     if gate.shape != up.shape or len(targets) != len(gate) or not gate.dtype == up.dtype == targets.dtype:
         raise ValueError(
-            f"gate {tuple(gate.shape)}, up {tuple(up.shape)} and targets {tuple(targets.shape)} do not fit, or differ in dtype"
+            f"gate {gate.dtype} {tuple(gate.shape)}, up {up.dtype} {tuple(up.shape)} and targets {targets.dtype} "
+            f"{tuple(targets.shape)} do not fit"
         )
     if on_triton(gate, up, targets):
         from llmfold_kernels.swiglu_gram import kernel
 
-        return kernel.swiglu_gram(*(t.contiguous() for t in (gate, up, targets)), weights)
+        return kernel.swiglu_gram(gate.contiguous(), up.contiguous(), targets.contiguous(), weights)
     return naive.swiglu_gram(gate, up, targets, weights)

@@ -1,6 +1,5 @@
 """What the fused SwiGLU Gram computes, in torch."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

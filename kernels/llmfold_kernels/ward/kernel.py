@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, WARPS = 2048, 16
+BLOCK, WARPS, REGISTERS = 2048, 16, 128
 _FAR = 2**31 - 1
 
 
@@ -137,6 +137,18 @@ def merge_greedily(costs: Tensor, weights: Tensor, merges: int) -> tuple[Tensor,
     prices = torch.empty(count, merges, device=device)
     row_minima_kernel[(n, count)](costs, bounds, neighbours, n, BLOCK=1024, num_warps=4)
     merge_kernel[(count,)](
-        costs, weights, gone, bounds, neighbours, stamps, pairs, prices, n, merges, BLOCK=BLOCK, num_warps=WARPS
+        costs,
+        weights,
+        gone,
+        bounds,
+        neighbours,
+        stamps,
+        pairs,
+        prices,
+        n,
+        merges,
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+        maxnreg=REGISTERS,
     )
     return pairs.long().cpu(), prices.cpu()

@@ -1,0 +1,32 @@
+"""What the compiler makes of every kernel for an H100 or H200, at the size of LLaMA-7B."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmfold_kernels.dispatch import installed, interpreted
+
+SHARED, REGISTERS, REGISTER_FILE = 227 * 1024, 255, 65536
+HOT = ("gram", "assign", "nearest centre", "segment", "ward", "elimination", "swiglu", "row")
+
+
+@pytest.mark.skipif(not installed(), reason="triton is not installed: it is to be had on Linux only")
+@pytest.mark.skipif(interpreted(), reason="kernels are compiled in a process that does not interpret")
+def test_every_kernel_fits_and_none_spills() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_sm90.py")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(done.stdout)
+    assert all(any(title.startswith(word) for title in report) for word in HOT)
+    for title, used in report.items():
+        assert used["shared"] <= SHARED, (title, used)
+        assert used["registers"] <= REGISTERS, (title, used)
+        assert used["registers"] * used["threads"] <= REGISTER_FILE, (title, used)
+        assert used["spills"] == 0, (title, used)
+        if title.startswith(("gram", "assign", "swiglu")) and "bfloat16" in title:
+            assert used["wgmma"] > 0, (title, used)
