@@ -5,7 +5,7 @@ Configurations are fixed, never tuned at run time: a tuner's choice can differ f
 """
 
 from llmfold_kernels.assign import assign_rows, nearest_centre
-from llmfold_kernels.centroids import Segments, segment_sums, segments
+from llmfold_kernels.centroids import Segments, from_groups, segment_sums, segments
 from llmfold_kernels.dispatch import on_triton
 from llmfold_kernels.elimination import eliminate
 from llmfold_kernels.gram import Gram, gram
@@ -17,6 +17,7 @@ __all__ = [
     "Segments",
     "assign_rows",
     "eliminate",
+    "from_groups",
     "gram",
     "merge_greedily",
     "nearest_centre",

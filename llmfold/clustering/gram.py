@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmfold.clustering.blocks import Blocks, column_chunks, row_count, spans, working_dtype
+from llmfold.clustering.device import kernels_for
 
 # Measured Gram error is at most 1e-6 of S_ii, so above this share of S_ii + S_jj a difference keeps about 4 digits.
 _CANCELLATION = 1e-2
@@ -54,8 +55,8 @@ def _lower_gram(blocks: Blocks, tile: int) -> Tensor:
     return out
 
 
-def _mirror(matrix: Tensor) -> Tensor:
-    """Copy what lies below the diagonal above it, in place."""
+def mirror(matrix: Tensor) -> Tensor:
+    """Copy what lies below the diagonal of a square matrix above it, in place."""
     parts = spans(len(matrix), _TILE)
     for index, rows in enumerate(parts):
         for columns in parts[:index]:
@@ -71,7 +72,8 @@ def gram(blocks: Blocks, *, tile: int = 512, symmetric: bool = True) -> Tensor:
 
     Only blocks of rows up to the diagonal are computed; features are summed in fixed chunks in a fixed order, which
     depend on n alone. The work area beside the result is one chunk of all rows, 128 MB (at least 512 columns). While
-    bf16 inputs are multiplied on the CPU, the process-wide oneDNN matmul precision is bf16.
+    bf16 inputs are multiplied on the CPU, the process-wide oneDNN matmul precision is bf16. On CUDA a Triton kernel
+    does all of it, with no work area.
 
     Args:
         blocks: matrices n x d_b (bf16, fp16, fp32 or fp64; any strides), rows concatenated in thought.
@@ -85,9 +87,14 @@ def gram(blocks: Blocks, *, tile: int = 512, symmetric: bool = True) -> Tensor:
     Raises:
         ValueError: unusable blocks, or rows that are not finite or whose squared norm overflows.
     """
+    n, kernels = row_count(blocks), kernels_for(*blocks)
+    if kernels is not None and n and len({block.dtype for block in blocks}) == 1:
+        out: Tensor = kernels.gram(blocks).matrix
+        finite_norms(out)
+        return out
     out = _lower_gram(blocks, tile)
     finite_norms(out)
-    return _mirror(out) if symmetric else out
+    return mirror(out) if symmetric else out
 
 
 def finite_norms(gram: Tensor) -> Tensor:

@@ -42,6 +42,24 @@ def segments(labels: Tensor, k: int) -> Segments:
     )
 
 
+def from_groups(groups: list[tuple[Tensor, Tensor]], k: int) -> Segments:
+    """Make segments of groups (clusters: c, members: c x m), for clusters that need not share out all rows.
+
+    Clusters in no group are empty. Members keep the order they are given in.
+    """
+    device = groups[0][0].device
+    sizes = torch.zeros(k, dtype=torch.int64, device=device)
+    starts = torch.zeros_like(sizes)
+    taken = 0
+    for clusters, members in groups:
+        size = members.shape[1]
+        sizes[clusters] = size
+        starts[clusters] = taken + size * torch.arange(len(clusters), device=device)
+        taken += members.numel()
+    order = torch.cat([members.flatten() for _, members in groups])
+    return Segments(order.int(), starts.int(), sizes.int(), sizes.argsort(descending=True, stable=True).int())
+
+
 def segment_sums(rows: Tensor, parts: Segments, *, mean: bool = False) -> Tensor:
     """Sum rows within each segment, in row order, or average them.
 
