@@ -3,16 +3,21 @@
 import os
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 
-def kernels_for(*tensors: Tensor) -> ModuleType | None:
+def kernels_for(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> ModuleType | None:
     """Return :mod:`llmfold_kernels` if its kernels can work on all these tensors, else None.
 
-    They can on CUDA with triton installed, for float32 and 16-bit tensors, and on the CPU in Triton's interpreter.
+    They can on CUDA with triton installed, for float32 and 16-bit tensors (or for ``dtypes``), and on the CPU in Triton's
+    interpreter.
     """
     if not all(tensor.is_cuda for tensor in tensors) and os.environ.get("TRITON_INTERPRET") != "1":
         return None
     import llmfold_kernels
 
-    return llmfold_kernels if llmfold_kernels.on_triton(*tensors) else None
+    known = (
+        llmfold_kernels.on_triton(*tensors) if dtypes is None else llmfold_kernels.on_triton(*tensors, dtypes=dtypes)
+    )
+    return llmfold_kernels if known else None

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from llmfold_kernels import from_groups, segments
-from llmfold_kernels.dispatch import interpreted
 from torch import Tensor
 
 from llmfold.clustering import Method, cluster, ward
 from llmfold.clustering.device import kernels_for
 from llmfold.clustering.partition import groups_by_size
+from llmfold_kernels import from_groups, segments
+from llmfold_kernels.dispatch import interpreted
 
 Draw = Callable[..., Tensor]
 
