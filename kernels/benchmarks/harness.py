@@ -203,6 +203,12 @@ def table(rows: Sequence[Row], flops_rate: float, bytes_rate: float) -> list[str
     return lines
 
 
+def command(options: argparse.Namespace) -> str:
+    """The command that made a table, with the output folder by its last name: paths of a machine are not published."""
+    words = [options.output.name if options.output and word == str(options.output) else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"kernels/benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
 def run(
     name: str,
     title: str,
@@ -226,7 +232,7 @@ def run(
         *table(rows, flops_rate, bytes_rate),
         "",
         *after(rows),
-        f"Command: `python {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}` in `kernels/benchmarks`",
+        f"Command: `{command(options)}`",
         "",
         f"{device_name(device)}; Python {platform.python_version()}, {installed()}",
     ]

@@ -3,6 +3,8 @@
 python kernels/benchmarks/ward.py --layers 32 --output results
 """
 
+from collections.abc import Callable
+
 import torch
 from harness import DTYPES, Contender, arguments, planted, run, size_of
 
@@ -31,7 +33,7 @@ def main() -> None:
         pairs = result.pairs if isinstance(result, Dendrogram) else result[0]  # type: ignore[index]
         return f"{float((pairs == expected.pairs).all(-1).double().mean()):.1%} of merges as on the host"
 
-    def scikit() -> object:
+    def scikit() -> Callable[[], object]:
         from sklearn.cluster import AgglomerativeClustering
 
         points = x.float().cpu().numpy()
@@ -42,7 +44,7 @@ def main() -> None:
         Contender("llmfold on the host", lambda: lambda: ward(distances.cpu(), size.k), nbytes=moved, judge=same),
         Contender(
             f"scikit-learn Ward from the rows (d = {size.d})",
-            scikit,  # type: ignore[arg-type]
+            scikit,
         ),
     ]
     if device.type == "cuda":
@@ -53,8 +55,8 @@ def main() -> None:
             Contender(f"the same, {options.layers} layers in one launch", lambda: batch, nbytes=moved * options.layers),
         ]
     about = (
-        f"{merges} merges of n = {size.n} rows, float32 distances. Bytes count one pass over the matrix. On a CPU there "
-        "is no kernel to time: its twin is a definition, not a way to cluster."
+        f"{merges} merges of n = {size.n} rows, float32 distances. Bytes count one pass over the matrix. On a CPU "
+        "there is no kernel to time: its twin is a definition, not a way to cluster."
     )
     run("ward", "Ward's merges", about, contenders, options)
 

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from llmfold_kernels.dispatch import interpreted
 from support import ROOT, environment
+
+from llmfold_kernels.dispatch import interpreted
 
 
 @pytest.mark.skipif(interpreted(), reason="benchmarks do not interpret")
