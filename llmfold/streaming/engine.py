@@ -45,6 +45,7 @@ from llmfold.sources import locate, public_name
 from llmfold.streaming.forward import forward_context
 from llmfold.streaming.memory import PeakMemory, return_freed_blocks
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
+from llmfold.streaming.prefetch import ReadAhead, WriteBehind
 from llmfold.streaming.progress import Listener, Silent
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.verification import DamagedError, verify
@@ -215,9 +216,17 @@ class _Run:
                 self._copy_outside(writer, journal)
             if method is not None and done < layers:
                 method.start(done, drifted=any(index < done for index in self.plan.folded_layers))
-                for index in range(done, layers):
-                    self._fold_one(index, method, writer, journal)
-                    self.listener.advance()
+                indices, on_gpu = range(done, layers), self.device.type == "cuda"
+                # A folded layer that waits in host memory is bounded only where the work area is the device's, and a
+                # method that carries state must see it committed first.
+                overlap = on_gpu and isinstance(method, Merging)
+                with (
+                    ReadAhead(self._read_layer, self._confirm_layer, indices, pin=on_gpu) as ahead,
+                    WriteBehind(enabled=overlap) as behind,
+                ):
+                    for index in indices:
+                        self._fold_one(index, method, writer, journal, ahead, behind)
+                        self.listener.advance()
         shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
         self.facts = journal.done[METHOD].record
         self.records = [journal.done[_layer_unit(index)].record for index in range(layers)]
@@ -250,6 +259,10 @@ class _Run:
         layer = self.shape.layers[index]
         return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in self.shape.layer_roles(layer)}
 
+    def _confirm_layer(self, index: int) -> None:
+        for role, _ in self.shape.layer_roles(self.shape.layers[index]):
+            self.checkpoint.confirm(tensor_name(index, role))
+
     def _copy_outside(self, writer: ShardWriter, journal: Journal) -> None:
         inside = {
             tensor_name(i, role)
@@ -265,25 +278,37 @@ class _Run:
                     digests[name] = self._write(writer, name, tensor)
         self._finish(OUTSIDE, digests, {}, writer, journal)
 
-    def _fold_one(self, index: int, method: LayerMethod, writer: ShardWriter, journal: Journal) -> None:
+    def _fold_one(
+        self,
+        index: int,
+        method: LayerMethod,
+        writer: ShardWriter,
+        journal: Journal,
+        ahead: ReadAhead,
+        behind: WriteBehind,
+    ) -> None:
         before, after = self.shape.layers[index], self.plan.after.layers[index]
         self.listener.stage(f"layer {index}: read")
         with self.stages("read"):
-            weights = self._read_layer(index)
+            weights = ahead.take(index)
         self.listener.stage(f"layer {index}: fold")
         with torch.no_grad():
             weights, record = method.fold(index, weights, before, after)
         for stage, seconds in record.seconds.items():
             self.stages.add(stage, seconds)
         self.listener.stage(f"layer {index}: write")
-        with self.stages("write"):
-            digests = {
-                tensor_name(index, role): self._write(writer, tensor_name(index, role), tensor)
-                for role, tensor in weights.items()
-            }
-            method.flush()
-        self._finish(_layer_unit(index), digests, dataclasses.asdict(record), writer, journal)
-        method.committed()
+
+        def write() -> None:
+            with self.stages("write"):
+                digests = {
+                    tensor_name(index, role): self._write(writer, tensor_name(index, role), tensor)
+                    for role, tensor in weights.items()
+                }
+                method.flush()
+            self._finish(_layer_unit(index), digests, dataclasses.asdict(record), writer, journal)
+            method.committed()
+
+        behind.submit(write)
 
     def _write(self, writer: ShardWriter, name: str, tensor: Tensor) -> str:
         dtype = tensor.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
