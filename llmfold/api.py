@@ -1,17 +1,20 @@
-"""The Python interface: ``llmfold.fold`` and ``llmfold.plan``."""
+"""The Python interface: ``llmfold.fold``, ``llmfold.sweep`` and ``llmfold.plan``."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import UsageError
+from llmfold.evaluation.afterwards import measure_afterwards, prepare_afterwards
 from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
 from llmfold.report.record import FoldReport
-from llmfold.streaming.engine import fold_checkpoint, plan_from_config
+from llmfold.streaming.engine import fold_together, plan_from_config
 from llmfold.streaming.progress import Bar, Silent, on_terminal
+from llmfold.streaming.ranks import leads
+from llmfold.streaming.sweep import fold_sweep, sweep_configs
 
 
 def make_config(model: str | Path | FoldConfig, options: dict[str, Any]) -> FoldConfig:
@@ -56,11 +59,53 @@ def fold(
     Raises:
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
-    config = make_config(model, options)
-    if quiet or not on_terminal():
-        return fold_checkpoint(config, Silent(announce))
-    with Bar(announce) as bar:
-        return fold_checkpoint(config, bar)
+    return fold_configs([make_config(model, options)], quiet=quiet, announce=announce)[0]
+
+
+def fold_configs(
+    configs: Sequence[FoldConfig], *, quiet: bool = False, announce: Callable[[FoldPlan], None] | None = None
+) -> list[FoldReport]:
+    """Fold by one config, or by several that differ in ratio and output only; other arguments as of :func:`fold`."""
+    work = fold_sweep if len(configs) > 1 else fold_together
+    prepare_afterwards(configs[0])
+    with Silent(announce) if quiet or not on_terminal() or not leads() else Bar(announce) as listener:
+        reports = work(configs, listener)
+        if leads():
+            for report, config in zip(reports, configs, strict=True):
+                measure_afterwards(report, config, listener.stage)
+    return reports
+
+
+def sweep(
+    model: str | Path,
+    ratios: Sequence[float],
+    *,
+    quiet: bool = False,
+    announce: Callable[[FoldPlan], None] | None = None,
+    **options: Any,
+) -> list[FoldReport]:
+    """Fold a model to several ratios and write a checkpoint for each.
+
+    ``paper`` clusters each layer once for all of them; methods that measure sample and measure once. Every checkpoint
+    has the bytes of a fold of its own.
+
+    Args:
+        model: local folder, hub id or ``"demo"``.
+        ratios: fractions to remove.
+        quiet: as of :func:`fold`.
+        announce: told of every plan.
+        options: as of :func:`fold`; ``output`` is the folder that will hold ``MODEL-folded-RATIO`` for each ratio.
+
+    Returns:
+        The reports, in the order of ``ratios``.
+
+    Raises:
+        LlmfoldError: with one sentence that says what is wrong and what to do.
+    """
+    if not ratios:
+        raise UsageError("a sweep needs at least one ratio")
+    configs = sweep_configs(make_config(model, {**options, "ratio": ratios[0]}), ratios)
+    return fold_configs(configs, quiet=quiet, announce=announce)
 
 
 def plan(model: str | Path | FoldConfig, **options: Any) -> FoldPlan:

@@ -8,10 +8,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmfold.commands.parser import Parser
+from llmfold.commands.parser import Parser, numbers
 
 if TYPE_CHECKING:
     from llmfold.config import FoldConfig
+    from llmfold.hub.push import Target
     from llmfold.planning import FoldPlan
 
 INTERRUPTED = 130
@@ -21,10 +22,13 @@ _EPILOG = """examples:
   llmfold --model huggyllama/llama-7b --ratio 0.2 --output llama-7b-small
   llmfold plan --model ./my-model --ratio 0.3
   llmfold --model ./llama-7b --recipe recipe.yaml
+  llmfold --model ./llama-7b --ratio 0.1,0.2,0.3 --method paper --output folds
+  torchrun --nproc-per-node 2 -m llmfold --model ./llama-7b --ratio 0.2 --method paper
 
 other commands, which come first on the line:
   llmfold compare --help    methods side by side in one table
   llmfold eval --help       perplexity, and fidelity to the dense model
+  llmfold push --help       a finished output to the Hugging Face hub
 """
 
 
@@ -43,22 +47,28 @@ def build_parser() -> Parser:
     what = parser.add_argument_group("what to fold")
     what.add_argument("--model", help="local folder, hub id, or 'demo' for the checkpoint that ships with llmfold")
     what.add_argument("--revision", help="branch, tag or commit on the hub")
-    what.add_argument("--output", help="folder to write (default: MODEL-folded-RATIO here)")
+    what.add_argument(
+        "--output",
+        help="folder to write (default: MODEL-folded-RATIO here); with several ratios, the folder that holds theirs",
+    )
     what.add_argument("--overwrite", action="store_true", help="replace an earlier llmfold output or partial run")
     what.add_argument("--recipe", help="YAML file with any of these options and per-layer overrides")
     much = parser.add_argument_group("how much to remove")
-    much.add_argument("--ratio", type=float, help="fraction of parameters to remove, e.g. 0.2")
+    much.add_argument(
+        "--ratio", type=numbers, help="fraction of parameters to remove, e.g. 0.2, or several: 0.1,0.2,0.3"
+    )
     much.add_argument("--ratio-of", choices=config.RATIO_BASES, help="what --ratio counts (default: model)")
     much.add_argument("--mlp-ratio", type=float, help="fraction of MLP neurons to remove in every layer")
     much.add_argument("--attention-ratio", type=float, help="fraction of KV groups to remove in every layer")
     much.add_argument("--allocation", choices=config.ALLOCATIONS, help="adaptive: every layer its own measured width")
     much.add_argument("--multiple-of", type=int, help="MLP widths are multiples of this (default: 128 if wide, else 1)")
+    much.add_argument("--tensor-parallel", type=int, help="keep widths and head counts divisible by N devices")
     how = parser.add_argument_group("how to fold")
     how.add_argument("--method", choices=config.METHODS, help="what decides and repairs (default: self)")
     how.add_argument("--data", help="text file or hub data set of --method calibrated and of baselines")
     how.add_argument("--no-bias", dest="bias", action="store_false", help="flap without its bias compensation")
     how.add_argument("--temperature", type=float, help="of sampling under --method self (default: 1.1)")
-    how.add_argument("--num-samples", type=int, help="sequences to measure on (default: 64, more for wide blocks)")
+    how.add_argument("--num-samples", type=int, help="sequences to measure on (default: 128, more for wide blocks)")
     how.add_argument("--sequence-length", type=int, help="tokens per sequence (default: 256)")
     how.add_argument("--refine", type=int, help="Gauss-Newton steps on gate and up rows (default: 4 under self)")
     how.add_argument("--cluster", choices=config.CLUSTERS, help="clustering of units (default: ward)")
@@ -68,17 +78,29 @@ def build_parser() -> Parser:
     how.add_argument("--dtype", choices=config.DTYPES, help="dtype written (default: auto, as stored)")
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
     run = parser.add_argument_group("the run")
+    after = parser.add_argument_group("what to measure afterwards")
+    after.add_argument("--fidelity-tokens", type=int, help="tokens of the dense model to compare on (default: 4096)")
+    after.add_argument(
+        "--eval", nargs="?", const="wikitext2,folding", help="tasks of 'llmfold eval' (default: %(const)s)"
+    )
+    after.add_argument("--eval-text", help="text file in place of WikiText-2")
+    after.add_argument("--eval-data-dir", help="folder of JSON lines in place of the hub")
+    after.add_argument("--eval-limit", type=int, help="first N documents of every task only")
+    run.add_argument("--max-memory", help="hold no more of the model to sample: 4GiB, or 0=20GiB,cpu=8GiB by device")
     run.add_argument("--max-shard-size", help="largest file of weights (default: 5GB)")
     run.add_argument("--verify", choices=config.VERIFICATIONS, help="reload check before publishing (default: full)")
     run.add_argument("--trust-remote-code", action="store_true", help="copy Python files that the checkpoint carries")
+    run.add_argument("--push-to-hub", metavar="USER/NAME", help="push the result to the Hugging Face hub")
+    run.add_argument("--private", action="store_true", help="push to a private repository")
+    run.add_argument("--hub-revision", metavar="BRANCH", help="branch to push to (default: main)")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop, like 'llmfold plan'")
     run.add_argument("--quiet", action="store_true", help="print errors only")
     run.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
-def read_config(options: dict[str, Any]) -> "FoldConfig":
-    """Merge command line over recipe into a config.
+def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
+    """Merge command line over recipe into one config, or one for each of several ratios.
 
     Raises:
         UsageError: no model, or whatever the recipe or the config refuses.
@@ -86,50 +108,96 @@ def read_config(options: dict[str, Any]) -> "FoldConfig":
     from llmfold.config import FoldConfig
     from llmfold.errors import UsageError
     from llmfold.recipe import load_recipe
+    from llmfold.streaming.sweep import sweep_configs
 
     values = {**load_recipe(options["recipe"])} if "recipe" in options else {}
     known = {f.name for f in dataclasses.fields(FoldConfig)}
     values.update({name: value for name, value in options.items() if name in known})
     if "model" not in values:
         raise UsageError("--model is missing; pass a local folder, a hub id, or 'demo'")
-    return FoldConfig(**values)
+    ratios = values.get("ratio")
+    if not isinstance(ratios, list | tuple):
+        return [FoldConfig(**values)]
+    if not ratios:
+        raise UsageError("--ratio is empty; give a fraction, or several")
+    config = FoldConfig(**{**values, "ratio": ratios[0]})
+    return [config] if len(ratios) == 1 else sweep_configs(config, ratios)
 
 
-def _show_plan(config: "FoldConfig") -> None:
+def _show_plans(configs: "list[FoldConfig]") -> None:
     from llmfold.api import plan
     from llmfold.planning import estimate
     from llmfold.report.terminal import plan_table, print_table
 
-    made = plan(config)
-    print_table(plan_table(made, estimate(made)))
+    for config in configs:
+        made = plan(config)
+        print_table(plan_table(made, estimate(made)))
 
 
-def _fold(config: "FoldConfig", *, quiet: bool) -> None:
-    from llmfold.api import fold
+def read_target(options: dict[str, Any]) -> "Target | None":
+    """Where the result is to be pushed, if anywhere.
+
+    Raises:
+        UsageError: a malformed name, or options of a push without one.
+    """
+    from llmfold.errors import UsageError
+    from llmfold.hub.push import Target
+
+    if "push_to_hub" in options:
+        return Target(options["push_to_hub"], options.get("private"), options.get("hub_revision"))
+    for name in ("private", "hub_revision"):
+        if name in options:
+            raise UsageError(f"--{name.replace('_', '-')} is for --push-to-hub USER/NAME: pass both, or neither")
+    return None
+
+
+def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) -> None:
+    from llmfold.api import fold_configs
+    from llmfold.hub.push import check_login, push
     from llmfold.report.terminal import plan_table, print_table, report_table
+    from llmfold.streaming.ranks import launched, leads
 
     def announce(plan: "FoldPlan") -> None:
         print_table(plan_table(plan))
 
-    if not quiet and config.measures:
-        print_table("measuring where to remove what …")
-    report = fold(config, quiet=quiet, announce=None if quiet else announce)
+    if target:
+        check_login(target)
     if not quiet:
-        print_table("")
-        print_table(report_table(report))
+        _show_plans(configs)
+        if launched() > 1 and not configs[0].independent:
+            others = launched() - 1
+            print_table(f"--method {configs[0].method} goes from layer to layer in one process; {others} more wait")
+        if configs[0].measures:
+            print_table("measuring where to remove what …")
+    wanted = announce if configs[0].replans and not quiet else None
+    reports = fold_configs(configs, quiet=quiet, announce=wanted)
+    for report in reports:
+        if not quiet:
+            print_table("")
+            print_table(report_table(report))
+    if target and leads():
+        address = push(reports[0].output, target, quiet=quiet)
+        if not quiet:
+            print(address)
 
 
 def _fold_or_plan(options: dict[str, Any]) -> None:
-    config = read_config(options)
-    if options["command"] == "plan" or "dry_run" in options:
-        _show_plan(config)
-    else:
-        _fold(config, quiet=options.get("quiet", False))
+    from llmfold.errors import UsageError
+    from llmfold.streaming.ranks import leads
+
+    configs, target = read_configs(options), read_target(options)
+    if target and len(configs) > 1:
+        raise UsageError("--push-to-hub pushes one result: pass one --ratio, or push each folder with llmfold push")
+    if options["command"] != "plan" and "dry_run" not in options:
+        _fold(configs, target, quiet=options.get("quiet", False) or not leads())
+    elif leads():
+        _show_plans(configs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for failures, 2 for usage, 130 for Ctrl-C."""
     from llmfold.errors import LlmfoldError
+    from llmfold.streaming.ranks import speaks
 
     _show_any_letter()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -147,10 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(options)
     except LlmfoldError as error:
-        _complain(str(error), debug)
+        if speaks(error):
+            _complain(str(error), debug)
         return error.exit_code
-    except KeyboardInterrupt:
-        _complain(interrupted, debug)
+    except KeyboardInterrupt as stop:
+        _complain(str(stop) or interrupted, debug)
         return INTERRUPTED
     except Exception as error:  # a person at the prompt gets a sentence, whatever broke
         _complain(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)
@@ -170,6 +239,11 @@ def _command(words: list[str]) -> tuple[Parser, Callable[[dict[str, Any]], None]
 
         del words[0]
         return evaluate.build_parser(), evaluate.run, evaluate.INTERRUPTED
+    if words[:1] == ["push"]:
+        from llmfold.commands import push
+
+        del words[0]
+        return push.build_parser(), push.run, push.INTERRUPTED
     return build_parser(), _fold_or_plan, "interrupted; run the same command again to resume at the last whole layer"
 
 

@@ -17,6 +17,8 @@ METHODS = (*FOLDS, *BASELINES)
 WITH_DATA = ("calibrated", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
 SELF_DATA = "self"
 MEASURING = ("self", "weights", "calibrated")
+CARRYING = ("self", "weights", "calibrated", "wanda-sp")
+"""Methods whose hidden states run from layer to layer; under all others a layer depends on no other."""
 CLUSTERS = ("ward", "kmeans", "hartigan")
 ALIGNMENTS = ("gauge", "none")
 REPAIRS = ("none", "variance")
@@ -24,6 +26,8 @@ ALLOCATIONS = ("uniform", "adaptive")
 RATIO_BASES = ("model", "decoder")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 VERIFICATIONS = ("full", "shapes", "off")
+AFTERWARDS = ("fidelity_tokens", "eval", "eval_text", "eval_data_dir", "eval_limit")
+"""Options of what is measured when the fold is done."""
 
 _CHOICES = {
     "method": METHODS,
@@ -64,20 +68,28 @@ class FoldConfig:
             sampled from the model.
         bias: write the bias compensation of ``flap`` and ``flap-uniform``.
         temperature: of sampling under ``self``; a little above one covers what the model has learnt more evenly.
-        num_samples: sequences to measure on; ``None``: 64, or more where blocks are wide.
+        num_samples: sequences to measure on; ``None``: 128, or more where blocks are wide.
         sequence_length: tokens per sequence; ``None``: 256.
         refine: Gauss-Newton steps on gate and up rows; ``None`` is 4 under ``self`` and ``calibrated``, else none.
         mlp_ratio: fraction of intermediate neurons removed in every layer, overriding the planner.
         attention_ratio: fraction of key/value groups removed in every layer, overriding the planner.
         multiple_of: MLP widths are multiples of this; ``None``: 128 where the layer is 1,024 wide or more, else 1.
+        tensor_parallel: MLP widths, query heads and KV heads stay divisible by this many devices.
         layers: overrides by layer index.
         seed: seed of everything random.
         dtype: dtype of the folded tensors; ``auto`` keeps each tensor's own.
         device: torch device of the computation; ``auto`` is CUDA when present.
+        max_memory: how much of the model may be held while tokens are sampled from it, the rest being read from disk
+            for every token: a size such as ``"4GiB"`` for every device and the host, or by device as in
+            ``"0=20GiB,cpu=8GiB"``; ``None``: what is free.
         max_shard_size: bytes, or a size such as ``"5GB"``.
         verify: reload check: ``full``, ``shapes`` or ``off``.
         overwrite: replace an earlier output, and discard a partial run with other options.
         trust_remote_code: also copy Python files that the checkpoint carries. llmfold never runs them.
+        fidelity_tokens: about how many tokens to sample from the dense model to say how close the folded one is; 0 for
+            none. Left out where the dense model does not fit in memory.
+        eval: tasks to measure both models on afterwards; see ``llmfold eval``.
+        eval_text, eval_data_dir, eval_limit: ``--text``, ``--data-dir`` and ``--limit`` of that evaluation.
     """
 
     model: str
@@ -99,14 +111,21 @@ class FoldConfig:
     mlp_ratio: float | None = None
     attention_ratio: float | None = None
     multiple_of: int | None = None
+    tensor_parallel: int = 1
     layers: Mapping[int, LayerOverride] = field(default_factory=dict)
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
+    max_memory: int | str | None = None
     max_shard_size: int | str = "5GB"
     verify: str = "full"
     overwrite: bool = False
     trust_remote_code: bool = False
+    fidelity_tokens: int = 4096
+    eval: str | None = None
+    eval_text: str | None = None
+    eval_data_dir: str | None = None
+    eval_limit: int | None = None
 
     def __post_init__(self) -> None:
         """Check every value; raises UsageError naming the option."""
@@ -130,10 +149,19 @@ class FoldConfig:
                 raise UsageError(f"layers: {index!r} is not the index of a layer")
             check_fraction(override.mlp, f"layers: {index}: mlp")
             check_fraction(override.attention, f"layers: {index}: attention")
-        for name, least in (("multiple_of", 1), ("num_samples", 1), ("sequence_length", 2), ("refine", 0)):
+        for name, least in (
+            ("multiple_of", 1),
+            ("tensor_parallel", 1),
+            ("num_samples", 1),
+            ("sequence_length", 2),
+            ("refine", 0),
+            ("fidelity_tokens", 0),
+        ):
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < least):
                 raise UsageError(f"{option(name)} is {value!r}; give an integer of at least {least}")
+        if self.eval is None and (self.eval_text, self.eval_data_dir, self.eval_limit) != (None, None, None):
+            raise UsageError("--eval-text, --eval-data-dir and --eval-limit shape --eval, which is missing")
         if self.allocation == "adaptive" and not self.measures:
             raise UsageError(
                 f"--allocation adaptive measures where to remove what: it needs --method {', '.join(MEASURING)} and "
@@ -148,7 +176,9 @@ class FoldConfig:
             raise UsageError(f"--seed is {self.seed!r}; give an integer in [0, 2^63)")
         if self.ratio is None and self.mlp_ratio is None and self.attention_ratio is None and not self.layers:
             raise UsageError("nothing says how much to remove; pass --ratio, for example --ratio 0.2")
-        self.shard_bytes  # noqa: B018 - refuses a malformed size now rather than after the clustering
+        if self.tensor_parallel > 1 and self.method == "flap":
+            raise UsageError("--method flap finds widths that no --tensor-parallel divides; use flap-uniform")
+        self.shard_bytes, self.memory_limits  # noqa: B018 - refuse a malformed size now, not after the clustering
 
     def _check_data(self) -> None:
         """Outside text is used where the method says so, and nowhere else."""
@@ -168,6 +198,21 @@ class FoldConfig:
         return parse_size(self.max_shard_size)
 
     @property
+    def memory_limits(self) -> dict[int | str, int]:
+        """Bytes by device index or ``"cpu"`` as ``max_memory`` has them; ``"all"`` where one size is for everything.
+
+        Raises:
+            UsageError: a size or a device that is none.
+        """
+        limits: dict[int | str, int] = {}
+        for item in str(self.max_memory).split(",") if self.max_memory is not None else ():
+            device, named, size = item.rpartition("=")
+            if named and device != "cpu" and not device.isdecimal():
+                raise UsageError(f"--max-memory: {device!r} is no device; write 4GiB, or 0=20GiB,cpu=8GiB")
+            limits["all" if not named else int(device) if device.isdecimal() else device] = parse_size(size)
+        return limits
+
+    @property
     def measures(self) -> bool:
         """Whether the split of the ratio between MLPs, heads and layers is measured before the plan is made."""
         split_given = self.mlp_ratio is not None or self.attention_ratio is not None
@@ -177,6 +222,11 @@ class FoldConfig:
     def replans(self) -> bool:
         """Whether what is measured before the first layer changes the plan."""
         return self.measures or self.method in ("flap", "flap-uniform")
+
+    @property
+    def independent(self) -> bool:
+        """Whether layers may be folded in any order, and by several processes."""
+        return self.method not in CARRYING
 
     @property
     def alignment(self) -> str:
@@ -196,7 +246,7 @@ class FoldConfig:
     def work(self) -> dict[str, Any]:
         """The options that decide the bytes of the output; two runs that agree on them can resume one another."""
         values = dataclasses.asdict(self)
-        for name in ("output", "overwrite", "verify"):
+        for name in ("output", "overwrite", "verify", *AFTERWARDS):
             del values[name]
         values["align"] = self.alignment
         values["layers"] = {str(i): values["layers"][i] for i in sorted(self.layers)}

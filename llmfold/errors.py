@@ -23,3 +23,7 @@ class OutputError(LlmfoldError):
 
 class VerificationError(OutputError):
     """The written checkpoint does not compute what llmfold produced; it was not published."""
+
+
+class HubError(LlmfoldError):
+    """The hub could not be reached, or refused a push; the output is whole and can be pushed again."""

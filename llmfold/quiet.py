@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import transformers
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 
 @contextmanager
@@ -23,3 +24,19 @@ def quiet_transformers() -> Iterator[None]:
         accelerate_logger.setLevel(level)
         if bars:
             transformers.logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_hub(*, bars: bool) -> Iterator[None]:
+    """Silence the hub's client below errors inside, for its notices quote addresses; without ``bars``, those too."""
+    logger = logging.getLogger("huggingface_hub")
+    level, hide = logger.level, not bars and not are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if hide:
+            enable_progress_bars()

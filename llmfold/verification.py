@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,21 +31,17 @@ class DamagedError(VerificationError):
     """The disk does not hold what was written there; nothing of it is worth resuming."""
 
 
-def verify(
-    folder: Path, plan: FoldPlan, digests: Mapping[str, str], mode: str, source_config: Mapping[str, Any]
-) -> dict[str, Any]:
+def verify(folder: Path, plan: FoldPlan, mode: str, source_config: Mapping[str, Any]) -> dict[str, Any]:
     """Check the written folder before it is published.
 
-    ``shapes`` builds the stock model without weights and compares every name and shape. ``full`` also reads every
-    tensor back and compares its SHA-256 with the one taken when it was produced, loads the folder strictly with stock
-    transformers, runs a few tokens, and compares the logits with an independent forward pass of those tensors: in
-    float32 arithmetic, and in the stored dtype as users will run it. Models above ``IN_MEMORY_BYTES`` are read layer by
-    layer from disk by both.
+    ``shapes`` builds the stock model without weights and compares every name and shape. ``full`` also loads the folder
+    strictly with stock transformers, runs a few tokens, and compares the logits with an independent forward pass of the
+    tensors, once :func:`read_back` has shown that they are those produced: in float32 arithmetic, and in the stored
+    dtype as users will run it. Models above ``IN_MEMORY_BYTES`` are read layer by layer from disk by both.
 
     Args:
         folder: the finished work folder.
         plan: the fold it came from.
-        digests: SHA-256 of each tensor's bytes by name.
         mode: ``full``, ``shapes`` or ``off``.
         source_config: raw config of the model that was read, which the written one must agree with.
 
@@ -67,7 +63,6 @@ def verify(
     _check_config(checkpoint.config, source_config, plan.after)
     if mode == "shapes":
         return {"mode": mode}
-    _check_digests(checkpoint, digests)
     tokens = probe_tokens(plan.after.vocabulary)
     reference = independent_logits(checkpoint, source_config, plan.after, tokens)
     stored = plan.tensors[0].dtype
@@ -78,7 +73,7 @@ def verify(
         differences[str(dtype).removeprefix("torch.")] = _compare(logits, reference, dtype, folder)
     return {
         "mode": mode,
-        "tensors": len(digests),
+        "tensors": len(checkpoint.tensors),
         "tokens": tokens.shape[1],
         "relative_logit_difference": differences,
         "tolerance": {str(d).removeprefix("torch."): TOLERANCES[d] for d in dict.fromkeys((torch.float32, stored))},
@@ -130,10 +125,24 @@ def _check_config(written: Mapping[str, Any], source: Mapping[str, Any], shape: 
             raise VerificationError(f"{what}: the folded config.json does not agree with the source's")
 
 
-def _check_digests(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
-    for name in checkpoint.tensors:
-        if sha256(checkpoint.read(name, check_finite=False)) != digests.get(name):
-            raise DamagedError(f"tensor {name} on disk is not what was produced; the disk may be failing")
+def read_back(folder: Path, digests: Mapping[str, str], names: Sequence[str]) -> None:
+    """Compare the SHA-256 of tensors on disk with the one taken when they were produced.
+
+    Args:
+        folder: the finished work folder.
+        digests: SHA-256 of each tensor's bytes by name.
+        names: tensors to read.
+
+    Raises:
+        DamagedError: the files are not what was written.
+    """
+    try:
+        checkpoint = Checkpoint.open(folder)
+        for name in names:
+            if sha256(checkpoint.read(name, check_finite=False)) != digests[name]:
+                raise DamagedError(f"tensor {name} on disk is not what was produced; the disk may be failing")
+    except CheckpointError as error:
+        raise DamagedError(f"what was written does not read back: {error}") from error
 
 
 def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape: ModelShape, tokens: Tensor) -> Tensor:

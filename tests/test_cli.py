@@ -198,7 +198,7 @@ def test_a_bug_is_a_sentence_that_asks_for_debug(
     def bug(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr("llmfold.api.fold", bug)
+    monkeypatch.setattr("llmfold.api.fold_configs", bug)
     arguments = ("--model", session_model, "--ratio", 0.2, "--output", space / "out")
     code, _, stderr = llmfold(*arguments)
     assert (code, stderr.count("\n")) == (1, 1)
@@ -210,7 +210,7 @@ def test_ctrl_c_exits_with_130(llmfold: Cli, session_model: Path, space: Path, m
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmfold.api.fold", interrupt)
+    monkeypatch.setattr("llmfold.api.fold_configs", interrupt)
     code, _, stderr = llmfold("--model", session_model, "--ratio", 0.2, "--output", space / "out")
     assert code == 130
     assert stderr == "llmfold: interrupted; run the same command again to resume at the last whole layer\n"

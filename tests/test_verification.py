@@ -21,11 +21,15 @@ Tamper = Callable[[Path], None]
 def fold_tampered(monkeypatch: pytest.MonkeyPatch, source: Path, out: Path, tamper: Tamper, **options: Any) -> None:
     """Fold, with ``tamper`` at work between the last write and the check."""
 
-    def tampered(folder: Path, *args: Any, **kwargs: Any) -> Any:
-        tamper(folder)
-        return verification.verify(folder, *args, **kwargs)
+    def before(check: Callable[..., Any]) -> Callable[..., Any]:
+        def tampered(folder: Path, *args: Any, **kwargs: Any) -> Any:
+            tamper(folder)
+            return check(folder, *args, **kwargs)
 
-    monkeypatch.setattr(engine, "verify", tampered)
+        return tampered
+
+    first = "read_back" if options.get("verify", "full") == "full" else "verify"
+    monkeypatch.setattr(engine, first, before(getattr(verification, first)))
     fold(source, output=out, **{**OPTIONS, **options})
 
 

@@ -18,6 +18,7 @@ from llmfold.architectures.registry import (
     check_tensors,
     count_parameters,
     expected_tensors,
+    register_architecture,
     shape_of,
     stock_config,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "check_tensors",
     "count_parameters",
     "expected_tensors",
+    "register_architecture",
     "shape_of",
     "stock_config",
     "tensor_name",

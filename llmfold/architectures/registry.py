@@ -24,6 +24,15 @@ from llmfold.errors import CheckpointError
 ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in (LLAMA, MISTRAL, QWEN2, QWEN3)}
 
 
+def register_architecture(architecture: Architecture) -> None:
+    """Make a family known, or replace what is known of it.
+
+    The family must work as Llama does: RMSNorm before attention and before the MLP, rotary positions in the half-split
+    layout, gate and up projections, tensors named as Llama's. The reload check of a fold tells whether it does.
+    """
+    ARCHITECTURES[architecture.model_type] = architecture
+
+
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """Look up the family of a raw config.
 

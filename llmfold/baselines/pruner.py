@@ -63,6 +63,10 @@ class Pruner:
     def committed(self) -> None:
         """Nothing is carried between layers."""
 
+    def outside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Nothing outside the layers changes."""
+        return {}, {}
+
     def summary(self) -> dict[str, Any]:
         """Data used, for the report."""
         return self._facts

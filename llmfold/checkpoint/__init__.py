@@ -3,7 +3,7 @@
 from llmfold.checkpoint.blocks import sha256
 from llmfold.checkpoint.journal import Entry, Journal
 from llmfold.checkpoint.preflight import MARKER_FILE
-from llmfold.checkpoint.publish import JOURNAL_FILE, WorkFolder
+from llmfold.checkpoint.publish import JOURNAL_FILE, WorkFolder, partial_folder
 from llmfold.checkpoint.reader import Checkpoint, TensorInfo
 from llmfold.checkpoint.shards import ShardPlan, TensorSpec, parse_size, plan_shards
 from llmfold.checkpoint.source import Source, resolve
@@ -24,6 +24,7 @@ __all__ = [
     "WorkFolder",
     "free_bytes",
     "parse_size",
+    "partial_folder",
     "plan_shards",
     "resolve",
     "sha256",

@@ -1,5 +1,6 @@
 """What is finished of a run, so that a killed one goes on from its last whole unit."""
 
+import fcntl
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -20,10 +21,16 @@ class Entry:
     record: dict[str, Any]
 
 
+def journal_of(path: Path, rank: int) -> Path:
+    """Where the process of this rank journals, beside the journal of rank 0 at ``path``."""
+    return path if rank == 0 else path.with_name(f"{path.stem}-{rank}{path.suffix}")
+
+
 class Journal:
     """An append-only JSON-lines file: first the head (what is being made, from what), then one line per unit.
 
-    One process appends. Whatever follows the last whole line is discarded on opening: those units are made again.
+    One process appends; each process of a run has a file of its own, and :meth:`absorb` joins them. Whatever follows
+    the last whole line is discarded on opening: those units are made again.
 
     Attributes:
         path: the file.
@@ -37,8 +44,10 @@ class Journal:
         self._end = end
 
     @classmethod
-    def open(cls, path: Path, head: dict[str, Any]) -> "Journal":
+    def open(cls, path: Path, head: dict[str, Any], *, lock: bool = False) -> "Journal":
         """Resume the journal at ``path`` or begin one; ``head`` (JSON values) names options, source and version.
+
+        With ``lock`` no other process can open it so before this one closes it or ends.
 
         Raises:
             UsageError: the journal there has another head.
@@ -57,7 +66,14 @@ class Journal:
             )
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            if lock:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, end)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise OutputError(
+                f"a process of an interrupted run still writes into {path.parent}: end it, and run again"
+            ) from error
         except OSError as error:
             raise write_error(error, path, len(first_line)) from error
         journal = cls(path, fd, end, done)
@@ -75,6 +91,28 @@ class Journal:
         entry = Entry(unit, digests, record)
         self._write(_line(asdict(entry)))
         self.done[unit] = entry
+
+    def absorb(self) -> None:
+        """Take over what other processes of this run, or of an interrupted one, have written beside this journal.
+
+        Raises:
+            OutputError: one of them is still at it, or a file cannot be read or written.
+        """
+        head = _parse(self.path.read_bytes())[0]
+        for path in self._beside():
+            if head is not None and _parse(path.read_bytes())[0] == head:
+                with Journal.open(path, head, lock=True) as other:
+                    for entry in other.done.values():
+                        if entry.unit not in self.done:
+                            self.append(entry.unit, entry.digests, entry.record)
+            path.unlink()
+
+    def units_beside(self) -> set[str]:
+        """Units that other processes have journalled so far."""
+        return {unit for path in self._beside() for unit in _parse(path.read_bytes())[1]}
+
+    def _beside(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}"))
 
     def close(self) -> None:
         """Close the file; nothing is lost by not calling this."""

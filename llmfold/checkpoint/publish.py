@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llmfold.checkpoint.journal import Journal
+from llmfold.checkpoint.journal import Journal, journal_of
 from llmfold.checkpoint.lock import FileLock
 from llmfold.checkpoint.preflight import check_apart, check_replaceable, check_writable, is_occupied, resolved
 from llmfold.checkpoint.replace import recover, replace_folder
@@ -26,7 +26,7 @@ class WorkFolder:
         folder: where to write it until then. Every file in it but the journal is published.
     """
 
-    def __init__(self, output: Path, folder: Path, lock: FileLock, overwrite: bool) -> None:
+    def __init__(self, output: Path, folder: Path, lock: FileLock | None, overwrite: bool) -> None:
         self.output = output
         self.folder = folder
         self._lock = lock
@@ -60,7 +60,7 @@ class WorkFolder:
             recover(output)
             _journal_aside(output).unlink(missing_ok=True)
             check_replaceable(output, overwrite)
-            folder = output.with_name(f".{output.name}.llmfold-partial")
+            folder = partial_folder(output)
             work = cls(output, folder, lock, overwrite)
             folder.mkdir(exist_ok=True)
             if folder.is_symlink():
@@ -76,6 +76,20 @@ class WorkFolder:
             raise
         return work
 
+    @classmethod
+    def join(cls, output: Path) -> "WorkFolder":
+        """The work folder that rank 0 has opened, for another process of the same run: it writes, no more."""
+        output = resolved(output)
+        return cls(output, partial_folder(output), None, overwrite=False)
+
+    def join_journal(self, head: dict[str, Any], rank: int) -> Journal:
+        """The journal of another rank; ``head`` as rank 0 has it.
+
+        Raises:
+            OutputError: a process of an interrupted run still writes it, or it cannot be written.
+        """
+        return Journal.open(journal_of(self.folder / JOURNAL_FILE, rank), head, lock=True)
+
     def open_journal(self, head: dict[str, Any]) -> Journal:
         """Resume the journal in the folder, or begin one; see ``Journal.open`` for ``head``.
 
@@ -87,12 +101,14 @@ class WorkFolder:
         """
         path = self.folder / JOURNAL_FILE
         try:
-            return Journal.open(path, head)
+            journal = Journal.open(path, head)
         except UsageError:
             if not self._overwrite:
                 raise
-        self.discard()
-        return Journal.open(path, head)
+            self.discard()
+            journal = Journal.open(path, head)
+        journal.absorb()
+        return journal
 
     def discard(self) -> None:
         """Delete everything in the folder, the journal first; the folder and its lock stay.
@@ -130,10 +146,13 @@ class WorkFolder:
             fsync_path(self.output.parent)
         except OSError as error:
             raise OutputError(f"{self.output} cannot be put in place ({error.strerror}): choose another") from error
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def close(self) -> None:
         """Release the lock; an unfinished run stays for the next to resume, an empty folder goes."""
+        if self._lock is None:
+            return
         if self._lock.held and self.folder.is_dir() and not is_occupied(self.folder):
             self.folder.rmdir()
         self._lock.release()
@@ -159,6 +178,11 @@ def _set_aside(journal: Path, aside: Path) -> Iterator[None]:
             os.rename(aside, journal)
         raise
     aside.unlink(missing_ok=True)
+
+
+def partial_folder(output: Path) -> Path:
+    """Where ``output``, links resolved, is made."""
+    return output.with_name(f".{output.name}.llmfold-partial")
 
 
 def _journal_aside(output: Path) -> Path:

@@ -21,7 +21,7 @@ from llmfold.errors import CheckpointError, LlmfoldError, UsageError
 
 # Matched by the hub client with case; weights are asked for by name only, so pickles never travel.
 _METADATA = [
-    *("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py", "vocab.*"),
+    *("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py", "vocab.*", "README.md"),
     *(f"{word}*" for stem in ("license", "licence", "notice", "use_policy") for word in (stem, stem.upper())),
 ]
 

@@ -1,6 +1,7 @@
 """Rows in, labels and a certificate out."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from llmfold.clustering.blocks import Blocks, row_count
 from llmfold.clustering.gram import gram, squared_distances
+from llmfold.clustering.host import Array
 from llmfold.clustering.kmeans import hartigan, kmeans
 from llmfold.clustering.partition import numbered_by_first_occurrence
-from llmfold.clustering.quality import inertia_of_rows, mst_bound
+from llmfold.clustering.quality import forest_bound, inertia_of_rows, mst_edges
 from llmfold.clustering.ward import ward
 
 Method = Literal["ward", "kmeans", "hartigan"]
@@ -48,17 +50,41 @@ class Clustering:
         return self.inertia / self.bound
 
 
-def _partition(blocks: Blocks, k: int, method: Method, seed: int, certificate: bool) -> tuple[Tensor, float | None]:
+Clock = Callable[[str], None]
+"""Told of a stage when it ends."""
+
+
+def _untimed(stage: str) -> None:
+    """Nobody asked."""
+
+
+def _partitions(
+    blocks: Blocks, ks: Sequence[int], method: Method, seed: int, certificate: bool, clock: Clock
+) -> list[tuple[Tensor, float | None]]:
     products = gram(blocks, symmetric=method != "ward")
+    clock("gram")
     if method == "kmeans":
-        labels = kmeans(products, k, seed=seed)
-        return labels, mst_bound(squared_distances(blocks, products), k) if certificate else None
+        labels = [kmeans(products, k, seed=seed) for k in ks]
+        clock("cluster")
+        edges = mst_edges(squared_distances(blocks, products)) if certificate else None
+        clock("bound")
+        return [(found, _bound(edges, k)) for found, k in zip(labels, ks, strict=True)]
     # Hartigan needs the Gram after Ward has destroyed the distances: the only method that holds two matrices.
     distances = squared_distances(blocks, products.clone() if method == "hartigan" else products)
-    bound = mst_bound(distances, k) if certificate else None
-    labels = ward(distances, k, overwrite=True).labels(k)
+    clock("distances")
+    edges = mst_edges(distances) if certificate else None
+    clock("bound")
+    dendrogram = ward(distances, min(ks), overwrite=True)
     del distances
-    return (hartigan(products, labels, k) if method == "hartigan" else labels), bound
+    labels = [dendrogram.labels(k) for k in ks]
+    if method == "hartigan":
+        labels = [hartigan(products, found, k) for found, k in zip(labels, ks, strict=True)]
+    clock("cluster")
+    return [(found, _bound(edges, k)) for found, k in zip(labels, ks, strict=True)]
+
+
+def _bound(edges: Array | None, k: int) -> float | None:
+    return None if edges is None else forest_bound(edges, k)
 
 
 def cluster(blocks: Blocks, k: int, *, method: Method, seed: int = 0, certificate: bool = True) -> Clustering:
@@ -76,13 +102,33 @@ def cluster(blocks: Blocks, k: int, *, method: Method, seed: int = 0, certificat
     Raises:
         ValueError: k outside 1..n, an unknown method, unusable blocks, or rows that are not finite.
     """
+    return cluster_at(blocks, [k], method=method, seed=seed, certificate=certificate)[0]
+
+
+def cluster_at(
+    blocks: Blocks,
+    ks: Sequence[int],
+    *,
+    method: Method,
+    seed: int = 0,
+    certificate: bool = True,
+    clock: Clock = _untimed,
+) -> list[Clustering]:
+    """:func:`cluster` at several k, bit for bit, for little more than one: one Gram, one tree, one dendrogram cut.
+
+    ``clock`` hears of the stages ``gram``, ``distances``, ``bound``, ``cluster`` and ``inertia``.
+    """
     n = row_count(blocks)
-    if not 1 <= k <= n:
-        raise ValueError(f"k must be from 1 to {n}, got {k}")
+    for k in ks:
+        if not 1 <= k <= n:
+            raise ValueError(f"k must be from 1 to {n}, got {k}")
     if method not in ("ward", "kmeans", "hartigan"):
         raise ValueError(f"method must be ward, kmeans or hartigan, got {method!r}")
-    if k == n:
-        return Clustering(torch.arange(n), k, 0.0, 0.0 if certificate else None)
-    found, bound = _partition(blocks, k, method, seed, certificate)
-    labels = numbered_by_first_occurrence(found.cpu())
-    return Clustering(labels, k, inertia_of_rows(blocks, labels), bound)
+    fewer = sorted({k for k in ks if k < n})
+    partitions = _partitions(blocks, fewer, method, seed, certificate, clock) if fewer else []
+    found = {n: Clustering(torch.arange(n), n, 0.0, 0.0 if certificate else None)}
+    for k, (partition, bound) in zip(fewer, partitions, strict=True):
+        labels = numbered_by_first_occurrence(partition.cpu())
+        found[k] = Clustering(labels, k, inertia_of_rows(blocks, labels), bound)
+        clock("inertia")
+    return [found[k] for k in ks]

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from llmfold.clustering.blocks import Blocks, column_chunks, row_count, spans
 from llmfold.clustering.gram import finite_norms
-from llmfold.clustering.host import host_matrix
+from llmfold.clustering.host import Array, host_matrix
 from llmfold.clustering.partition import cluster_sizes, cluster_sums, groups_by_size, numbered_by_first_occurrence
+from llmfold.clustering.spanning import spanning_edges
 
 _WORK = 2**20
 
@@ -75,7 +76,7 @@ def mst_bound(distances: Tensor, k: int) -> float:
 
     A cluster of m rows has inertia (sum of its pair distances) / m, at least half its minimum spanning tree, and the
     trees of k clusters together have n - k edges of a forest: half the n - k shortest edges of the whole tree. Prim's
-    algorithm: one pass over the matrix and O(n) memory, on the host.
+    algorithm on the host, one pass over the matrix and O(n) memory; Borůvka's on CUDA.
 
     Args:
         distances: n x n symmetric squared distances, not yet overwritten by Ward.
@@ -84,10 +85,28 @@ def mst_bound(distances: Tensor, k: int) -> float:
     Raises:
         ValueError: k outside 1..n, or distances that are not finite.
     """
+    if not 1 <= k <= len(distances):
+        raise ValueError(f"k must be from 1 to {len(distances)}, got {k}")
+    return forest_bound(mst_edges(distances), k)
+
+
+def forest_bound(edges: Array, k: int) -> float:
+    """The bound of :func:`mst_bound` from the n - 1 sorted edges of :func:`mst_edges`."""
+    return float(edges[: len(edges) + 1 - k].sum()) / 2
+
+
+def mst_edges(distances: Tensor) -> Array:
+    """Return the n - 1 edges of the minimum spanning tree of n x n squared distances, ascending, float64.
+
+    Raises:
+        ValueError: distances that are not finite.
+    """
+    if distances.is_cuda:
+        if not bool(distances.isfinite().all()):
+            raise ValueError("squared distances must be finite")
+        return spanning_edges(distances).double().cpu().numpy()
     matrix = host_matrix(distances)
     n = len(matrix)
-    if not 1 <= k <= n:
-        raise ValueError(f"k must be from 1 to {n}, got {k}")
     reach = matrix[0].copy()
     reached = np.zeros_like(reach)
     edges = np.empty(n - 1, np.float64)
@@ -100,4 +119,4 @@ def mst_bound(distances: Tensor, k: int) -> float:
         edges[edge] = open_reach[node]
     if not np.isfinite(edges).all():
         raise ValueError("squared distances must be finite")
-    return float(np.sort(edges)[: n - k].sum()) / 2
+    return np.sort(edges)

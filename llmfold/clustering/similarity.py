@@ -1,5 +1,7 @@
 """Clustering of units that are known by their distances only: their gauge depends on the pair, so no rows exist."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from llmfold.clustering.cluster import Clustering, Method
@@ -27,14 +29,29 @@ def cluster_distances(
     Raises:
         ValueError: k outside 1..n, an unknown method, or distances that are negative or not finite.
     """
+    return cluster_distances_at(distances, [k], method=method, seed=seed, overwrite=overwrite)[0]
+
+
+def cluster_distances_at(
+    distances: Tensor, ks: Sequence[int], *, method: Method, seed: int = 0, overwrite: bool = False
+) -> list[Clustering]:
+    """:func:`cluster_distances` at several k, bit for bit, with one dendrogram."""
     if method == "ward":
-        dendrogram = ward(distances, k, overwrite=overwrite)
-        return Clustering(numbered_by_first_occurrence(dendrogram.labels(k)), k, float(dendrogram.costs.sum()), None)
+        dendrogram = ward(distances, min(ks), overwrite=overwrite)
+        merges = [len(distances) - k for k in ks]
+        return [
+            Clustering(numbered_by_first_occurrence(dendrogram.labels(k)), k, float(dendrogram.costs[:m].sum()), None)
+            for k, m in zip(ks, merges, strict=True)
+        ]
     products = (distances - distances.mean(0) - distances.mean(1)[:, None] + distances.mean()).mul_(-0.5)
     if method == "kmeans":
-        labels = kmeans(products, k, seed=seed)
+        labels = [kmeans(products, k, seed=seed) for k in ks]
     elif method == "hartigan":
-        labels = hartigan(products, ward(distances, k, overwrite=overwrite).labels(k), k)
+        dendrogram = ward(distances, min(ks), overwrite=overwrite)
+        labels = [hartigan(products, dendrogram.labels(k), k) for k in ks]
     else:
         raise ValueError(f"method must be ward, kmeans or hartigan, got {method!r}")
-    return Clustering(numbered_by_first_occurrence(labels.cpu()), k, max(inertia(products, labels), 0.0), None)
+    return [
+        Clustering(numbered_by_first_occurrence(found.cpu()), k, max(inertia(products, found), 0.0), None)
+        for k, found in zip(ks, labels, strict=True)
+    ]

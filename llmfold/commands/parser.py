@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 
@@ -33,14 +34,15 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number, nor several with commas between") from error
 
 
-def add_measuring(parser: argparse.ArgumentParser) -> None:
-    """Options of everything that measures perplexity and fidelity."""
+def add_measuring(parser: argparse.ArgumentParser, batch_size: Callable[[str], int | str] | None = None) -> None:
+    """Options of what measures perplexity and fidelity; ``batch_size`` reads that option where it may be ``auto``."""
     how = parser.add_argument_group("how to measure")
     how.add_argument("--sequence-length", type=int, help="tokens in a window (default: 2048 or the model's maximum)")
     how.add_argument("--windows", type=int, help="score the first N windows only (default: all)")
     how.add_argument("--stride", type=int, help="tokens between windows (default: they do not overlap)")
-    how.add_argument("--batch-size", type=int, help="windows in one forward pass (default: 8)")
-    how.add_argument("--dtype", help="float32 (default), or auto for the dtype stored")
+    size, dtype = ("auto", "auto, as stored") if batch_size else ("8", "float32")
+    how.add_argument("--batch-size", type=batch_size or int, help=f"sequences in one forward pass (default: {size})")
+    how.add_argument("--dtype", help=f"float32 or auto, as stored (default: {dtype})")
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
     how.add_argument("--fidelity-tokens", type=int, help="tokens to sample from the dense model (default: 8192)")
 

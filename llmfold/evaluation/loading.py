@@ -79,7 +79,7 @@ def placed(folder: Path, loading: Loading) -> Iterator[dict[str, Any]]:
     """
     with tempfile.TemporaryDirectory(prefix="llmfold-offload-") as scratch:
         offloading = {"device_map": "auto", "offload_folder": scratch}
-        if "device_map" in loading.options or not _fits(folder, loading):
+        if "device_map" in loading.options or not fits(folder, loading):
             yield {**offloading, **loading.options}
         else:
             yield loading.options
@@ -91,7 +91,8 @@ def input_device(model: Any) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _fits(folder: Path, loading: Loading) -> bool:
+def fits(folder: Path, loading: Loading) -> bool:
+    """Whether the weights take at most ``_SHARE`` of the free memory of the device."""
     tensors = Checkpoint.open(folder).tensors.values()
     wide = 4 if loading.dtype == "float32" else 0
     size = sum(t.nbytes * max(1.0, wide / t.dtype.itemsize) for t in tensors)

@@ -37,7 +37,7 @@ class Settings:
         ratio_of: what ``ratio`` and the fractions in the table count.
         revision: branch, tag or commit on the hub.
         data: text for the methods that measure on outside text.
-        seeds: every method is folded with the seeds 0 … seeds - 1.
+        seeds: every method in which anything is random is folded with the seeds 0 … seeds - 1.
         windows: most windows of the text to score; None for all.
         sequence_length: tokens in a window; None: 2,048 or the model's maximum.
         stride: of the windows; None if they do not overlap.
@@ -100,10 +100,10 @@ class Settings:
         return [{name: v[min(i, len(v) - 1)] for name, v in given.items()} for i in range(longest)]
 
     def folds(self) -> Iterator[tuple[Amount, Variant, int]]:
-        """Every fold of the comparison: amount, method and seed."""
+        """Every fold of the comparison: amount, method and seed; one seed where it moves nothing."""
         for amount in self.amounts():
             for variant in self.variants:
-                for seed in range(self.seeds):
+                for seed in range(self.seeds if variant.random else 1):
                     yield amount, variant, seed
 
     def fold_config(self, variant: Variant, amount: Amount, seed: int, output: Path) -> FoldConfig:
@@ -115,7 +115,9 @@ class Settings:
         common: dict[str, Any] = {name: getattr(self, name) for name in ("ratio_of", "revision", "device")}
         common.update(num_samples=self.num_samples, multiple_of=self.multiple_of, **amount)
         options = variant.fold_options(self.data, **common)
-        return FoldConfig(self.model, **options, seed=seed, output=str(output), overwrite=True, verify="shapes")
+        return FoldConfig(
+            self.model, **options, seed=seed, output=str(output), overwrite=True, verify="shapes", fidelity_tokens=0
+        )
 
     def command(self) -> str:
         """The command line of this comparison, files by their names only."""

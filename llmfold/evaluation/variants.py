@@ -8,13 +8,14 @@ from typing import Any
 
 import yaml
 
-from llmfold.config import METHODS, WITH_DATA, FoldConfig
+from llmfold.config import METHODS, SELF_DATA, WITH_DATA, FoldConfig
 from llmfold.errors import UsageError
 
 _FIXED = frozenset(
     ("model", "revision", "method", "ratio", "ratio_of", "layers", "seed", "output", "overwrite", "verify")
 )
 """Options that are the same for all methods, or that the comparison sets itself."""
+_RANDOM = frozenset(("self", "weights", "calibrated", "random"))
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Variant:
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def random(self) -> bool:
+        """Whether another seed may give another result."""
+        sampled = self.options.get("data") == SELF_DATA
+        return self.method in _RANDOM or sampled or self.options.get("cluster", "ward") != "ward"
 
     @property
     def label(self) -> str:

@@ -5,25 +5,32 @@ really see and also corrects what earlier layers got wrong. Only Gram matrices o
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, Role
+from llmfold.architectures import FINAL_NORM, LayerShape, Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Weights
+from llmfold.methods.importance import Importance
 from llmfold.methods.measure import Measurement, measure, row_weight
+from llmfold.methods.output import ROWS, Output
 from llmfold.methods.streams import CHUNK, chunks, gather, heads_of
 from llmfold.planning import Sensitivities
+from llmfold.repair.final_gain import Pair, refit_gain
 from llmfold.repair.least_squares import NormalEquations, accumulate, solve
 from llmfold.repair.refine import RefineOptions, Rows, refine_gate_up
 from llmfold.selection.candidates import Candidate, head_candidates, neuron_candidates
 from llmfold.streaming.forward import mlp_neurons, rms_norm
 from llmfold.streaming.states import HiddenStates, read, write
+
+GAIN_SEQUENCES = 64
+"""Sequences to refit the final gain on: it has as many numbers as the residual stream is wide."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class ActivationOptions:
         refine: settings of the Gauss-Newton refit; zero steps leave the closed form alone.
         gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
         metric: (hidden, m) map of outputs whose squared norm selects units, or None.
+        importance: gives every layer a metric of its own, in which neurons are selected and refined.
+        output: reads the end of the model, to refit its final gain; None leaves the gain alone.
         seed: of the Gaussian rows.
         dtype: of the tensors written; None keeps each tensor's own.
     """
@@ -45,6 +54,8 @@ class ActivationOptions:
     refine: RefineOptions = field(default_factory=RefineOptions)
     gaussian: float = 0.0
     metric: Tensor | None = None
+    importance: Importance | None = None
+    output: Callable[[], Output] | None = None
     seed: int = 0
     dtype: torch.dtype | None = None
 
@@ -95,6 +106,26 @@ class ActivationFolder:
         """What the states are, for the report."""
         return self._facts
 
+    def outside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Refit the final gain on the states after the last layer."""
+        if self.options.output is None or not self._drifted:
+            return {}, {}
+        assert self._states is not None
+        states, output, device = self._states, self.options.output(), self.on.device
+        train, held = split(self.on.size[0], self.options.held_back)
+
+        def load(parts: list[slice]) -> Iterator[Pair]:
+            for part in parts:
+                streams = (
+                    torch.split(read(s, part, device).flatten(0, 1), ROWS) for s in (states.folded, states.dense)
+                )
+                for folded, dense in zip(*streams, strict=True):
+                    yield Pair(output.normed(folded), output.normed(dense))
+
+        parts = train[: GAIN_SEQUENCES // CHUNK], (held or train)[: GAIN_SEQUENCES // CHUNK]
+        gain, trace = refit_gain(output.gain, output, *(partial(load, p) for p in parts))
+        return ({FINAL_NORM: gain} if len(trace) > 1 else {}), {"held_back_kl": trace}
+
     def flush(self) -> None:
         """Put the states after the layer on disk."""
         assert self._next is not None
@@ -105,6 +136,13 @@ class ActivationFolder:
         assert self._states is not None
         self._states.discard()
         self._states = self._next
+
+
+def split(sequences: int, held_back: float) -> tuple[list[slice], list[slice]]:
+    """Blocks of sequences to fit on, and blocks to judge on; a single block is only fitted on."""
+    parts = list(chunks(sequences, CHUNK))
+    held = max(1, round(len(parts) * held_back)) if len(parts) > 1 else 0
+    return parts[: len(parts) - held], parts[len(parts) - held :]
 
 
 _Measured = tuple[Candidate, NormalEquations, NormalEquations | None]
@@ -130,10 +168,8 @@ class _LayerStep:
         self.next = states.next()
         self.record = LayerRecord()
         self._order = owner.on.stream.order(index, states.shape[0] * states.shape[1])
-        self._parts = list(chunks(states.shape[0], CHUNK))
-        held = max(1, round(len(self._parts) * self._options.held_back)) if len(self._parts) > 1 else 0
-        self._held = self._parts[len(self._parts) - held :]
-        self._train = self._parts[: len(self._parts) - held]
+        self._train, self._held = split(states.shape[0], self._options.held_back)
+        self._parts = self._train + self._held
         self._clock = time.perf_counter()
         self.changed = before != after
         self._refit = owner._drifted or self.changed
@@ -263,9 +299,12 @@ class _LayerStep:
         train = self._with_gaussian(train)
         self._time("measure")
         bias = "down_bias" in self._stored
-        candidates = neuron_candidates(
-            self._dense, self._after.intermediate, train, self._options.ridge, self._options.metric
-        )
+        narrowed = self._before.intermediate != self._after.intermediate
+        metric = self._options.metric
+        if self._options.importance is not None and narrowed:
+            metric = self._options.importance.metric(self._index)
+            self._time("importance")
+        candidates = neuron_candidates(self._dense, self._after.intermediate, train, self._options.ridge, metric)
         measured = [
             (c, train.restricted(c.units), None if held is None else held.restricted(c.units))
             for c in candidates
@@ -277,12 +316,14 @@ class _LayerStep:
         result = dict(candidate.tensors)
         widths = self._before.intermediate, self._after.intermediate
         record = self._describe(measured, errors, best, "down_bias", widths)
-        if self._options.refine.steps and self._held and self._before.intermediate != self._after.intermediate:
-            result, trace = self._refine(result, bias)
+        if self._options.refine.steps and self._held and narrowed:
+            result, trace = self._refine(result, bias, metric)
             record["refined_errors"] = trace
             if len(trace) > 1:
                 rounded = self._wide(self._round(result))
                 chosen, rest = self._equations(lambda part: self._mlp_rows(part, rounded))
+                solution = solve(chosen, self._options.ridge, bias=bias)
+                record["error_after_repair"] = (rest or chosen).error(*solution)
             self._time("refine")
         weights, offset = solve(chosen if rest is None else chosen + rest, self._options.ridge, bias=bias)
         result["down"] = weights.T.float().contiguous()
@@ -303,13 +344,16 @@ class _LayerStep:
         extra = accumulate([(a, y, torch.ones(len(a), device=self._device))])
         return equations + extra.scaled(share / (1 - share) * equations.trace / extra.trace)
 
-    def _refine(self, result: dict[Role, Tensor], bias: bool) -> tuple[dict[Role, Tensor], list[float]]:
+    def _refine(
+        self, result: dict[Role, Tensor], bias: bool, metric: Tensor | None
+    ) -> tuple[dict[Role, Tensor], list[float]]:
         biased = "gate_bias" in result
+        outputs = None if metric is None else metric.to(self._device, torch.float32)
 
         def load(part: slice) -> Callable[[], Rows]:
             def rows() -> Rows:
                 x, y, w = self._mlp_inputs(part)
-                return Rows(F.pad(x, (0, 1), value=1.0) if biased else x, y, w)
+                return Rows(F.pad(x, (0, 1), value=1.0) if biased else x, y if outputs is None else y @ outputs, w)
 
             return rows
 

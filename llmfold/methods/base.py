@@ -37,5 +37,8 @@ class LayerMethod(Protocol):
     def committed(self) -> None:
         """The layer just folded is safe; drop what only it needed."""
 
+    def outside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """After the last layer: tensors outside the layers that change, by name, and the record for the report."""
+
     def summary(self) -> dict[str, Any]:
         """What the method did outside the layers, for the report: data used, tokens, seconds."""

@@ -4,19 +4,23 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from llmfold.baselines import build_baseline
 from llmfold.config import BASELINES, FoldConfig
 from llmfold.methods import tokens as tk
 from llmfold.methods.activations import ActivationFolder, ActivationOptions
 from llmfold.methods.base import LayerMethod
+from llmfold.methods.importance import Importance
 from llmfold.methods.measure import Measurement
 from llmfold.methods.merging import Merging
+from llmfold.methods.output import Output
 from llmfold.methods.population import Population, PopulationOptions
 from llmfold.methods.source import Setting, token_source
 from llmfold.methods.streams import CHUNK, PopulationStream
 from llmfold.repair.refine import RefineOptions
 from llmfold.streaming.forward import forward_context
+from llmfold.streaming.states import STATE_FOLDER, stored_array
 
 
 def build_method(setting: Setting, say: Callable[[str], None]) -> LayerMethod:
@@ -39,6 +43,7 @@ def build_method(setting: Setting, say: Callable[[str], None]) -> LayerMethod:
     return _from_tokens(setting, say)
 
 
+PRIOR_FILE = "prior.npy"
 DEFAULT_REFINE = 4
 """Gauss-Newton steps where tokens are measured on: more bring nothing, see eval/results/tried.md."""
 
@@ -51,10 +56,19 @@ def _from_tokens(setting: Setting, say: Callable[[str], None]) -> ActivationFold
     source, config = token_source(setting, say), setting.config
     options = ActivationOptions(
         refine=RefineOptions(steps=DEFAULT_REFINE if config.refine is None else config.refine),
+        importance=_importance(setting, source.tokens),
+        output=lambda: Output.of(setting.checkpoint, setting.shape, source.on.stream.context.eps, setting.device),
         seed=config.seed,
         dtype=_dtype(config),
     )
     return ActivationFolder(source.on, options, source.facts)
+
+
+def _importance(setting: Setting, tokens: Tensor) -> Importance:
+    context = forward_context(setting.checkpoint.config, setting.shape)
+    return Importance(
+        setting.checkpoint, setting.shape, context, tokens, setting.config.seed, setting.work, setting.device
+    )
 
 
 def _from_weights(setting: Setting, say: Callable[[str], None]) -> ActivationFolder:
@@ -64,9 +78,8 @@ def _from_weights(setting: Setting, say: Callable[[str], None]) -> ActivationFol
     mean_field = PopulationOptions()
     population = Population(checkpoint, shape, stream, setting.device, mean_field)
     say("token prior from the weights")
-    with torch.inference_mode():
-        prior = population.prior()
-        metric = population.output_metric(prior)
+    prior = torch.from_numpy(stored_array(setting.work / STATE_FOLDER / PRIOR_FILE, lambda: population.prior().numpy()))
+    metric = population.output_metric(prior)
     widest = max(max(layer.intermediate, layer.heads * shape.head_dim) for layer in shape.layers)
     members = max(16384, tk.TOKENS_PER_UNIT * widest)
     rows = -(-members // (mean_field.context * CHUNK)) * CHUNK

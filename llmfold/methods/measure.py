@@ -86,11 +86,16 @@ def measure(
         units = layer.kv_heads if layer.kv_heads > 1 else layer.heads
         size = layer.heads * on.shape.head_dim // units
         heads = eliminate_blocks(accumulate(map(dense.attention, parts)), 1, size, ridge, metric=metric)
-        keep = max(1, int(layer.intermediate * (1 - min(0.95, _BEYOND * ratio))))
+        keep = kept_neurons(layer.intermediate, ratio)
         neurons = eliminate_units(accumulate(map(dense.mlp, parts)), keep, ridge, metric=metric)
         layers.append(LayerCurves(_curve(neurons.costs, rows), _curve(heads.costs, rows)))
     states.discard()
     return Sensitivities(layers)
+
+
+def kept_neurons(intermediate: int, ratio: float) -> int:
+    """Neurons that are left where the curve of a layer ends, when about ``ratio`` of the model will go."""
+    return max(1, int(intermediate * (1 - min(0.95, _BEYOND * ratio))))
 
 
 class _DenseLayer:

@@ -1,6 +1,6 @@
 """The published method: cluster and merge by the weights alone; layers do not depend on one another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmfold.architectures import LayerShape, ModelShape, Role
 from llmfold.config import FoldConfig
-from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer
+from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer_at
 from llmfold.methods.base import Weights
 
 
@@ -30,19 +30,30 @@ class Merging:
         self, index: int, weights: Weights, before: LayerShape, after: LayerShape
     ) -> tuple[dict[Role, Tensor], LayerRecord]:
         """See :func:`llmfold.folding.layer.fold_layer`."""
-        if before == after:
-            return dict(weights), LayerRecord()
+        return next(self.fold_at(index, weights, before, [after]))
+
+    def fold_at(
+        self, index: int, weights: Weights, before: LayerShape, afters: Sequence[LayerShape]
+    ) -> Iterator[tuple[dict[Role, Tensor], LayerRecord]]:
+        """:meth:`fold` to several widths, which share the clustering."""
+        if all(before == after for after in afters):
+            yield from ((dict(weights), LayerRecord()) for _ in afters)
+            return
         config = self._config
         seed = (config.seed * 1_000_003 + index) % 2**63
         options = MergeOptions(config.cluster, config.alignment, config.repair, seed)
         moved = {role: tensor.to(self._device) for role, tensor in weights.items()}
-        return fold_layer(moved, self._shape, before, after, options)
+        yield from fold_layer_at(moved, self._shape, before, afters, options)
 
     def flush(self) -> None:
         """Nothing is carried between layers."""
 
     def committed(self) -> None:
         """Nothing is carried between layers."""
+
+    def outside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Nothing outside the layers changes."""
+        return {}, {}
 
     def summary(self) -> dict[str, Any]:
         """No data of any kind."""

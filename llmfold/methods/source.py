@@ -1,7 +1,6 @@
 """Token sequences for the methods that measure: sampled from the model itself, or cut from a text the user names."""
 
 import lzma
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from llmfold.errors import UsageError
 from llmfold.methods import tokens as tk
 from llmfold.methods.measure import Measurement
 from llmfold.methods.streams import TokenStream
+from llmfold.planning.estimate import IN_MEMORY_SHARE
+from llmfold.planning.limits import available_memory
 from llmfold.streaming.forward import forward_context
 
-_IN_MEMORY_SHARE = 0.8
-_CPU = torch.device("cpu")
 _HUB_CHARACTERS_PER_TOKEN = 16
 
 
@@ -89,16 +88,8 @@ def token_source(setting: Setting, say: Callable[[str], None]) -> TokenSource:
 
 
 def _sampled(setting: Setting, budget: tk.TokenBudget) -> Tensor:
-    loading: dict[str, Any] = {}
     offload = setting.work / "offload"
-    size = sum(t.nbytes for t in setting.checkpoint.tensors.values())
-    stock = stock_config(setting.checkpoint.config)
-    cache = min(tk.CACHE_BYTES, budget.sequences * tk.cache_bytes(stock, budget.length))
-    room = int(_IN_MEMORY_SHARE * _available_memory(setting.device)) - cache
-    if size > room:
-        limits: dict[int | str, int] = {"cpu": max(int(_IN_MEMORY_SHARE * _available_memory(_CPU)), 0)}
-        limits["cpu" if setting.device.type == "cpu" else setting.device.index or 0] = max(room, 0)
-        loading = {"device_map": "auto", "offload_folder": offload, "max_memory": limits}
+    loading = _placement(setting, budget, offload)
     try:
         return tk.sample_tokens(
             setting.checkpoint.folder,
@@ -112,10 +103,28 @@ def _sampled(setting: Setting, budget: tk.TokenBudget) -> Tensor:
         shutil.rmtree(offload, ignore_errors=True)
 
 
-def _available_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _placement(setting: Setting, budget: tk.TokenBudget, offload: Path) -> dict[str, Any]:
+    """Where the model is held while it samples: whole on its device if it fits, else spread by accelerate.
+
+    What is left for the key/value cache is counted first; ``max_memory`` bounds model and cache together.
+    """
+    limits, device = setting.config.memory_limits, setting.device
+    own: int | str = "cpu" if device.type == "cpu" else device.index or 0
+    size = sum(t.nbytes for t in setting.checkpoint.tensors.values())
+    cache = min(
+        tk.CACHE_BYTES, budget.sequences * tk.cache_bytes(stock_config(setting.checkpoint.config), budget.length)
+    )
+
+    def room(name: int | str, free: int) -> int:
+        return min(int(IN_MEMORY_SHARE * free), limits.get(name, limits.get("all", free)))
+
+    rooms: dict[int | str, int] = {"cpu": room("cpu", available_memory())}
+    if own != "cpu":
+        rooms[own] = room(own, int(torch.cuda.mem_get_info(device)[0]))
+    rooms[own] = max(rooms[own] - cache, 0)
+    if size <= rooms[own]:
+        return {}
+    return {"device_map": "auto", "offload_folder": offload, "max_memory": rooms}
 
 
 def _calibration(setting: Setting, budget: tk.TokenBudget) -> Tensor:

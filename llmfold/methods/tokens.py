@@ -21,14 +21,14 @@ from transformers import (
 
 from llmfold.architectures import EMBEDDING, HEAD, ModelShape
 from llmfold.checkpoint import Checkpoint
-from llmfold.checkpoint.storage import fsync_path
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.methods.streams import CHUNK, chunks
 from llmfold.quiet import quiet_transformers
+from llmfold.streaming.states import stored_array
 
 TOKENS_FILE = "llmfold_tokens.npy"
 TOKENS_PER_UNIT = 4
-DEFAULT_SEQUENCES = 64
+DEFAULT_SEQUENCES = 128
 CACHE_BYTES = 4_000_000_000
 """Bound on the key/value cache of sampling."""
 LOOPING = 0.3
@@ -44,7 +44,7 @@ class TokenBudget:
 
 
 def token_budget(shape: ModelShape, positions: int, sequences: int | None, length: int | None) -> TokenBudget:
-    """Default budget: 64 sequences of 256 tokens, more where a block has more than a quarter as many units.
+    """Default budget: 128 sequences of 256 tokens, more where a block has more than a quarter as many units.
 
     Args:
         shape: the model's shape.
@@ -219,16 +219,7 @@ def text_tokens(folder: Path, text: str, budget: TokenBudget, origin: str) -> Te
 
 def stored(path: Path, make: Callable[[], Tensor]) -> Tensor:
     """Tokens from ``path``; made and stored there if they are not yet."""
-    if path.exists():
-        return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64))
-    tokens = make()
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.save(file, tokens.numpy().astype(np.int32))
-    fsync_path(partial)
-    partial.rename(path)
-    fsync_path(path.parent)
-    return tokens
+    return torch.from_numpy(stored_array(path, lambda: make().numpy().astype(np.int32)).astype(np.int64))
 
 
 def digest(tokens: Tensor) -> str:

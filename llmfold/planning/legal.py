@@ -1,8 +1,50 @@
 """Legal shapes: which MLP widths and head counts a stock config can express."""
 
+import math
+from dataclasses import dataclass
+
 from llmfold.architectures import LayerShape, ModelShape
+from llmfold.errors import UsageError
 
 WIDE, WIDE_MULTIPLE = 1024, 128
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What widths must divide by.
+
+    Attributes:
+        multiple_of: MLP widths are multiples of this; None: 128 where the layer is 1,024 wide or more, else 1.
+        tensor_parallel: MLP widths, query heads and KV heads are multiples of this, so that so many devices share them
+            evenly; KV heads that were fewer to begin with, which engines repeat, divide it instead.
+    """
+
+    multiple_of: int | None = None
+    tensor_parallel: int = 1
+
+    def width_step(self, intermediate: int) -> int:
+        """Granularity of the MLP width of a layer that is ``intermediate`` wide."""
+        return min(math.lcm(width_multiple(intermediate, self.multiple_of), self.tensor_parallel), intermediate)
+
+    def width(self, intermediate: int, kept: float) -> int:
+        """Legal width nearest to ``kept * intermediate``, see :func:`snap`."""
+        nearest = snap(intermediate, kept, step := self.width_step(intermediate))
+        return nearest if nearest % self.tensor_parallel == 0 else max(step, intermediate // step * step)
+
+    def allows_heads(self, layer: LayerShape, heads: int, kv_heads: int) -> bool:
+        """Whether ``heads`` query heads and ``kv_heads`` KV heads of what was ``layer`` can be shared evenly."""
+        n = self.tensor_parallel
+        return heads % n == 0 and (kv_heads % n == 0 or (layer.kv_heads < n and n % kv_heads == 0))
+
+    def check(self, before: tuple[LayerShape, ...], after: tuple[LayerShape, ...]) -> None:
+        """Raise UsageError where a layer cannot be shared evenly."""
+        for i, (a, b) in enumerate(zip(before, after, strict=True)):
+            if b.intermediate % self.tensor_parallel or not self.allows_heads(a, b.heads, b.kv_heads):
+                raise UsageError(
+                    f"--tensor-parallel {self.tensor_parallel} does not divide layer {i} of this fold: "
+                    f"{b.intermediate} neurons, {b.heads} query heads, {b.kv_heads} KV heads; choose another number or "
+                    "another ratio"
+                )
 
 
 def width_multiple(intermediate: int, requested: int | None) -> int:
@@ -18,8 +60,8 @@ def snap(intermediate: int, kept: float, multiple: int) -> int:
     return min((w for w in legal if w <= intermediate), key=lambda w: (abs(w - target), -w))
 
 
-def head_options(shape: ModelShape, layer: LayerShape) -> list[tuple[int, int]]:
-    """Legal (query heads, KV heads) of a layer, widest first.
+def head_options(shape: ModelShape, layer: LayerShape, rules: Rules = Rules()) -> list[tuple[int, int]]:
+    """Legal (query heads, KV heads) of a layer, widest first; all of them where the rules allow none.
 
     Whole KV groups go; where a single KV head serves all query heads (MQA), query heads go instead. A family whose
     config wants the head count to divide the hidden size is restricted to such counts, unless another can hold it.
@@ -28,7 +70,8 @@ def head_options(shape: ModelShape, layer: LayerShape) -> list[tuple[int, int]]:
         options = [(g * layer.group_size, g) for g in range(layer.kv_heads, 0, -1)]
     else:
         options = [(h, 1) for h in range(layer.heads, 0, -1)]
-    return [o for o in options if o[0] == layer.heads or heads_are_legal(shape, o[0])]
+    legal = [o for o in options if o[0] == layer.heads or heads_are_legal(shape, o[0])]
+    return [o for o in legal if rules.allows_heads(layer, *o)] or legal[:1]
 
 
 def heads_are_legal(shape: ModelShape, heads: int) -> bool:

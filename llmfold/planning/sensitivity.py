@@ -3,14 +3,14 @@
 import heapq
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.checkpoint.storage import fsync_path
-from llmfold.planning.legal import head_options, width_multiple
+from llmfold.planning.legal import Rules, head_options
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,12 @@ class Sensitivities:
         """Predicted error of a whole plan: errors of layers add up."""
         return sum(c.error(a, b) for c, a, b in zip(self.layers, before, after, strict=True))
 
+    def shortened(self, removed: Sequence[int]) -> "Sensitivities":
+        """The same with at most ``removed[i]`` neurons of layer i gone: elimination goes on from where it stood."""
+        return Sensitivities(
+            [LayerCurves(c.neurons[: n + 1], c.heads) for c, n in zip(self.layers, removed, strict=True)]
+        )
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
         content = [{"neurons": c.neurons, "heads": c.heads} for c in self.layers]
@@ -70,7 +76,7 @@ def adaptive_widths(
     curves: Sensitivities,
     wanted: int,
     pinned: Mapping[int, LayerShape],
-    multiple_of: int | None,
+    rules: Rules,
 ) -> tuple[LayerShape, ...]:
     """Widths per layer that remove ``wanted`` parameters at the least predicted error.
 
@@ -80,12 +86,12 @@ def adaptive_widths(
     """
     layers = [pinned.get(i, layer) for i, layer in enumerate(shape.layers)]
     free = [i for i in range(len(layers)) if i not in pinned]
-    best = _fill(shape, curves, wanted, layers, free, multiple_of)
-    for step in _cheapest(_HeadSteps(shape, curves), layers, free):
+    best = _fill(shape, curves, wanted, layers, free, rules)
+    for step in _cheapest(_HeadSteps(shape, curves, rules), layers, free):
         layers[step.layer] = step.after
-        if _removed(shape, layers) > wanted + _slack(shape, free, multiple_of):
+        if _removed(shape, layers) > wanted + _slack(shape, free, rules):
             break
-        best = min(best, _fill(shape, curves, wanted, layers, free, multiple_of))
+        best = min(best, _fill(shape, curves, wanted, layers, free, rules))
     return best.layers
 
 
@@ -123,9 +129,10 @@ def _step(shape: ModelShape, curves: Sensitivities, index: int, now: LayerShape,
 class _HeadSteps:
     shape: ModelShape
     curves: Sensitivities
+    rules: Rules
 
     def __call__(self, index: int, now: LayerShape) -> _Step | None:
-        fewer = [o for o in head_options(self.shape, self.shape.layers[index]) if o[0] < now.heads]
+        fewer = [o for o in head_options(self.shape, self.shape.layers[index], self.rules) if o[0] < now.heads]
         if not fewer:
             return None
         return _step(self.shape, self.curves, index, now, LayerShape(now.intermediate, *fewer[0]))
@@ -135,10 +142,10 @@ class _HeadSteps:
 class _NeuronSteps:
     shape: ModelShape
     curves: Sensitivities
-    multiple_of: int | None
+    rules: Rules
 
     def __call__(self, index: int, now: LayerShape) -> _Step | None:
-        multiple = width_multiple(self.shape.layers[index].intermediate, self.multiple_of)
+        multiple = self.rules.width_step(self.shape.layers[index].intermediate)
         narrower = (now.intermediate - 1) // multiple * multiple
         if narrower < multiple:
             return None
@@ -163,17 +170,17 @@ def _fill(
     wanted: int,
     layers: list[LayerShape],
     free: list[int],
-    multiple_of: int | None,
+    rules: Rules,
 ) -> _Filled:
     """Take neurons, cheapest first, until the budget is met as nearly as whole steps allow."""
     narrowed, removed = list(layers), _removed(shape, layers)
-    for step in _cheapest(_NeuronSteps(shape, curves, multiple_of), layers, free):
+    for step in _cheapest(_NeuronSteps(shape, curves, rules), layers, free):
         saved = shape.layer_parameters(narrowed[step.layer]) - shape.layer_parameters(step.after)
         if removed + saved / 2 > wanted:
             break
         narrowed[step.layer] = step.after
         removed += saved
-    missing = max(0, round(abs(removed - wanted) - _slack(shape, free, multiple_of)))
+    missing = max(0, round(abs(removed - wanted) - _slack(shape, free, rules)))
     return _Filled(missing, curves.error(shape.layers, tuple(narrowed)), tuple(narrowed))
 
 
@@ -181,7 +188,7 @@ def _removed(shape: ModelShape, layers: list[LayerShape]) -> int:
     return shape.decoder_parameters - sum(map(shape.layer_parameters, layers))
 
 
-def _slack(shape: ModelShape, free: list[int], multiple_of: int | None) -> float:
+def _slack(shape: ModelShape, free: list[int], rules: Rules) -> float:
     """Half the largest neuron step of any free layer."""
-    steps = (width_multiple(shape.layers[i].intermediate, multiple_of) for i in free)
+    steps = (rules.width_step(shape.layers[i].intermediate) for i in free)
     return shape.neuron_parameters * max(steps, default=0) / 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import UsageError
-from llmfold.planning.legal import head_options, snap, width_multiple
+from llmfold.planning.legal import Rules, head_options
 from llmfold.planning.sensitivity import Sensitivities, adaptive_widths
 
 HALF = 0.5
@@ -17,9 +17,14 @@ FOREIGN = 1.05
 _BISECTIONS = 40
 
 
-def drop_heads(shape: ModelShape, layer: LayerShape, fraction: float) -> tuple[int, int]:
+def rules_of(config: FoldConfig) -> Rules:
+    """What the options say of legal widths."""
+    return Rules(config.multiple_of, config.tensor_parallel)
+
+
+def drop_heads(shape: ModelShape, layer: LayerShape, fraction: float, rules: Rules) -> tuple[int, int]:
     """Legal (query heads, KV heads) whose removed fraction is nearest to ``fraction``; ties keep more."""
-    return min(head_options(shape, layer), key=lambda o: (abs(1 - o[0] / layer.heads - fraction), -o[0]))
+    return min(head_options(shape, layer, rules), key=lambda o: (abs(1 - o[0] / layer.heads - fraction), -o[0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +60,7 @@ class _Budget:
     def step(self) -> int:
         """Parameters of one MLP step taken in all free layers."""
         return self.shape.neuron_parameters * sum(
-            width_multiple(layer.intermediate, self.config.multiple_of)
+            rules_of(self.config).width_step(layer.intermediate)
             for i, layer in enumerate(self.shape.layers)
             if i not in self.pinned
         )
@@ -79,21 +84,29 @@ class _Budget:
 
 def fold_layer_shape(shape: ModelShape, layer: LayerShape, config: FoldConfig, fractions: LayerOverride) -> LayerShape:
     """Widths of one layer after removing these fractions of its neurons and heads."""
-    heads, kv_heads = drop_heads(shape, layer, fractions.attention or 0.0)
-    kept = snap(layer.intermediate, 1 - (fractions.mlp or 0.0), width_multiple(layer.intermediate, config.multiple_of))
-    return LayerShape(layer.intermediate if not fractions.mlp else kept, heads, kv_heads)
+    rules = rules_of(config)
+    heads, kv_heads = drop_heads(shape, layer, fractions.attention or 0.0, rules)
+    return LayerShape(rules.width(layer.intermediate, 1 - (fractions.mlp or 0.0)), heads, kv_heads)
 
 
 def plan_widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | None = None) -> tuple[LayerShape, ...]:
+    """Widths of every layer after folding, all of which ``tensor_parallel`` devices can share; see :func:`_widths`.
+
+    Raises:
+        UsageError: layers that do not exist, a ratio that cannot be met (naming the largest that can), widths that
+            cannot be shared, or options that contradict each other.
+    """
+    widths = _widths(shape, config, curves)
+    rules_of(config).check(shape.layers, widths)
+    return widths
+
+
+def _widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | None) -> tuple[LayerShape, ...]:
     """Widths of every layer after folding.
 
     Without measured curves the MLPs give first; heads go when the MLPs alone would lose more than half, until both lose
     alike. With curves the split between MLPs and heads is the one of least predicted error, and so are the widths of
     single layers under ``allocation="adaptive"``. Layers that the recipe names are pinned to what it says.
-
-    Raises:
-        UsageError: layers that do not exist, a ratio that cannot be met (naming the largest that can), or options
-            that contradict each other.
     """
     absent = [i for i in config.layers if i >= len(shape.layers)]
     if absent:
@@ -121,18 +134,18 @@ def plan_widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | N
 def _meet(
     budget: _Budget, ratio: float, mlp: float | None, attention: float | None, curves: Sensitivities | None
 ) -> tuple[LayerShape, ...]:
-    shape = budget.shape
+    shape, rules = budget.shape, rules_of(budget.config)
     base = shape.parameters if budget.config.ratio_of == "model" else shape.decoder_parameters
     wanted = round(ratio * base)
     free = [layer for i, layer in enumerate(shape.layers) if i not in budget.pinned]
-    fractions = sorted({1 - o[0] / layer.heads for layer in free for o in head_options(shape, layer)}) or [0.0]
+    fractions = sorted({1 - o[0] / layer.heads for layer in free for o in head_options(shape, layer, rules)}) or [0.0]
     if attention is not None:
         fractions = [attention]
     if mlp is not None:
         best = min(fractions, key=lambda a: (abs(budget.removed(mlp, a) - wanted), a))
         layers = budget.layers(mlp, best)
     elif curves is not None and attention is None and budget.config.allocation == "adaptive":
-        layers = adaptive_widths(shape, curves, wanted, budget.pinned, budget.config.multiple_of)
+        layers = adaptive_widths(shape, curves, wanted, budget.pinned, rules)
     else:
         needs = [(a, budget.mlp_fraction(wanted, a)) for a in fractions]
         slack = budget.step / 2 / (shape.neuron_parameters * max(budget.free_neurons, 1))

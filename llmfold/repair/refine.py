@@ -24,6 +24,9 @@ class Rows(NamedTuple):
     w: Tensor
 
 
+KEPT_BYTES = 1 << 28
+"""Bound on what a step holds rather than computes again at every iteration."""
+
 Loader = Callable[[], Rows]
 Activation = Callable[[Tensor], Tensor]
 
@@ -96,6 +99,14 @@ class _Problem:
         return _Linearised(neurons, down, bias, blocks, self._activation)
 
 
+class _Slopes(NamedTuple):
+    """Inputs x (t, e) of a block and derivatives (t, k) of each neuron in u·x and in g·x, scaled by √w."""
+
+    x: Tensor
+    by_up: Tensor
+    by_gate: Tensor
+
+
 class _Linearised:
     """Products with the Jacobian of the outputs in gate and up, square-root weights included, over some blocks."""
 
@@ -109,15 +120,24 @@ class _Linearised:
     ) -> None:
         self._at, self._down, self._bias = neurons, down, bias
         self._blocks, self._activation = blocks, activation
+        self._kept: list[_Slopes] = []
+        self._room = KEPT_BYTES
 
-    def _slopes(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Value of the gate, and derivative of each neuron in u·x and in g·x, scaled by √w."""
+    def _linear(self, rows: Rows) -> tuple[_Slopes, Tensor]:
+        """Slopes of a block, and its neurons scaled by √w."""
         gate = (rows.x @ self._at.gate.T).requires_grad_()
         with torch.enable_grad():
             value = self._activation(gate)
             (slope,) = torch.autograd.grad(value.sum(), gate)
         up, root = rows.x @ self._at.up.T, rows.w.sqrt()[:, None]
-        return value.detach() * root, slope * up * root, up
+        by_up = value.detach() * root
+        return _Slopes(rows.x, by_up, slope.mul_(up).mul_(root)), by_up * up
+
+    def _keep(self, slopes: _Slopes) -> None:
+        """Hold the slopes of the first blocks, as many as there is room for; the others are computed anew."""
+        self._room -= sum(t.nbytes for t in slopes)
+        if self._room >= 0:
+            self._kept.append(slopes)
 
     def gradient_and_diagonal(self) -> tuple[_Neurons, _Neurons]:
         """Jᵀr at this point, and an estimate of the diagonal of JᵀJ."""
@@ -125,26 +145,28 @@ class _Linearised:
         total: list[Tensor] = []
         for load in self._blocks:
             rows = load()
-            by_up, by_gate, up = self._slopes(rows)
-            rest = rows.y * rows.w.sqrt()[:, None] - (by_up * up) @ self._down
+            slopes, neurons = self._linear(rows)
+            rest = rows.y * rows.w.sqrt()[:, None] - neurons @ self._down
             if self._bias is not None:
                 rest -= rows.w.sqrt()[:, None] * self._bias
-            back, inputs = rest @ self._down.T, rows.x.square().sum(0)
-            part = [(by_gate * back).T @ rows.x, (by_up * back).T @ rows.x]
+            x, by_up, by_gate = slopes
+            back, inputs = rest @ self._down.T, x.square().sum(0)
+            part = [(by_gate * back).T @ x, (by_up * back).T @ x]
             part += [(strength * by_gate.square().mean(0))[:, None] * inputs]
             part += [(strength * by_up.square().mean(0))[:, None] * inputs]
             total = part if not total else [a + b for a, b in zip(total, part, strict=True)]
+            self._keep(slopes)
         return _Neurons(total[0], total[1]), _Neurons(total[2], total[3])
 
     def normal_product(self, step: _Neurons) -> _Neurons:
         """JᵀJ times a step."""
         out: _Neurons | None = None
-        for load in self._blocks:
-            rows = load()
-            by_up, by_gate, _ = self._slopes(rows)
-            moved = (by_up * (rows.x @ step.up.T) + by_gate * (rows.x @ step.gate.T)) @ self._down
-            back = moved @ self._down.T
-            part = _Neurons((by_gate * back).T @ rows.x, (by_up * back).T @ rows.x)
+        for index, load in enumerate(self._blocks):
+            x, by_up, by_gate = self._kept[index] if index < len(self._kept) else self._linear(load())[0]
+            moved = (x @ step.up.T).mul_(by_up)
+            moved += (x @ step.gate.T).mul_(by_gate)
+            back = (moved @ self._down) @ self._down.T
+            part = _Neurons((by_gate * back).T @ x, back.mul_(by_up).T @ x)
             out = part if out is None else out.plus(part)
         assert out is not None
         return out

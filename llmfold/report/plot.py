@@ -195,6 +195,7 @@ def bar_chart(bars: Sequence[Bar], *, title: str, subtitle: str = "", x_label: s
         The SVG.
     """
     low = min(0.0, *(b.value - b.spread for b in bars))
+    whole = all(float(b.value).is_integer() and not b.spread for b in bars)  # counts, then
     high = max(0.0, *(b.value + b.spread for b in bars)) or 1e-3
     left = _EDGE + 14 + max(max(_wide(b.label, _FONT), _wide(b.note, _SMALL)) for b in bars)
     right = _WIDTH - _EDGE - 64.0
@@ -227,7 +228,7 @@ def bar_chart(bars: Sequence[Bar], *, title: str, subtitle: str = "", x_label: s
         )
         if bar.spread > 0:
             out.append(f'<path class="spread" d="M{at(bar.value - bar.spread):.1f} {y:.1f}H{tip:.1f}"/>')
-        out.append(f'<text class="t" x="{tip + 7:.1f}" y="{y + 5:.1f}">{_value(bar.value)}</text>')
+        out.append(f'<text class="t" x="{tip + 7:.1f}" y="{y + 5:.1f}">{_value(bar.value, whole=whole)}</text>')
     out.append(f'<path class="axis" d="M{at(0):.1f} {_TOP}V{bottom}"/>')
     out.append(
         f'<text class="d" x="{(left + right) / 2:.1f}" y="{bottom + 40}" text-anchor="middle">{escape(x_label)}</text>'
@@ -235,7 +236,9 @@ def bar_chart(bars: Sequence[Bar], *, title: str, subtitle: str = "", x_label: s
     return _svg(height, title, subtitle, out)
 
 
-def _value(value: float) -> str:
+def _value(value: float, *, whole: bool) -> str:
+    if whole:
+        return f"{value:,.0f}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 

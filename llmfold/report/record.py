@@ -1,6 +1,5 @@
 """What a fold did, as data: everything a person needs to recompute the numbers that were printed."""
 
-import json
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -13,12 +12,12 @@ REPORT_FILE = "report.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "scipy")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the result."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the packages that decide the result, and of ``more`` packages."""
     from llmfold import __version__
 
     found = {"python": platform.python_version(), "llmfold": __version__}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -50,6 +49,10 @@ class FoldReport:
         seconds: time by stage.
         peak_memory_bytes: largest anonymous memory seen (RssAnon).
         resumed_layers: layers that an earlier, interrupted run had finished.
+        warnings: why the result may disappoint, a sentence each.
+        notes: what else a person should know beside the numbers.
+        quality: what was measured beside the dense model afterwards; see :class:`llmfold.evaluation.scores.Evaluation`.
+        base_card: licence and languages from the card of the model that was read, where it has one.
     """
 
     output: Path
@@ -62,8 +65,12 @@ class FoldReport:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     resumed_layers: int = 0
+    quality: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=versions)
     machine: dict[str, Any] = field(default_factory=machine)
+    base_card: dict[str, Any] = field(default_factory=dict)
 
     @property
     def parameters_before(self) -> int:
@@ -80,11 +87,29 @@ class FoldReport:
         """Fraction of all parameters that went."""
         return float(self.plan["ratio"])
 
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, revision: str | None = None, quiet: bool = False
+    ) -> str:
+        """Push the output to the Hugging Face hub; giving the same call again completes a push that broke off.
+
+        Args:
+            repo_id: ``"USER/NAME"``; created if it does not exist.
+            private: make a new repository private; ``None`` is the hub's default for the user.
+            revision: branch to push to, created if it does not exist; ``None`` is the main one.
+            quiet: no progress bar, no list of files.
+
+        Returns:
+            The address of the model on the hub.
+
+        Raises:
+            UsageError: a malformed name or revision.
+            OutputError: the folder is not a finished output any more.
+            HubError: no token, no access, no connection.
+        """
+        from llmfold.hub.push import Target, push
+
+        return push(self.output, Target(repo_id, private=private, revision=revision), quiet=quiet)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the output path is reduced to the folder's name."""
         return {**asdict(self), "output": self.output.name}
-
-    def save(self, folder: Path) -> None:
-        """Write report.json into ``folder``."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")

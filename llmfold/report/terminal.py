@@ -13,17 +13,8 @@ from rich.text import Text
 
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import SELF_DATA, FoldConfig
-from llmfold.planning import Estimate, FoldPlan, advice, human_seconds
+from llmfold.planning import Estimate, FoldPlan, advice, human_bytes, human_seconds
 from llmfold.report.record import FoldReport
-
-
-def human_bytes(count: float) -> str:
-    """Render bytes for people, decimal units: ``6.9 MB``, ``13.5 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def human_count(count: int) -> str:
@@ -137,12 +128,11 @@ def _repair(part: dict[str, Any] | None) -> Sequence[str]:
     if part is None:
         return ("", "", "", "")
     before = part["error_before_repair"]
-    refined = part.get("refined_errors") or [part["error_after_repair"]]
     return (
         f"{part['before']} → {part['after']}",
         part["chosen"],
         "–" if before is None else f"{before:.3f}",
-        f"{refined[-1]:.3f}",
+        f"{part['error_after_repair']:.3f}",
     )
 
 
@@ -176,12 +166,26 @@ def report_table(report: FoldReport) -> RenderableType:
     sizes = report.plan["bytes"]
     summary.add_row("weights", f"{human_bytes(sizes['before'])} → {human_bytes(sizes['after'])}")
     summary.add_row("reload check", _verification(report.verification))
-    if report.data.get("warning"):
-        summary.add_row("warning", report.data["warning"])
+    for row in _quality(report.quality):
+        summary.add_row(*row)
+    for warning in report.warnings:
+        summary.add_row("warning", warning)
+    for note in report.notes:
+        summary.add_row("note", note)
     summary.add_row("peak memory", human_bytes(report.peak_memory_bytes))
     summary.add_row("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
     summary.add_row("output", str(report.output))
     return Group(layers, Text(), summary)
+
+
+def _quality(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """How close the folded model is to the dense one, and what else was measured."""
+    rows = []
+    if found.get("fidelity"):
+        close = found["fidelity"]
+        agreement = f"{close['top1']:.1%} same next token, KL {close['kl']:.3f} nats per token"
+        rows.append(("beside dense", f"{agreement}, on {close['tokens']:,} tokens sampled from the dense model"))
+    return rows
 
 
 def _verification(found: dict[str, Any]) -> str:

@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from llmfold.checkpoint import (
     Source,
     TensorInfo,
     WorkFolder,
+    partial_folder,
     plan_shards,
     resolve,
 )
@@ -33,24 +35,38 @@ from llmfold.checkpoint.storage import write_error
 from llmfold.config import DTYPES, SELF_DATA, FoldConfig
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
+from llmfold.folding.layer import LayerRecord
+from llmfold.hub.base_card import carried_over
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
 from llmfold.methods.measure import SENSITIVITIES_FILE
 from llmfold.methods.merging import Merging
 from llmfold.methods.source import Setting
 from llmfold.methods.tokens import TOKENS_FILE
-from llmfold.planning import FoldPlan, Sensitivities, make_plan
-from llmfold.report.record import FoldReport, versions
+from llmfold.planning import (
+    FoldPlan,
+    Sensitivities,
+    available_memory,
+    check_disk,
+    check_memory,
+    disk_needed,
+    make_plan,
+    memory_needed,
+)
+from llmfold.report.files import save_report
+from llmfold.report.record import FoldReport, machine, versions
 from llmfold.sources import locate, public_name
 from llmfold.streaming.forward import forward_context
 from llmfold.streaming.memory import PeakMemory, return_freed_blocks
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
 from llmfold.streaming.prefetch import ReadAhead, WriteBehind
 from llmfold.streaming.progress import Listener, Silent
+from llmfold.streaming.ranks import FollowerError, LostError, Ranks, check_alike, join_ranks, neighbours
+from llmfold.streaming.sharing import fold_at, inherit, mean_seconds
 from llmfold.streaming.states import STATE_FOLDER
-from llmfold.verification import DamagedError, verify
+from llmfold.verification import DamagedError, read_back, verify
 
-METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
+METHOD, OUTSIDE, LAYER, FINISH = "method", "outside", "layer-", "finish"
 
 
 def _layer_unit(index: int) -> str:
@@ -133,62 +149,153 @@ def fold_checkpoint(config: FoldConfig, listener: Listener | None = None) -> Fol
     """Fold a checkpoint into ``config.output_path``.
 
     Memory is bounded by one decoder layer and the clustering's work area. The output appears in one rename after it has
-    been reloaded and checked; a killed run resumes at the last whole layer.
+    been reloaded and checked; a killed run resumes at the last whole layer. Of several launched processes each folds
+    its share of the layers where the method allows it.
 
     Raises:
         LlmfoldError: bad options, a damaged or unsupported source, an output that cannot be written, or a result that
             does not reload to what was produced. Nothing is left at the output path.
     """
+    return fold_together([config], listener)[0]
+
+
+def fold_together(
+    configs: Sequence[FoldConfig], listener: Listener | None = None, heritage: Path | None = None
+) -> list[FoldReport]:
+    """Fold a checkpoint by several configs that differ in ratio and output only, in one pass over its layers.
+
+    A method that carries something from layer to layer takes one config. An output has the bytes of a run of its own.
+
+    Args:
+        configs: at least one.
+        listener: hears of the stages.
+        heritage: a finished output of another ratio, no smaller: what it has measured on the dense model is used again.
+
+    Raises:
+        LlmfoldError: as :func:`fold_checkpoint`; outputs that were published before stay.
+    """
     return_freed_blocks()
-    with PeakMemory() as memory:
-        report = _Run(config, listener or Silent()).execute(memory)
-    return report
+    ranks = join_ranks()
+    with PeakMemory() as memory, ExitStack() as stack:
+        stages = Stages()
+        runs = [_Run(config, listener or Silent(), ranks, stages) for config in configs]
+        ranks.lead(partial(_check_resources, runs))
+        for run in runs:
+            stack.enter_context(run.opened())
+            if heritage is not None:
+                ranks.lead(partial(inherit, run.work.folder, heritage, run.shape, float(run.config.ratio or 0.0)))
+        method = _prepare(runs, ranks)
+        for run in runs:
+            run.listener.start(run.plan, runs[0].resumed)
+        for run in runs:
+            run.begin()
+        _fold_layers(runs, method, ranks)
+        return [run.finish(memory) for run in runs]
+
+
+def _check_resources(runs: Sequence["_Run"]) -> None:
+    """Refuse, before anything is done, what this machine's disk or memory cannot suffice for."""
+    folders = [partial_folder(run.config.output_path.expanduser().absolute()) for run in runs]
+    check_disk(folders, sum(disk_needed(run.plan) for run in runs))
+    if runs[0].device.type == "cpu":
+        check_memory(max(memory_needed(run.plan) for run in runs) * neighbours(), available_memory())
+
+
+def _prepare(runs: Sequence["_Run"], ranks: Ranks) -> LayerMethod | None:
+    """The method, on the processes that will fold by it; the widths it has settled on, on all of them."""
+
+    def prepare() -> LayerMethod | None:
+        return next((method for method in [run.prepare() for run in runs] if method is not None), None)
+
+    if runs[0].config.independent:
+        return ranks.first(prepare)
+    method: list[LayerMethod | None] = []
+
+    def settle() -> list[FoldPlan]:
+        method.append(prepare())
+        return [run.plan for run in runs]
+
+    for run, plan in zip(runs, ranks.lead(settle), strict=True):
+        run.plan = plan
+    return method[0] if method else None
+
+
+def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Ranks) -> None:
+    """Fold what is left of the layers for every run, a layer at a time."""
+    first, count = runs[0], len(runs[0].shape.layers)
+    pending = {i: missing for i in range(count) if (missing := [run for run in runs if not run.has(i)])}
+    if method is None or not (pending or any(run.unfinished for run in runs)):
+        return
+    start = min(pending, default=count)
+    units = ranks.mine(sorted(pending)) if first.config.independent else sorted(pending)
+    method.start(start, drifted=any(index < start for index in first.plan.folded_layers))
+
+    def write(run: _Run, index: int, folded: dict[Role, Tensor], record: LayerRecord) -> None:
+        run.write_layer(index, folded, record, method)
+        first.count_layers()
+
+    on_gpu = first.device.type == "cuda"
+    # A folded layer may wait in host memory only where the work area is the device's, and a method that carries state
+    # must see a layer committed before it folds the next.
+    overlap = on_gpu and isinstance(method, Merging)
+    with (
+        ReadAhead(first.read_layer, first.confirm_layer, units, pin=on_gpu) as ahead,
+        WriteBehind(enabled=overlap) as behind,
+    ):
+        for index in units:
+            first.listener.stage(f"layer {index}: read")
+            with first.stages("read"):
+                weights = ahead.take(index)
+            afters = [run.plan.after.layers[index] for run in pending[index]]
+            first.listener.stage(f"layer {index}: fold")
+            with torch.no_grad():
+                results = fold_at(method, index, weights, first.shape.layers[index], afters)
+                for run, (folded, record) in zip(pending[index], results, strict=True):
+                    behind.submit(partial(write, run, index, folded, record))
+            method.committed()
+    if ranks.leads:
+        for run in runs:
+            if run.unfinished:
+                run.write_outside(method)
 
 
 class _Run:
-    """One fold, from source to published folder."""
+    """One fold, from source to published folder; its steps are called in their order here."""
 
-    def __init__(self, config: FoldConfig, listener: Listener) -> None:
-        self.config, self.listener, self.stages = config, listener, Stages()
+    work: WorkFolder
+    journal: Journal
+    writer: ShardWriter
+
+    def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: Stages) -> None:
+        self.config, self.listener, self.ranks, self.stages = config, listener, ranks, stages
         self.device = pick_device(config.device)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
-        self.records: list[dict[str, Any]] = []
-        self.facts: dict[str, Any] = {}
         self.data = _public_data(config.data)
+        self._done: set[str] = set()
+        self._counted = 0
 
-    def execute(self, memory: PeakMemory) -> FoldReport:
-        output = self.config.output_path
-        with WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder) as work:
-            with work.open_journal(self._head()) as journal, _tidy(work, journal):
-                resumed = sum(unit.startswith(LAYER) for unit in journal.done)
-                self._fold_all(work.folder, journal)
-                digests = {name: d for entry in journal.done.values() for name, d in entry.digests.items()}
-                with _writing(work.folder):
-                    self._write_side_files(work.folder)
-                self.listener.stage("reload check")
-                with self.stages("check"):
-                    verification = verify(work.folder, self.plan, digests, self.config.verify, self.checkpoint.config)
-            report = FoldReport(
-                output=work.output,
-                source={"name": public_name(self.source), "revision": self.source.revision},
-                config=self._public_config(),
-                plan=self.plan.to_dict(),
-                layers=self.records,
-                verification=verification,
-                seconds=self.stages.seconds,
-                data=self.facts,
-                peak_memory_bytes=memory.bytes,
-                resumed_layers=resumed,
-            )
-            with _writing(work.folder):
-                report.save(work.folder)
-                if self.data not in (None, SELF_DATA):
-                    (work.folder / TOKENS_FILE).unlink(missing_ok=True)  # outside text is not ours to publish
-            self.listener.stage("publish")
-            work.publish()
-        return report
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Open the work folder and the journal, and close them after."""
+        output, ranks = self.config.output_path, self.ranks
+        check_alike(ranks, torch.get_num_threads())
+        with ExitStack() as stack:
+
+            def open_first() -> tuple[dict[str, Any], set[str]]:
+                head = self._head()
+                opening = WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder)
+                self.work = stack.enter_context(opening)
+                self.journal = stack.enter_context(self.work.open_journal(head))
+                stack.enter_context(_tidy(self.work, self.journal))
+                return head, set(self.journal.done)
+
+            head, self._done = ranks.lead(open_first)
+            if not ranks.leads:
+                self.work = WorkFolder.join(output)
+                self.journal = stack.enter_context(self.work.join_journal(head, ranks.rank))
+            yield
 
     def _head(self) -> dict[str, Any]:
         """What a resumed run must agree on: source, options, and all that can move a bit of the result."""
@@ -201,38 +308,25 @@ class _Run:
             "threads": torch.get_num_threads(),
         }
 
-    def _fold_all(self, folder: Path, journal: Journal) -> None:
-        layers = len(self.shape.layers)
-        done = sum(unit.startswith(LAYER) for unit in journal.done)
-        method = self._prepare(folder, journal) if done < layers or self.config.replans else None
-        self.listener.start(self.plan, done)
-        shards = plan_shards(self.plan.tensors, self.config.shard_bytes)
-        if OUTSIDE in journal.done:
-            _check_shards_are_there(folder, [shard.name for shard in shards.shards])
-        with ShardWriter(shards, folder) as writer:
-            writer.create()
-            if OUTSIDE not in journal.done:
-                self.listener.stage("embeddings")
-                self._copy_outside(writer, journal)
-            if method is not None and done < layers:
-                method.start(done, drifted=any(index < done for index in self.plan.folded_layers))
-                indices, on_gpu = range(done, layers), self.device.type == "cuda"
-                # A folded layer that waits in host memory is bounded only where the work area is the device's, and a
-                # method that carries state must see it committed first.
-                overlap = on_gpu and isinstance(method, Merging)
-                with (
-                    ReadAhead(self._read_layer, self._confirm_layer, indices, pin=on_gpu) as ahead,
-                    WriteBehind(enabled=overlap) as behind,
-                ):
-                    for index in indices:
-                        self._fold_one(index, method, writer, journal, ahead, behind)
-                        self.listener.advance()
-        shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
-        self.facts = journal.done[METHOD].record
-        self.records = [journal.done[_layer_unit(index)].record for index in range(layers)]
+    def has(self, index: int) -> bool:
+        """Whether layer ``index`` was finished before this run."""
+        return _layer_unit(index) in self._done
 
-    def _prepare(self, folder: Path, journal: Journal) -> LayerMethod:
+    @property
+    def unfinished(self) -> bool:
+        """Whether what the method has to say of the tensors outside the layers is not written yet."""
+        return FINISH not in self._done
+
+    @property
+    def resumed(self) -> int:
+        """Layers that were finished before this run."""
+        return sum(unit.startswith(LAYER) for unit in self._done)
+
+    def prepare(self) -> LayerMethod | None:
         """Get the method ready: sample or draw what it measures on, and let that decide the widths if it may."""
+        if FINISH in self._done and not self.config.replans:
+            return None
+        folder = self.work.folder
         with self.stages("prepare"), torch.no_grad():
             if self.plan.folded_layers:
                 setting = Setting(self.config, self.checkpoint, self.shape, folder, self.device)
@@ -242,28 +336,145 @@ class _Run:
             if self.config.measures:
                 self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, self._curves(folder, method))
             self.plan = replan(self.plan, method)
-        if METHOD not in journal.done:
-            journal.append(METHOD, {}, method.summary())
+        if self.ranks.leads and METHOD not in self.journal.done:
+            self.journal.append(METHOD, {}, method.summary())
         return method
 
     def _curves(self, folder: Path, method: LayerMethod) -> Sensitivities | None:
         path = folder / SENSITIVITIES_FILE
         if path.exists():
             return Sensitivities.load(path)
-        curves = method.measure(self._read_layer, float(self.config.ratio or 0.0), self.listener.stage)
+        curves = method.measure(self.read_layer, float(self.config.ratio or 0.0), self.listener.stage)
         if curves is not None:
             curves.save(path)
         return curves
 
-    def _read_layer(self, index: int) -> dict[Role, Tensor]:
-        layer = self.shape.layers[index]
-        return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in self.shape.layer_roles(layer)}
+    def begin(self) -> None:
+        """Create the shards, and copy what lies outside the layers."""
+        shards = plan_shards(self.plan.tensors, self.config.shard_bytes)
+        if OUTSIDE in self._done:
+            _check_shards_are_there(self.work.folder, [shard.name for shard in shards.shards])
+        self.writer = ShardWriter(shards, self.work.folder)
+        self.ranks.lead(self.writer.create)
+        if self.ranks.leads and OUTSIDE not in self._done:
+            self.listener.stage("embeddings")
+            self._copy_outside()
 
-    def _confirm_layer(self, index: int) -> None:
+    def read_layer(self, index: int) -> dict[Role, Tensor]:
+        """Stored tensors of a layer by role."""
+        roles = self.shape.layer_roles(self.shape.layers[index])
+        return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in roles}
+
+    def confirm_layer(self, index: int) -> None:
+        """Raise CheckpointError if the files of a layer changed since the run began."""
         for role, _ in self.shape.layer_roles(self.shape.layers[index]):
             self.checkpoint.confirm(tensor_name(index, role))
 
-    def _copy_outside(self, writer: ShardWriter, journal: Journal) -> None:
+    def write_layer(self, index: int, weights: dict[Role, Tensor], record: LayerRecord, method: LayerMethod) -> None:
+        """Write a folded layer and journal it."""
+        for stage, seconds in record.seconds.items():
+            self.stages.add(stage, seconds)
+        self.listener.stage(f"layer {index}: write")
+        with self.stages("write"):
+            digests = {
+                tensor_name(index, role): self._write(tensor_name(index, role), tensor)
+                for role, tensor in weights.items()
+            }
+            method.flush()
+        self._finished(_layer_unit(index), digests, dataclasses.asdict(record))
+
+    def write_outside(self, method: LayerMethod) -> None:
+        """Write what the method changes outside the layers, once all of them are folded."""
+        self.listener.stage("final norm")
+        with self.stages("final norm"), torch.no_grad():
+            tensors, record = method.outside()
+        with self.stages("write"):
+            digests = {name: self._write(name, self._as_stored(name, t)) for name, t in tensors.items()}
+        self._finished(FINISH, digests, record)
+
+    def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(self.checkpoint.tensors[name].dtype) if self.config.dtype == "auto" else tensor
+
+    def count_layers(self) -> None:
+        """Tell the listener of layers that are finished, by this process and by the others."""
+        units = {*self.journal.done, *(self.journal.units_beside() if self.ranks.count > 1 else ())} - self._done
+        finished = sum(unit.startswith(LAYER) for unit in units)
+        for _ in range(finished - self._counted):
+            self.listener.advance()
+        self._counted = finished
+
+    def finish(self, memory: PeakMemory) -> FoldReport:
+        """Check what all processes wrote, and publish it."""
+        try:
+            return self._finish(memory)
+        except DamagedError as error:
+            if self.ranks.leads and not isinstance(error.__cause__, OSError):
+                self.work.discard()
+            raise
+
+    def _finish(self, memory: PeakMemory) -> FoldReport:
+        self.writer.close()
+        if not self.ranks.leads:
+            self.journal.close()
+        self.ranks.gather(None)
+        digests = self.ranks.lead(self._all_digests)
+        if self.ranks.leads:
+            self.count_layers()
+        self.listener.stage("reload check")
+        with self.stages("check"):
+            self._read_back(digests)
+        spent = self.ranks.gather((self.stages.seconds, memory.bytes))
+        return self.ranks.lead(lambda: self._publish(memory, spent))
+
+    def _all_digests(self) -> dict[str, str]:
+        self.journal.absorb()
+        shutil.rmtree(self.work.folder / STATE_FOLDER, ignore_errors=True)
+        with _writing(self.work.folder):
+            self._write_side_files(self.work.folder)
+        return {name: d for entry in self.journal.done.values() for name, d in entry.digests.items()}
+
+    def _read_back(self, digests: dict[str, str]) -> None:
+        """Have every process read a share of the tensors back."""
+        if self.config.verify != "full":
+            return
+        failure = None
+        try:
+            read_back(self.work.folder, digests, self.ranks.mine(sorted(digests)))
+        except DamagedError as error:
+            failure = str(error)
+        failures = [found for found in self.ranks.gather(failure) if found]
+        if failures:
+            raise DamagedError(failures[0]) if self.ranks.leads else FollowerError(failures[0], DamagedError.exit_code)
+
+    def _publish(self, memory: PeakMemory, spent: Sequence[tuple[dict[str, float], int]]) -> FoldReport:
+        folder, done = self.work.folder, self.journal.done
+        with self.stages("check"):
+            verification = verify(folder, self.plan, self.config.verify, self.checkpoint.config)
+        count, facts = len(self.shape.layers), {**done[METHOD].record, **done[FINISH].record}
+        report = FoldReport(
+            output=self.work.output,
+            source={"name": public_name(self.source), "revision": self.source.revision},
+            config=self._public_config(),
+            plan=self.plan.to_dict(),
+            layers=[done[_layer_unit(index)].record for index in range(count)],
+            verification=verification,
+            seconds=mean_seconds([self.stages.seconds, *(seconds for seconds, _ in spent[1:])]),
+            data=facts,
+            peak_memory_bytes=max(memory.bytes, *(peak for _, peak in spent)),
+            resumed_layers=self.resumed,
+            machine={**machine(), "processes": self.ranks.count},
+            warnings=[facts["warning"]] if facts.get("warning") else [],
+            base_card=carried_over(self.source.folder),
+        )
+        with _writing(folder):
+            save_report(report, folder)
+            if self.data not in (None, SELF_DATA):
+                (folder / TOKENS_FILE).unlink(missing_ok=True)  # outside text is not ours to publish
+        self.listener.stage("publish")
+        self.work.publish()
+        return report
+
+    def _copy_outside(self) -> None:
         inside = {
             tensor_name(i, role)
             for i, layer in enumerate(self.shape.layers)
@@ -275,51 +486,17 @@ class _Run:
                 with self.stages("read"):
                     tensor = self.checkpoint.read(name)
                 with self.stages("write"):
-                    digests[name] = self._write(writer, name, tensor)
-        self._finish(OUTSIDE, digests, {}, writer, journal)
+                    digests[name] = self._write(name, tensor)
+        self._finished(OUTSIDE, digests, {})
 
-    def _fold_one(
-        self,
-        index: int,
-        method: LayerMethod,
-        writer: ShardWriter,
-        journal: Journal,
-        ahead: ReadAhead,
-        behind: WriteBehind,
-    ) -> None:
-        before, after = self.shape.layers[index], self.plan.after.layers[index]
-        self.listener.stage(f"layer {index}: read")
-        with self.stages("read"):
-            weights = ahead.take(index)
-        self.listener.stage(f"layer {index}: fold")
-        with torch.no_grad():
-            weights, record = method.fold(index, weights, before, after)
-        for stage, seconds in record.seconds.items():
-            self.stages.add(stage, seconds)
-        self.listener.stage(f"layer {index}: write")
-
-        def write() -> None:
-            with self.stages("write"):
-                digests = {
-                    tensor_name(index, role): self._write(writer, tensor_name(index, role), tensor)
-                    for role, tensor in weights.items()
-                }
-                method.flush()
-            self._finish(_layer_unit(index), digests, dataclasses.asdict(record), writer, journal)
-            method.committed()
-
-        behind.submit(write)
-
-    def _write(self, writer: ShardWriter, name: str, tensor: Tensor) -> str:
+    def _write(self, name: str, tensor: Tensor) -> str:
         dtype = tensor.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
-        return writer.write(name, tensor.to(dtype))
+        return self.writer.write(name, tensor.to(dtype))
 
-    def _finish(
-        self, unit: str, digests: dict[str, str], record: dict[str, Any], writer: ShardWriter, journal: Journal
-    ) -> None:
+    def _finished(self, unit: str, digests: dict[str, str], record: dict[str, Any]) -> None:
         with self.stages("write"):
-            writer.sync()
-            journal.append(unit, digests, record)
+            self.writer.sync()
+            self.journal.append(unit, digests, record)
 
     def _write_side_files(self, folder: Path) -> None:
         for path in self.checkpoint.side_files(remote_code=self.config.trust_remote_code):
@@ -337,12 +514,12 @@ class _Run:
             "source": {"name": public_name(self.source), "revision": self.source.revision},
             "config": self._work_config(),
             "plan": self.plan.to_dict(),
-            "data": self.facts.get("data", "none"),
+            "data": self.journal.done[METHOD].record.get("data", "none"),
             "versions": versions(),
         }
 
     def _work_config(self) -> dict[str, Any]:
-        return {**self.config.work(), "model": public_name(self.source), "data": self.data}
+        return work_config(self.config, self.source)
 
     def _public_config(self) -> dict[str, Any]:
         values = dataclasses.asdict(self.config)
@@ -350,6 +527,12 @@ class _Run:
         values["data"] = self.data
         values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(self.config.layers.items())}
         return values
+
+
+def work_config(config: FoldConfig, source: Source | None = None) -> dict[str, Any]:
+    """The options that decide the bytes of the output, as they may be published."""
+    source = source or locate(config.model, config.revision)
+    return {**config.work(), "model": public_name(source), "data": _public_data(config.data)}
 
 
 def _public_data(data: str | None) -> str | None:
@@ -385,8 +568,9 @@ def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
         yield
     except BaseException as error:
         prepared_only = isinstance(error, LlmfoldError) and journal.done.keys() <= {METHOD}
-        damaged = isinstance(error, CheckpointError | DamagedError) and not isinstance(error.__cause__, OSError)
-        if damaged or prepared_only or not (journal.done or isinstance(error, KeyboardInterrupt)):
+        damaged = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
+        interrupted = isinstance(error, KeyboardInterrupt | LostError)
+        if work.folder.exists() and not interrupted and (damaged or prepared_only or not journal.done):
             work.discard()
         raise
 

@@ -33,6 +33,12 @@ class Silent:
     def __init__(self, announce: Announce | None = None) -> None:
         self._announce = announce
 
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to take down."""
+
     def start(self, plan: FoldPlan, done: int) -> None:
         """See :class:`Listener`."""
         if self._announce:

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,21 +28,9 @@ class HiddenStates:
         if create:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-        self.dense = self._map("dense", create)
-        self.folded = self._map("folded", create)
-
-    def _map(self, name: str, create: bool) -> np.memmap:
-        path = self.folder / f"{name}.npy"
-        if create:
-            self._allocate(path)
-        mode = "w+" if create else "r+"
-        return np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=self.shape if create else None)
-
-    def _allocate(self, path: Path) -> None:
-        """See to it that the disk has room: a mapped file with holes would kill the process where it has none."""
-        needed = math.prod(self.shape) * 4
-        if free_bytes(path.parent) < needed:
-            raise disk_full(path.parent, needed - free_bytes(path.parent))
+        size = shape if create else None
+        self.dense = mapped(self.folder / "dense.npy", size)
+        self.folded = mapped(self.folder / "folded.npy", size)
 
     def next(self) -> "HiddenStates":
         """Fresh states after this layer."""
@@ -57,6 +46,34 @@ class HiddenStates:
     def discard(self) -> None:
         """Delete these states."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def mapped(path: Path, create: tuple[int, int, int] | None) -> np.memmap:
+    """Map a float32 file of states: a new one of the shape ``create``, or the one that is there.
+
+    Raises:
+        OutputError: the disk has no room: a mapped file with holes would kill the process where it has none.
+    """
+    if create is None:
+        return np.lib.format.open_memmap(path, mode="r+")
+    needed = math.prod(create) * 4
+    if free_bytes(path.parent) < needed:
+        raise disk_full(path.parent, needed - free_bytes(path.parent))
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=create)
+
+
+def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array in ``path``; made and stored there, whole or not at all, if it is not there yet."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, make())
+        fsync_path(partial)
+        partial.rename(path)
+        fsync_path(path.parent)
+    found: np.ndarray = np.load(path, allow_pickle=False)
+    return found
 
 
 def read(stream: np.ndarray, sequences: slice | np.ndarray, device: torch.device) -> Tensor:

@@ -108,7 +108,7 @@ class TestHub:
         fake = FakeHub(monkeypatch, tmp_path, repository)
         source = resolve("owner/name", revision="v1")
         assert source == Source(fake.snapshot, "owner/name", "c0ffee")
-        unwanted = {"pytorch_model.bin", "consolidated.00.pth", "consolidated.safetensors", "model.gguf", "README.md"}
+        unwanted = {"pytorch_model.bin", "consolidated.00.pth", "consolidated.safetensors", "model.gguf"}
         assert set(fake.fetched()) == set(fake.names("")) - unwanted
         assert fake.asked == [("owner/name", "v1"), ("owner/name", "c0ffee")]
         assert list(Checkpoint.open(source.folder).tensors) == ["a", "b"]

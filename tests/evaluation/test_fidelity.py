@@ -43,6 +43,23 @@ def test_a_model_is_faithful_to_itself(session_model: Path) -> None:
     assert found.top1 == 1
 
 
+def test_layer_errors_are_those_of_the_hidden_states(tmp_path: Path) -> None:
+    dense, model = (tiny_model(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    tokens = torch.randint(0, 64, (3, 20), generator=torch.Generator().manual_seed(0))
+    found = measured(dense, model, tokens)
+    with torch.inference_mode():
+        old, new = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            .eval()(tokens, output_hidden_states=True)
+            .hidden_states
+            for folder in (dense, model)
+        )
+    first = float((new[1] - old[1]).square().sum() / old[1].square().sum())  # the last of them is normalised
+    assert found.layer_errors[0] == pytest.approx(first, rel=1e-4)
+    assert len(found.layer_errors) == 2
+    assert list(measured(dense, dense, tokens).layer_errors) == [0.0, 0.0]
+
+
 def test_held_back_tokens_are_sampled_anew_but_always_the_same(session_model: Path) -> None:
     tokens = held_back_tokens(session_model, Loading(), tokens=400, length=50)
     assert tokens.shape == (8, 50)

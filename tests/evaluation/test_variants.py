@@ -17,6 +17,13 @@ def test_options_follow_their_method() -> None:
     assert parse_variants("flap:bias=false,num-samples=8")[0].options == {"bias": False, "num_samples": 8}
 
 
+def test_only_what_a_seed_can_move_is_repeated() -> None:
+    variants = parse_variants(
+        "self,weights,random,calibrated,wanda-sp:data=self,paper:cluster=kmeans,paper,flap,magnitude"
+    )
+    assert [v.random for v in variants] == [True] * 6 + [False] * 3
+
+
 def test_labels_are_what_a_person_types_without_folders(tmp_path: Path) -> None:
     data = tmp_path / "other.txt"
     data.touch()
@@ -57,7 +64,7 @@ def test_only_methods_that_read_data_get_it() -> None:
 
 
 def test_one_kind_of_ratio_may_have_several_values() -> None:
-    made = settings(ratio=(0.1, 0.2), attention_ratio=(0.0,))
+    made = settings(ratio=(0.1, 0.2), attention_ratio=(0.0,), methods="self")
     assert made.amounts() == [{"ratio": 0.1, "attention_ratio": 0.0}, {"ratio": 0.2, "attention_ratio": 0.0}]
     assert len(list(made.folds())) == 6
 

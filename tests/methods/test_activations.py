@@ -123,7 +123,7 @@ llmfold.fold(sys.argv[1], output=sys.argv[2], method=sys.argv[4], ratio=0.3, num
 
 
 @pytest.mark.parametrize("method", ["self", "weights"])
-@pytest.mark.parametrize("unit", ["method", "outside", "layer-0", "layer-1", "layer-2"])
+@pytest.mark.parametrize("unit", ["method", "outside", "layer-0", "layer-1", "layer-2", "finish"])
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit: str) -> None:
     model = tiny_model(tmp_path / "m", num_hidden_layers=3)
     command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), unit, method]
@@ -131,7 +131,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit
     assert not (tmp_path / "killed").exists()
     resumed = fold(model, method=method, ratio=0.3, output=tmp_path / "killed", **MEASURED)
     undisturbed = fold(model, method=method, ratio=0.3, output=tmp_path / "whole", **MEASURED)
-    assert resumed.resumed_layers == (int(unit[-1]) + 1 if unit.startswith("layer") else 0)
+    assert resumed.resumed_layers == {"layer-0": 1, "layer-1": 2, "layer-2": 3, "finish": 3}.get(unit, 0)
     names = {p.name for p in (tmp_path / "whole").iterdir()}
     assert names == {p.name for p in (tmp_path / "killed").iterdir()}
     for name in names - {"report.json"}:
@@ -151,7 +151,7 @@ def test_a_killed_run_leaves_layers_before_the_first_narrowed_one_alone(tmp_path
     assert (tmp_path / "killed" / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
     before, after = load_file(model / SINGLE), load_file(tmp_path / "whole" / SINGLE)
     changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"2", "3"}
+    assert changed == {"2", "3", "weight"}  # the last is the final norm
 
 
 def test_the_repair_knows_the_dtype_that_is_written(tmp_path: Path) -> None:

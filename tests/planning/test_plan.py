@@ -122,11 +122,13 @@ def test_estimates_grow_with_the_work() -> None:
     large = raw_config("llama", num_hidden_layers=1, intermediate_size=4096)
     costs = [estimate(plan(raw, mlp_ratio=0.5)) for raw in (small, large)]
     assert costs[1].memory_bytes - costs[0].memory_bytes > 4 * (4096**2 - 40**2)
-    states = 2 * 2 * 4 * 64 * 256 * plan(small, mlp_ratio=0.5).before.hidden
+    hidden = plan(small, mlp_ratio=0.5).before.hidden
+    states = 2 * 2 * 4 * 128 * 256 * hidden  # two streams before and after a layer
+    metrics = 2 * 4 * 64 * 256 * hidden + 8 * hidden**2  # states around the one layer on half of them, and its metric
     for raw, cost in zip((small, large), costs, strict=True):
         written = plan(raw, mlp_ratio=0.5, method="paper")
         assert estimate(written).disk_bytes == written.bytes_after
-        assert cost.disk_bytes == written.bytes_after + states
+        assert cost.disk_bytes == written.bytes_after + states + metrics
     assert all(cost.seconds >= 0 for cost in costs)
     deep = raw_config("llama", num_hidden_layers=8)
     by_depth = [estimate(plan(raw, mlp_ratio=0.5, method="paper")).memory_bytes for raw in (small, deep)]

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING
 from llmfold.architectures import ARCHITECTURES, LayerShape, ModelShape, shape_of
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import UsageError
-from llmfold.planning import FoldPlan, head_options, make_plan, plan_widths, snap, width_multiple
+from llmfold.planning import FoldPlan, Rules, head_options, make_plan, plan_widths, snap, width_multiple
 
 Widths = tuple[LayerShape, ...]
 REAL: dict[str, dict[str, Any]] = {
@@ -462,3 +462,37 @@ def test_the_fallback_is_needed_where_llama_refuses(name: str) -> None:
     biased = plan_of({**raw, "attention_bias": True}, mlp_ratio=0.2, attention_ratio=0.125)
     assert biased.written_as.model_type == "llama"
     assert biased.before.hidden % biased.after.layers[0].heads == 0
+
+
+@given(
+    shape=models(), ratio=st.floats(0, 0.9), devices=st.integers(1, 8), multiple_of=st.sampled_from([None, 1, 7, 64])
+)
+def test_tensor_parallel_devices_share_every_layer_evenly(
+    shape: ModelShape, ratio: float, devices: int, multiple_of: int | None
+) -> None:
+    config = FoldConfig("m", ratio=ratio, tensor_parallel=devices, multiple_of=multiple_of)
+    try:
+        widths = plan_widths(shape, config)
+    except UsageError:
+        event("refused")
+        return
+    event("planned")
+    for before, after in zip(shape.layers, widths, strict=True):
+        assert after.intermediate % devices == 0
+        assert after.heads % devices == 0
+        assert after.kv_heads % devices == 0 or (before.kv_heads < devices and devices % after.kv_heads == 0)
+
+
+def test_tensor_parallel_moves_widths_to_the_next_that_divides() -> None:
+    shape = model(heads=8, kv_heads=8)
+    layer = LayerShape(172, 8, 8)
+    assert head_options(shape, layer, Rules(None, 4)) == [(8, 8), (4, 4)]
+    assert Rules(1, 8).width(172, 1.0) == 168
+    assert Rules(None, 8).width(11_008, 0.7) % 128 == 0
+    assert Rules(48, 32).width(11_008, 0.7) % 96 == 0
+
+
+def test_tensor_parallel_that_divides_nothing_is_refused() -> None:
+    shape = model(heads=4, kv_heads=4)
+    with pytest.raises(UsageError, match="--tensor-parallel 5 does not divide layer 0"):
+        plan_widths(shape, FoldConfig("m", mlp_ratio=0.5, tensor_parallel=5))

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llmfold.repair import refine
 from llmfold.repair.refine import Loader, RefineOptions, Rows, refine_gate_up
 
 
@@ -59,3 +60,13 @@ def test_the_activation_may_be_any_smooth_function() -> None:
     loaders, gate, up = planted()
     *_, trace = refine_gate_up(gate, up, loaders[:7], loaders[7:], F.gelu, RefineOptions())
     assert trace[-1] < trace[0]
+
+
+def test_what_is_held_in_memory_does_not_move_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaders, gate, up = planted()
+    found = refine_gate_up(gate, up, loaders[:7], loaders[7:], F.silu, RefineOptions())
+    for room in (0, 20_000):
+        monkeypatch.setattr(refine, "KEPT_BYTES", room)
+        again = refine_gate_up(gate, up, loaders[:7], loaders[7:], F.silu, RefineOptions())
+        assert torch.equal(found[0], again[0])
+        assert torch.equal(found[1], again[1])

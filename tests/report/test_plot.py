@@ -71,6 +71,8 @@ def test_bars_are_proportional_and_carry_their_values() -> None:
     assert float(second.get("width", "")) == pytest.approx(5 * float(first.get("width", "")), rel=0.01)
     assert float(third.get("x", "")) < float(first.get("x", "")) == float(second.get("x", ""))
     assert {"self", "no data", "paper", "0.200", "1.000", "-0.100", "excess"} <= set(texts(svg))
+    counts = ET.fromstring(bar_chart([Bar("a", 1200.0), Bar("b", 3)], title="t", x_label="clusters"))
+    assert {"1,200", "3"} <= set(texts(counts))
 
 
 def test_reads_in_light_and_dark_without_outside_resources() -> None:

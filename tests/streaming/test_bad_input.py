@@ -274,7 +274,7 @@ RATIOS = {
     "percent": ("20", "must lie in [0, 1)"),
     "nan": ("nan", "must lie in [0, 1)"),
     "inf": ("inf", "must lie in [0, 1)"),
-    "word": ("much", "invalid float value"),
+    "word": ("much", "'much'"),
 }
 
 

@@ -1,0 +1,61 @@
+"""What a fold measures when it is done: how close the folded model is to the dense one, and the tasks of ``--eval``."""
+
+from collections.abc import Callable
+
+from llmfold.config import FoldConfig
+from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+from llmfold.evaluation.loading import Loading, fits
+from llmfold.evaluation.suite import prepare
+from llmfold.report.files import save_report
+from llmfold.report.record import FoldReport
+from llmfold.sources import locate
+from llmfold.streaming.engine import pick_device
+
+
+def prepare_afterwards(config: FoldConfig) -> None:
+    """Find the data of ``--eval`` before hours go into the fold.
+
+    Raises:
+        UsageError: an unknown task, data that cannot be had.
+    """
+    if config.eval is not None:
+        prepare(config.eval, text=config.eval_text, data_dir=config.eval_data_dir, limit=config.eval_limit)
+
+
+def measure_afterwards(report: FoldReport, config: FoldConfig, say: Callable[[str], None]) -> None:
+    """Measure the published fold, and write its report anew.
+
+    The fold stands whatever happens here. Fidelity alone is left out where the dense model does not fit in memory:
+    offloaded it would be read once for every token that is sampled.
+
+    Raises:
+        LlmfoldError: a model that cannot be run, a task that cannot be scored.
+    """
+    tokens = config.fidelity_tokens
+    dense = locate(config.model, config.revision).folder
+    if tokens and not fits(dense, Loading("auto", pick_device(config.device))):
+        tokens = 0
+        report.notes.append(
+            "closeness to the dense model was not measured, since that does not fit in memory: "
+            f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
+        )
+    if tokens or config.eval is not None:
+        found = evaluate(_settings(config, report, tokens), say=say)
+        report.quality = found.to_dict()
+        report.warnings += [found.fidelity.warning] if found.fidelity and found.fidelity.warning else []
+    save_report(report, report.output)
+
+
+def _settings(config: FoldConfig, report: FoldReport, tokens: int) -> EvaluationSettings:
+    return EvaluationSettings(
+        str(report.output),
+        tasks=config.eval,
+        against=config.model,
+        against_revision=config.revision,
+        text=config.eval_text,
+        data_dir=config.eval_data_dir,
+        limit=config.eval_limit,
+        device=config.device,
+        fidelity_tokens=tokens,
+        trust_remote_code=bool(report.plan["needs_trust_remote_code"]),
+    )

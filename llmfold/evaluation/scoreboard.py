@@ -1,0 +1,156 @@
+"""The numbers of an evaluation: Markdown for repositories, rich for the terminal; the dense model stands first."""
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from llmfold.evaluation.scores import Evaluation, ModelScores
+from llmfold.evaluation.zeroshot import GROUPS, TaskScore, harness_version
+from llmfold.planning.limits import human_bytes
+
+ABSENT = "–"
+_SHARES = ("acc", "acc_norm")
+
+
+def quality_rows(found: Evaluation) -> list[list[str]]:
+    """Heading, then a row for every number: what, dense (if there is one), model."""
+    heading = ["", *(_heading(found, scores) for scores in _models(found))]
+    rows = [heading, *score_rows(found)]
+    if found.fidelity:
+        rows.append(["KL to dense, nats per token", "0", f"{found.fidelity.kl:.4f}"])
+        rows.append(["top-1 agreement with dense", "100%", f"{found.fidelity.top1:.1%}"])
+    return rows
+
+
+def score_rows(found: Evaluation) -> list[list[str]]:
+    """Rows of perplexity and tasks."""
+    models = _models(found)
+    rows = []
+    if found.model.perplexity:
+        rows.append(["perplexity", *(_perplexity(scores) for scores in models)])
+    for task, metric in _metrics(models):
+        rows.append([f"{task}, {metric}", *(_metric(scores.tasks.get(task), metric) for scores in models)])
+    for group, tasks in GROUPS.items():
+        if all(task in scores.tasks for task in tasks for scores in models):
+            rows.append([f"{group}, mean acc", *(_mean(scores, tasks) for scores in models)])
+    return rows
+
+
+def speed_rows(found: Evaluation) -> list[list[str]]:
+    """The same for speed and size; empty where they were not measured."""
+    speed = found.speed
+    if speed is None:
+        return []
+
+    def row(heading: str, ratio: float, *values: str) -> list[str]:
+        return [heading, *values, f"{ratio:.2f}"]
+
+    def pair(name: str) -> tuple[float, float]:
+        return getattr(speed.dense, name), getattr(speed.model, name)
+
+    rows = [["", "dense", "folded", "ratio"]]
+    rows.append(row("prefill, tokens per second", speed.prefill_ratio, *(f"{v:,.0f}" for v in pair("prefill"))))
+    rows.append(row("decode, tokens per second", speed.decode_ratio, *(f"{v:,.1f}" for v in pair("decode"))))
+    for heading, name in (("peak memory", "peak_memory_bytes"), ("weights on disk", "disk_bytes")):
+        before, after = pair(name)
+        rows.append(row(heading, after / before, human_bytes(before), human_bytes(after)))
+    return rows
+
+
+def notes(found: Evaluation) -> list[str]:
+    """How everything was measured, and what could not be."""
+    lines = []
+    if found.model.perplexity:
+        lines.append(f"Perplexity: {found.model.perplexity.protocol}.")
+    if found.model.tasks:
+        lines.append(f"Zero-shot: lm-eval {harness_version()}, its prompts and metrics; ± is the standard error.")
+        lines += [_task_note(task) for task in found.model.tasks.values()]
+    if found.fidelity_protocol:
+        lines.append(f"Fidelity: {found.fidelity_protocol}.")
+    if found.speed:
+        lines.append(f"Speed: {found.speed.protocol}. {found.speed.verdict}.")
+    return [*lines, *(f"Not measured: {failure}." for failure in found.failures)]
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """Render rows, the first of which is the heading; the first column is words, the others numbers."""
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [_line(head), "|---|" + "---:|" * (len(head) - 1), *map(_line, body)]
+    return "\n".join(lines) + "\n"
+
+
+def document(found: Evaluation) -> str:
+    """The whole evaluation as Markdown."""
+    content = found.to_dict()
+    tables = [markdown_table(rows) for rows in (quality_rows(found), speed_rows(found)) if len(rows) > 1]
+    return "\n".join(
+        [
+            f"# {found.model.name}",
+            "",
+            *(part for table in tables for part in (table,)),
+            *(f"- {note}" for note in notes(found)),
+            "",
+            "```",
+            found.command or "",
+            "```",
+            "",
+            ", ".join(f"{name} {number}" for name, number in content["versions"].items()) + f"; {content['machine']}.",
+            "",
+        ]
+    )
+
+
+def terminal(found: Evaluation) -> RenderableType:
+    """The tables for a terminal."""
+    parts: list[RenderableType] = []
+    for rows in (quality_rows(found), speed_rows(found)):
+        if len(rows) > 1:
+            table = Table(box=None, padding=(0, 2), header_style="dim")
+            for number, heading in enumerate(rows[0]):
+                table.add_column(heading, justify="right" if number else "left")
+            for row in rows[1:]:
+                table.add_row(*map(Text, row))
+            parts += [table, Text()]
+    return Group(*parts, *(Text(note, style="dim") for note in notes(found)))
+
+
+def _models(found: Evaluation) -> list[ModelScores]:
+    return [scores for scores in (found.dense, found.model) if scores]
+
+
+def _heading(found: Evaluation, scores: ModelScores) -> str:
+    return f"dense ({scores.name})" if scores is found.dense else scores.name
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _perplexity(scores: ModelScores) -> str:
+    return f"{scores.perplexity.value:.4f}" if scores.perplexity else ABSENT
+
+
+def _metrics(models: list[ModelScores]) -> Iterator[tuple[str, str]]:
+    """Every task with every metric of it, each once."""
+    yield from dict.fromkeys(
+        (name, metric) for scores in models for name, task in scores.tasks.items() for metric in task.metrics
+    )
+
+
+def _metric(task: TaskScore | None, metric: str) -> str:
+    if task is None or metric not in task.metrics:
+        return ABSENT
+    value, error = task.metrics[metric]
+    if metric not in _SHARES:
+        return f"{value:.4f}"
+    return f"{100 * value:.2f}" + (f" ± {100 * error:.2f}" if error is not None else "")
+
+
+def _mean(scores: ModelScores, tasks: tuple[str, ...]) -> str:
+    return f"{100 * sum(scores.tasks[task].metrics['acc'][0] for task in tasks) / len(tasks):.2f}"
+
+
+def _task_note(task: TaskScore) -> str:
+    return f"{task.task}: {task.documents:,} documents, {task.shots}-shot, task version {task.version}, {task.data}."

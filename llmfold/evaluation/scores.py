@@ -1,0 +1,117 @@
+"""What an evaluation found: numbers of one model, of the dense one beside it, and the file that keeps both."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmfold.errors import UsageError
+from llmfold.evaluation.fidelity import Fidelity
+from llmfold.evaluation.machine import machine_words
+from llmfold.evaluation.perplexity import Perplexity
+from llmfold.evaluation.results import write
+from llmfold.evaluation.speed import ModelSpeed, Speed
+from llmfold.evaluation.zeroshot import TaskScore
+from llmfold.report.record import versions
+
+FORMAT = 1
+
+
+@dataclass
+class ModelScores:
+    """Numbers of one model; None or empty where nothing was measured."""
+
+    name: str
+    perplexity: Perplexity | None = None
+    tasks: dict[str, TaskScore] = field(default_factory=dict)
+
+
+@dataclass
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        model: the model in question.
+        dense: the one it was folded from, if named.
+        fidelity: of the model to the dense one.
+        fidelity_protocol: how, in words.
+        speed: of both, in the same run.
+        failures: what could not be measured, a sentence each.
+        command: that measured.
+    """
+
+    model: ModelScores
+    dense: ModelScores | None = None
+    fidelity: Fidelity | None = None
+    fidelity_protocol: str | None = None
+    speed: Speed | None = None
+    failures: list[str] = field(default_factory=list)
+    command: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with versions and machine."""
+        return {**asdict(self), "versions": versions("lm-eval", "datasets"), "machine": machine_words()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
+        """The inverse of :meth:`to_dict`, versions and machine left out."""
+        speed, fidelity = content["speed"], content["fidelity"]
+        return cls(
+            _scores(content["model"]),
+            _scores(content["dense"]) if content["dense"] else None,
+            Fidelity(**fidelity) if fidelity else None,
+            content["fidelity_protocol"],
+            Speed(**{**speed, **{side: ModelSpeed(**speed[side]) for side in ("model", "dense")}}) if speed else None,
+            list(content["failures"]),
+            content["command"],
+        )
+
+
+def _scores(content: Mapping[str, Any]) -> ModelScores:
+    perplexity = content["perplexity"]
+    tasks = {name: task_score(found) for name, found in content["tasks"].items()}
+    return ModelScores(content["name"], Perplexity(**perplexity) if perplexity else None, tasks)
+
+
+def task_score(content: Mapping[str, Any]) -> TaskScore:
+    """A score that was saved as plain data."""
+    metrics = {metric: (value, error) for metric, (value, error) in content["metrics"].items()}
+    return TaskScore(**{**content, "metrics": metrics})
+
+
+class Finished:
+    """Results by what decides them, kept in a file so that an interrupted evaluation goes on where it stopped."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Read what an earlier run left at ``path``; with None, results live as long as this object.
+
+        Raises:
+            UsageError: the file there is not one of ours.
+        """
+        self._path = path
+        self._content: dict[str, Any] = {}
+        if path is None or not path.exists():
+            return
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] == FORMAT:
+                self._content = dict(content["finished"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{path} is no evaluation that can be continued: remove it, or pass another --output"
+            ) from error
+
+    def get(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result under ``key``; measured, and saved at once, if it is new."""
+        if key not in self._content:
+            self._content[key] = measure()
+            self.save({})
+        found: dict[str, Any] = self._content[key]
+        return found
+
+    def save(self, head: dict[str, Any]) -> None:
+        """Write the file whole, ``head`` first."""
+        if self._path is not None:
+            content = {"format": FORMAT, **head, "finished": self._content}
+            write(self._path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,226 @@
+"""Speed and size that were really gained: two models, each in a process of its own, timed in turn.
+
+Separate processes keep each model's memory its own; taking turns lets whatever else the machine does fall on both.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmfold.architectures import shape_of
+from llmfold.checkpoint import Checkpoint
+from llmfold.errors import CheckpointError, LlmfoldError, UsageError
+from llmfold.evaluation.loading import Loading, input_device, max_positions, opened
+from llmfold.streaming.memory import peak_resident_bytes
+
+GAIN = 1.03
+"""Ratio of speeds below which nothing is claimed: repeated runs differ by as much."""
+_ROUND_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """What is timed.
+
+    Attributes:
+        batch: sequences at once.
+        prompt: tokens read in one forward pass.
+        new: tokens then written one after another.
+        rounds: medians over them are reported.
+    """
+
+    batch: int = 1
+    prompt: int = 128
+    new: int = 32
+    rounds: int = 5
+
+
+@dataclass(frozen=True)
+class ModelSpeed:
+    """One model.
+
+    Attributes:
+        prefill: prompt tokens per second, median over rounds.
+        decode: written tokens per second, median over rounds.
+        peak_memory_bytes: largest resident set of the process, libraries included; on a GPU, memory taken there.
+        disk_bytes: size of its weights' files.
+    """
+
+    prefill: float
+    decode: float
+    peak_memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A model beside the dense one, and what to make of it in a sentence or two."""
+
+    model: ModelSpeed
+    dense: ModelSpeed
+    prefill_ratio: float
+    decode_ratio: float
+    verdict: str
+    protocol: str
+
+
+def speed(model: Path, dense: Path, loading: Loading, settings: SpeedSettings, *, remote_code: bool = False) -> Speed:
+    """Time two models in turn.
+
+    Args:
+        model: folder of the folded model.
+        dense: folder of the model it was folded from.
+        loading: dtype and device of both.
+        settings: what is timed.
+        remote_code: whether the folded model's own modelling file may run.
+
+    Returns:
+        Medians of each, and the medians over rounds of their ratios.
+
+    Raises:
+        UsageError: more tokens than a model has positions.
+        CheckpointError: a model cannot be loaded, or its process died.
+    """
+    total = settings.prompt + settings.new
+    positions = min(max_positions(Checkpoint.open(folder)) for folder in (model, dense))
+    if total > positions:
+        raise UsageError(
+            f"--prompt-tokens and --new-tokens make {total} tokens, but the model has {positions} positions"
+        )
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(_worker(folder, loading, settings, remote_code and folder == model))
+            for folder in (dense, model)
+        ]
+        for worker in workers:
+            worker.ask("round")  # the first is slower than all that follow
+        rounds = [[worker.ask("round") for worker in workers] for _ in range(settings.rounds)]
+        memory = [int(worker.ask("memory")) for worker in workers]
+    found = [
+        ModelSpeed(
+            statistics.median(each[i][0] for each in rounds),
+            statistics.median(each[i][1] for each in rounds),
+            memory[i],
+            sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        )
+        for i, folder in enumerate((dense, model))
+    ]
+    prefill, decode = (statistics.median(each[1][part] / each[0][part] for each in rounds) for part in (0, 1))
+    return Speed(found[1], found[0], prefill, decode, _verdict(model, prefill, decode), _protocol(loading, settings))
+
+
+def _protocol(loading: Loading, settings: SpeedSettings) -> str:
+    return (
+        f"{settings.prompt} prompt tokens and {settings.new} written greedily, batch {settings.batch}, "
+        f"{'dtype as stored' if loading.dtype == 'auto' else loading.dtype}, {loading.device.type}, each model in a "
+        f"process of its own, timed in turn, medians of {settings.rounds} rounds"
+    )
+
+
+def _verdict(folder: Path, prefill: float, decode: float) -> str:
+    """Say plainly what was gained, and why nothing was if nothing was."""
+    said = [
+        f"{what} {ratio:.2f} times as fast" if ratio >= GAIN else f"{what} gains nothing ({ratio:.2f} times as fast)"
+        for what, ratio in (("prefill", prefill), ("decode", decode))
+    ]
+    if min(prefill, decode) >= GAIN:
+        return "; ".join(said)
+    shape = shape_of(Checkpoint.open(folder).config)
+    odd = sorted({layer.intermediate for layer in shape.layers if layer.intermediate % _ROUND_WIDTH})
+    if shape.hidden < 1024:
+        why = f"at a hidden size of {shape.hidden} the time goes into starting operations, not into arithmetic"
+    elif odd:
+        why = f"an MLP width of {odd[0]} is no multiple of {_ROUND_WIDTH}, which matrix kernels want: see --multiple-of"
+    else:
+        why = "the time of this batch goes elsewhere than into the layers' matrices; try another batch size"
+    return f"{'; '.join(said)}: {why}"
+
+
+class _Worker:
+    """The other end of a process that holds a model."""
+
+    def __init__(self, name: str, connection: Connection) -> None:
+        self._name, self._connection = name, connection
+
+    def ask(self, what: str) -> Any:
+        try:
+            self._connection.send(what)
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise CheckpointError(f"the process that timed {self._name} died, perhaps for lack of memory") from error
+        if isinstance(answer, str):
+            raise CheckpointError(answer)
+        return answer
+
+
+@contextmanager
+def _worker(folder: Path, loading: Loading, settings: SpeedSettings, remote_code: bool) -> Iterator[_Worker]:
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    arguments = (theirs, folder, loading, settings, remote_code, torch.get_num_threads())
+    process = context.Process(target=_serve, args=arguments, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield _Worker(folder.name, ours)
+    finally:
+        ours.close()
+        process.join(10)
+        process.kill()
+
+
+def _serve(
+    connection: Connection, folder: Path, loading: Loading, settings: SpeedSettings, remote_code: bool, threads: int
+) -> None:
+    """Answer questions until the other end closes; errors are answered as text."""
+    torch.set_num_threads(threads)
+    try:
+        with opened(folder, loading, remote_code=remote_code) as model:
+            answers: dict[str, Callable[[], Any]] = {
+                "round": lambda: _round(model, settings),
+                "memory": lambda: _peak(loading.device),
+            }
+            while True:
+                connection.send(answers[connection.recv()]())
+    except (EOFError, BrokenPipeError):
+        return
+    except LlmfoldError as error:
+        connection.send(str(error))
+    except Exception as error:  # a process that dies silently leaves nobody the wiser
+        connection.send(f"{folder.name} cannot be timed: {type(error).__name__}: {error}")
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
+
+
+def _round(model: Any, settings: SpeedSettings) -> tuple[float, float]:
+    """Tokens per second of one prefill and of the decoding after it."""
+    device = input_device(model)
+    start = model.config.bos_token_id if isinstance(model.config.bos_token_id, int) else 0
+    prompt = torch.full((settings.batch, settings.prompt), start, device=device)
+    _settle(device)
+    begin = time.perf_counter()
+    out = model(prompt, use_cache=True, logits_to_keep=1)
+    token = out.logits[:, -1:].argmax(-1)
+    _settle(device)
+    middle = time.perf_counter()
+    for _ in range(settings.new):
+        out = model(token.to(device), past_key_values=out.past_key_values, use_cache=True)
+        token = out.logits[:, -1:].argmax(-1)
+    _settle(device)
+    end = time.perf_counter()
+    return prompt.numel() / (middle - begin), settings.batch * settings.new / (end - middle)
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,70 @@
+"""What an evaluation measures: names of tasks sorted by who measures them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmfold.errors import UsageError
+from llmfold.evaluation.texts import WIKITEXT, Text, read_text
+from llmfold.evaluation.zeroshot import FOLDING, Harness, expand
+
+PERPLEXITY, SPEED = "wikitext2", "speed"
+DEFAULT = f"{PERPLEXITY},{FOLDING}"
+"""Of ``--eval`` without a value: what the tables of the papers show."""
+_WIKITEXT_FILE = "wikitext-2-raw-v1-test.txt"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Everything to measure, its data at hand.
+
+    Attributes:
+        text: of the perplexity as papers measure it; None for none.
+        harness: zero-shot tasks of lm-eval.
+        speed: whether to time the models.
+    """
+
+    text: Text | None
+    harness: Harness
+    speed: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to be measured."""
+        return not (self.text or self.harness.names or self.speed)
+
+
+def prepare(
+    tasks: str | Sequence[str] | None,
+    *,
+    text: str | None = None,
+    data_dir: str | Path | None = None,
+    limit: int | None = None,
+) -> Suite:
+    """Find the data of all tasks.
+
+    Args:
+        tasks: names, with commas between if one string: ``wikitext2`` (the papers' perplexity), ``folding`` (the four
+            tasks of the model folding paper), ``speed``, or any task of lm-eval. lm-eval's own ``wikitext`` measures
+            word and byte perplexity, which is something else.
+        text: file for perplexity in place of WikiText-2; asks for perplexity by itself.
+        data_dir: folder of JSON lines in place of the hub, with ``wikitext-2-raw-v1-test.txt`` if perplexity is asked
+            for and ``text`` is not given.
+        limit: most documents of a zero-shot task.
+
+    Raises:
+        UsageError: an unknown task, a bad limit, data that cannot be had.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit is {limit}; give at least 1")
+    names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else list(tasks or ())
+    folder = Path(data_dir).expanduser() if data_dir is not None else None
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"--data-dir {folder} is no folder")
+    scored = [name for name in names if name not in (PERPLEXITY, SPEED)]
+    harness = Harness(expand(scored, local=folder is not None), folder, limit)
+    if PERPLEXITY in names and text is None:
+        text = str(folder / _WIKITEXT_FILE) if folder else WIKITEXT
+    found = read_text(text) if text else None
+    harness.prepare()
+    return Suite(found, harness, SPEED in names)

@@ -1,0 +1,1 @@
+"""The Hugging Face hub: the model card of every output, and pushing an output there."""

@@ -1,0 +1,264 @@
+"""Pushing a finished output to the hub.
+
+``upload_folder`` of huggingface_hub does the work: it leaves nothing in the folder, and what a broken push left on the
+hub (whole files, or chunks of them where the hub speaks Xet) is not sent again.
+"""
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import TypeVar
+
+import huggingface_hub
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from llmfold.checkpoint import JOURNAL_FILE, MARKER_FILE, Checkpoint
+from llmfold.checkpoint.paths import regular_file
+from llmfold.errors import CheckpointError, HubError, OutputError, UsageError
+from llmfold.hub import card
+from llmfold.hub.base_card import CARD_FILE
+from llmfold.hub.errors import explained, is_passing
+from llmfold.quiet import quiet_hub
+from llmfold.report.record import REPORT_FILE, FoldReport
+from llmfold.report.saved import load_report
+
+ATTEMPTS = 3
+"""Beside the client's own, which cover only some of its requests."""
+PAUSE = 2.0
+_PRIVATE_FOLDERS = (".git", ".cache")
+_BAD_CARD = f"Invalid metadata in {CARD_FILE}."
+"""How the client begins to say that."""
+_STALE = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+"""Weights of an earlier push: a single file left there would be loaded instead of new shards."""
+_BRANCH = re.compile(r"(?!.*(\.\.|//|@\{|\.lock(/|$)))[\w][\w./+-]*(?<![./])")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to push.
+
+    Attributes:
+        repo_id: ``USER/NAME``.
+        private: make a new repository private; ``None`` is the hub's default for the user.
+        revision: branch, created if it does not exist; ``None`` is the main one.
+    """
+
+    repo_id: str
+    private: bool | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the names; raises UsageError."""
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise UsageError(
+                f"{self.repo_id!r} is not a name on the hub: give USER/NAME of letters, digits and -_."
+            ) from error
+        if self.repo_id.count("/") != 1:
+            raise UsageError(f"{self.repo_id!r} does not say whose it is: give USER/NAME")
+        if self.revision is not None and not _BRANCH.fullmatch(self.revision):
+            raise UsageError(f"revision {self.revision!r} is not the name of a branch")
+
+    @property
+    def address(self) -> str:
+        """Where a browser finds it."""
+        place = f"{constants.ENDPOINT}/{self.repo_id}"
+        return f"{place}/tree/{self.revision}" if self.revision else place
+
+    def command(self, folder: Path) -> str:
+        """The command line that pushes ``folder`` here."""
+        options = ["--private"] if self.private else []
+        options += ["--revision", self.revision] if self.revision else []
+        return shlex.join(["llmfold", "push", str(folder), self.repo_id, *options])
+
+
+def check_login(target: Target) -> None:
+    """Find out, before any work is done, whether a push to ``target`` has a chance.
+
+    Raises:
+        HubError: offline mode, no token, a token that is not valid or may only read, no connection.
+    """
+    _check_login(target, "run the same command again")
+
+
+def push(folder: Path, target: Target, *, quiet: bool = False, say: Callable[[str], None] = print) -> str:
+    """Push a finished output of llmfold; pushing again completes a push that broke off.
+
+    Args:
+        folder: the output.
+        target: where to.
+        quiet: no progress bar, no list of files.
+        say: told what will be sent, unless ``quiet``.
+
+    Returns:
+        The address of the model on the hub.
+
+    Raises:
+        OutputError: ``folder`` is not a finished output.
+        HubError: no token, no access, no connection; in one sentence that says what to do.
+        KeyboardInterrupt: with such a sentence too.
+    """
+    report = check_finished(folder)
+    resume = f"run `{target.command(folder)}` to go on, what has arrived is kept"
+    with quiet_hub(bars=not quiet and sys.stderr.isatty()):
+        api = _check_login(target, resume)
+        _address(folder, report, target)
+        files = files_of(folder)
+        if not quiet:
+            say(listing(folder, files))
+        try:
+            with _in_words(target, resume):
+                _Push(api, folder, files, target).run()
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"interrupted; {resume}") from stop
+    return target.address
+
+
+def check_finished(folder: Path) -> FoldReport:
+    """Return the report of a finished output.
+
+    Raises:
+        OutputError: the folder is no such thing, or lacks something that it should have.
+    """
+    if not folder.is_dir():
+        raise OutputError(f"there is no folder {folder}: give the output of a fold")
+    if (folder / JOURNAL_FILE).exists():
+        raise OutputError(f"{folder} is unfinished: run the same fold again, which resumes it, and push its output")
+    if not (folder / MARKER_FILE).is_file():
+        raise OutputError(f"{folder} was not made by llmfold (it has no {MARKER_FILE}): push it with `hf upload`")
+    report = load_report(folder)
+    try:
+        card.render(report)
+        Checkpoint.open(folder)  # every shard of the index is there, with the tensors it should have
+    except CheckpointError as error:
+        raise OutputError(f"{folder} is not whole: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OutputError(f"{folder / REPORT_FILE} is not a report of llmfold: fold the model again") from error
+    return report
+
+
+def _address(folder: Path, report: FoldReport, target: Target) -> None:
+    try:
+        card.address(folder, report, target.repo_id)
+    except OSError as error:
+        raise OutputError(
+            f"{folder / CARD_FILE} cannot be written ({error.strerror}): make {folder} writable"
+        ) from error
+
+
+def files_of(folder: Path) -> list[str]:
+    """Paths inside ``folder`` of all that is pushed, sorted.
+
+    Raises:
+        OutputError: one of them is a link that leaves the folder.
+    """
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    names = [path.as_posix() for path in found if not set(path.parts) & set(_PRIVATE_FOLDERS)]
+    try:
+        for name in names:
+            regular_file(folder, name)
+    except CheckpointError as error:
+        raise OutputError(f"{error}; nothing was pushed") from error
+    return names
+
+
+def listing(folder: Path, files: list[str]) -> str:
+    """The files with their sizes, for people."""
+    sizes = {name: (folder / name).stat().st_size for name in files}
+    width = max(len(f"{size:,}") for size in sizes.values())
+    lines = [f"  {size:{width},}  {name}" for name, size in sizes.items()]
+    return "\n".join([f"{len(files)} files, {sum(sizes.values()):,} bytes:", *lines])
+
+
+@dataclass(frozen=True)
+class _Push:
+    """One push, every step of which may be repeated."""
+
+    api: HfApi
+    folder: Path
+    files: list[str]
+    target: Target
+
+    def run(self) -> None:
+        """Create what is missing on the hub and send the files."""
+        _retried(self._create)
+        _retried(self._send)
+
+    def _create(self) -> None:
+        target = self.target
+        self.api.create_repo(target.repo_id, private=target.private, exist_ok=True)
+        if target.private and not self.api.repo_info(target.repo_id).private:
+            raise HubError(
+                f"{target.repo_id} exists and is public, so nothing was pushed: choose another name, make it private "
+                "in its settings, or drop --private"
+            )
+        if target.revision and not target.revision.startswith("refs/"):
+            self.api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
+
+    def _send(self) -> None:
+        """Send the files; the client first lets the hub judge the card."""
+        try:
+            self.api.upload_folder(
+                repo_id=self.target.repo_id,
+                folder_path=self.folder,
+                revision=self.target.revision,
+                commit_message="Upload folded model",
+                allow_patterns=[escape(name) for name in self.files],
+                delete_patterns=_STALE,
+            )
+        except ValueError as error:
+            if not str(error).startswith(_BAD_CARD):
+                raise
+            reason = " ".join(str(error).removeprefix(_BAD_CARD).split())[:300]
+            raise OutputError(f"the hub does not accept {self.folder / CARD_FILE}: {reason}; correct it") from error
+
+
+def _check_login(target: Target, resume: str) -> HfApi:
+    if constants.HF_HUB_OFFLINE:
+        raise HubError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it")
+    token = huggingface_hub.get_token()
+    if token is None:
+        raise HubError(
+            f"there is no token to push to {target.repo_id} with: log in with `hf auth login`, or set HF_TOKEN"
+        )
+    api = HfApi(token=token)
+    with _in_words(target, resume):
+        account = _retried(api.whoami)
+    access = (account.get("auth") or {}).get("accessToken") or {}
+    if access.get("role") == "read":
+        raise HubError(f"the token may only read: log in with one that may write to {target.repo_id}")
+    return api
+
+
+def _retried(step: Callable[[], Result]) -> Result:
+    """Do ``step``, again if it fails for a reason that may pass."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return step()
+        except Exception as error:  # by version the client raises errors of requests, httpx, httpx2 or hf_xet
+            if not is_passing(error):
+                raise
+            time.sleep(PAUSE * attempt)
+    return step()
+
+
+@contextmanager
+def _in_words(target: Target, resume: str) -> Iterator[None]:
+    """Raise what the client raises as a sentence."""
+    try:
+        yield
+    except (HubError, OutputError):
+        raise
+    except Exception as error:  # see _retried
+        raise explained(error, target.repo_id, resume) from error

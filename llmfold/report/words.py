@@ -1,0 +1,42 @@
+"""What a report says in words, the same on the page, on the model card and in the terminal."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from llmfold.config import AFTERWARDS, FoldConfig, option
+
+_NOT_OF_THE_RESULT = ("output", "overwrite", "verify", "layers", *AFTERWARDS)
+METHODS = {
+    "self": "units chosen by output error after repair, consumers refit by least squares",
+    "weights": "units chosen by output error after repair, on inputs that the weights imply",
+    "calibrated": "units chosen by output error after repair, consumers refit by least squares",
+    "paper": "similar units clustered and averaged, as published",
+}
+
+
+def data_words(report: Mapping[str, Any]) -> str:
+    """What the fold looked at beside the weights."""
+    data = str(report["data"].get("data", "none"))
+    if data == "none":
+        return "No data: the weights alone."
+    return (
+        "No outside data: text sampled from the model itself."
+        if data.startswith("sampled")
+        else f"{data.capitalize()}."
+    )
+
+
+def fold_command(config: Mapping[str, Any]) -> str:
+    """The command line of a fold by the options in its report, but for where it wrote to and how it was checked."""
+    words = ["llmfold"]
+    for f in fields(FoldConfig):
+        value = config.get(f.name, f.default)
+        if f.name in _NOT_OF_THE_RESULT or value in (f.default, None) or (f.name == "align" and value == "none"):
+            continue
+        if isinstance(value, bool):
+            words.append(option(f.name) if value else option(f"no_{f.name}"))
+        else:
+            words += [option(f.name), str(value)]
+    return shlex.join([*words, "--recipe", "RECIPE.yaml"] if config.get("layers") else words)

@@ -1,0 +1,196 @@
+"""Several processes on one fold, started by ``torchrun`` or ``accelerate launch``, on one machine or more.
+
+They share the work folder (several machines: on a shared file system) and speak through gloo, on GPUs too: all that
+travels between them is control. Rank 0 opens and publishes; the work in between is dealt out.
+"""
+
+import datetime
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from llmfold.errors import LlmfoldError, UsageError
+
+T = TypeVar("T")
+_PATIENCE = datetime.timedelta(days=30)
+"""How long a process waits for the others: they may be sampling for hours, and a dead one is noticed at once."""
+
+
+class LostError(LlmfoldError):
+    """Another process of the run has ended; what is journalled stays."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a process of this run has ended early; finished layers are kept: run the same command again to resume"
+        )
+
+
+class FollowerError(LlmfoldError):
+    """Rank 0 has refused or failed, and has said why; the other processes end without a word."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Place of this process among those of the run; the only one where nothing has launched several.
+
+    Attributes:
+        rank: from 0.
+        count: processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that opens, publishes and talks."""
+        return self.rank == 0
+
+    def mine(self, units: Sequence[T]) -> Sequence[T]:
+        """The units that fall to this process, in order."""
+        return units[self.rank :: self.count]
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """Have rank 0 do something that the others wait for, and give its result to all.
+
+        Raises:
+            FollowerError: on the other processes, where rank 0 raised an LlmfoldError.
+        """
+        if self.count == 1:
+            return work()
+        outcome: list[Any] = [None]
+        if self.leads:
+            try:
+                outcome = [(True, work())]
+            except LlmfoldError as error:
+                self._share([(False, (str(error), error.exit_code))])
+                raise
+        done, result = self._share(outcome)[0]
+        if not done:
+            raise FollowerError(*result)
+        found: T = result
+        return found
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Do something on all processes, but on rank 0 first: it stores what the others then find.
+
+        Raises:
+            FollowerError: as :meth:`lead`.
+        """
+        result: list[T] = []
+        self.lead(lambda: result.append(work()))
+        return result[0] if result else work()
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, by rank; all wait for one another."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        with _noticing():
+            dist.all_gather_object(found, value, group=_group())
+        return found
+
+    def _share(self, values: list[Any]) -> list[Any]:
+        with _noticing():
+            dist.broadcast_object_list(values, src=0, group=_group())
+        return values
+
+
+def check_alike(ranks: Ranks, threads: int) -> None:
+    """Raise UsageError unless all processes compute with as many threads: the bits of their sums depend on it."""
+    found = sorted(set(ranks.gather(threads)))
+    if len(found) > 1:
+        message = (
+            f"the processes of this run have {found[0]} to {found[-1]} threads each; "
+            "set OMP_NUM_THREADS alike everywhere"
+        )
+        raise UsageError(message) if ranks.leads else FollowerError(message, UsageError.exit_code)
+
+
+@contextmanager
+def _noticing() -> Iterator[None]:
+    """A broken connection is a process that has gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        _end_undisturbed()
+        raise LostError from error
+
+
+_joined: list[Any] = []
+
+
+def _group() -> Any:
+    return _joined[0]
+
+
+def launched() -> int:
+    """Number of processes that a launcher has started for this run; 1 without one."""
+    named = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    count = os.environ.get("WORLD_SIZE", "1")
+    return int(count) if named and count.isdecimal() else 1
+
+
+def neighbours() -> int:
+    """Processes of the run on this machine, this one included."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", launched())) if launched() > 1 else 1
+
+
+def leads() -> bool:
+    """Whether this process is the one that talks, known before the processes have met."""
+    return launched() == 1 or os.environ["RANK"] == "0"
+
+
+def join_ranks() -> Ranks:
+    """Meet the other processes of the run, once; a process on its own is rank 0 of 1.
+
+    Where there are GPUs, each process takes the one of its local rank. From here on SIGTERM, by which launchers end
+    the processes that are left when one has gone, raises :class:`LostError`.
+    """
+    if launched() == 1:
+        return Ranks()
+    if not _joined:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        with _noticing():
+            if not dist.is_initialized():
+                dist.init_process_group("gloo", timeout=_PATIENCE)
+            _joined.append(dist.new_group(backend="gloo", timeout=_PATIENCE))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _told_to_end)
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def _told_to_end(number: int, frame: object) -> None:
+    _end_undisturbed()
+    raise LostError
+
+
+def _end_undisturbed() -> None:
+    """From here on the process ends by itself: another SIGTERM must not cut its last words off."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def speaks(error: BaseException) -> bool:
+    """Whether this process is the one to tell of an error that ends the run: the first that comes to know of it."""
+    if isinstance(error, FollowerError):
+        return False
+    if not _joined:
+        return True
+    _end_undisturbed()
+    try:
+        return bool(dist.distributed_c10d._get_default_store().add("llmfold/told", 1) == 1)
+    except RuntimeError:  # the store went with the process that held it
+        return True

@@ -1,0 +1,68 @@
+"""Several ratios in one command, each with an output of its own."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmfold.checkpoint import MARKER_FILE
+from llmfold.config import FoldConfig
+from llmfold.errors import UsageError
+from llmfold.report.record import REPORT_FILE, FoldReport
+from llmfold.report.saved import load_report
+from llmfold.streaming.engine import fold_together, work_config
+from llmfold.streaming.progress import Listener
+
+ONE_PASS = ("paper", "random", "magnitude")
+"""Methods that fold every layer to all ratios at once; the others run ratio by ratio and share what they measured."""
+
+
+def sweep_configs(config: FoldConfig, ratios: Sequence[float]) -> list[FoldConfig]:
+    """One config per ratio; an output that was named becomes the folder that holds them, under their default names.
+
+    Raises:
+        UsageError: a ratio that stands twice, or is none.
+    """
+    if len(set(ratios)) < len(ratios):
+        raise UsageError(f"--ratio names {max(ratios, key=list(ratios).count):g} twice")
+    configs = []
+    for ratio in ratios:
+        named = dataclasses.replace(config, ratio=ratio, output=None)
+        parent = Path() if config.output is None else config.output_path
+        configs.append(dataclasses.replace(named, output=str(parent / named.output_path.name)))
+    return configs
+
+
+def fold_sweep(configs: Sequence[FoldConfig], listener: Listener | None = None) -> list[FoldReport]:
+    """Fold by several configs that differ in ratio and output only; outputs that an interrupted sweep finished stay.
+
+    Returns:
+        One report per config, in their order.
+
+    Raises:
+        LlmfoldError: as :func:`llmfold.streaming.engine.fold_checkpoint`.
+    """
+    finished = {c.output_path: report for c in configs if (report := finished_report(c)) is not None}
+    missing = [c for c in configs if c.output_path not in finished]
+    if configs[0].method in ONE_PASS:
+        made = fold_together(missing, listener) if missing else []
+        finished.update(zip((c.output_path for c in missing), made, strict=True))
+    else:
+        heritage: Path | None = None
+        for config in sorted(configs, key=lambda c: -float(c.ratio or 0)):
+            if config.output_path not in finished:
+                finished[config.output_path] = fold_together([config], listener, heritage)[0]
+            heritage = heritage or config.output_path
+    return [finished[config.output_path] for config in configs]
+
+
+def finished_report(config: FoldConfig) -> FoldReport | None:
+    """The report of an output that a run with these very options has published; None without one."""
+    folder = config.output_path
+    if config.overwrite or not (folder / MARKER_FILE).is_file():
+        return None
+    found = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(work_config(config)))
+    if found.get("config") != wanted:
+        return None
+    return load_report(folder) if (folder / REPORT_FILE).is_file() else None

@@ -1,0 +1,99 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import fold, tiny_model
+
+from llmfold import UsageError
+from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+from llmfold.evaluation.scoreboard import document, markdown_table, quality_rows, speed_rows
+from llmfold.evaluation.scores import Evaluation
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def test_prints_and_writes_with_the_dense_model_first(llmfold: Cli, reader: Path, prose: Path, space: Path) -> None:
+    out = space / "found.json"
+    common = ("eval", "--model", reader, "--text", prose, "--sequence-length", 50)
+    code, stdout, stderr = llmfold(*common, "--against", reader, "--fidelity-tokens", 128, "--output", out)
+    assert code == 0
+    assert stderr.splitlines()[-1] == "measuring tiny"
+    assert "dense (tiny)" in stdout.splitlines()[0]
+    found = json.loads(out.read_text())
+    assert found["model"]["perplexity"] == found["dense"]["perplexity"]
+    assert found["fidelity"]["top1"] == 1
+    page = out.with_suffix(".md").read_text()
+    assert "| KL to dense, nats per token | 0 | 0.0000 |" in page
+    assert str(space) not in page
+    code, stdout, _ = llmfold(*common)
+    assert code == 0
+    assert "KL" not in stdout
+    assert llmfold(*common, "--quiet") == (0, "", "")
+
+
+def test_what_was_saved_reads_back(reader: Path, prose: Path, space: Path) -> None:
+    folded = fold(reader, mlp_ratio=0.5, output=space / "folded").output
+    options: dict[str, Any] = {"text": str(prose), "sequence_length": 50, "fidelity_tokens": 128}
+    times = {"tasks": "speed", "prompt_tokens": 8, "new_tokens": 2, "rounds": 1}
+    found = evaluate(EvaluationSettings(str(folded), against=str(reader), **options, **times))
+    again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert document(again) == document(found)
+    assert [row[0] for row in quality_rows(found)] == [
+        *("", "perplexity", "KL to dense, nats per token", "top-1 agreement with dense")
+    ]
+    assert [row[0] for row in speed_rows(found)][1:3] == ["prefill, tokens per second", "decode, tokens per second"]
+
+
+def test_an_earlier_result_is_used_for_the_same_question_only(
+    reader: Path, prose: Path, space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llmfold.evaluation.evaluate as module
+
+    out, made = space / "found.json", []
+    judge = module.Judge
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        made.append(arguments)
+        return judge(*arguments, **options)
+
+    monkeypatch.setattr(module, "Judge", counting)
+    settings = EvaluationSettings(str(reader), text=str(prose), sequence_length=50)
+    first = evaluate(settings, out)
+    assert evaluate(settings, out).model.perplexity == first.model.perplexity
+    assert len(made) == 1
+    evaluate(EvaluationSettings(str(reader), text=str(prose), sequence_length=40), out)
+    other = tiny_model(space / "other", seed=5)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (other / name).write_bytes((reader / name).read_bytes())
+    evaluate(EvaluationSettings(str(other), text=str(prose), sequence_length=50), out)
+    assert len(made) == 3
+    out.write_text("{}")
+    with pytest.raises(UsageError, match=r"found\.json is no evaluation that can be continued"):
+        evaluate(settings, out)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "nothing to measure"),
+        ({"tasks": "speed"}, "speed is measured beside the dense model: pass --against"),
+        ({"text": "t", "dtype": "int8"}, "--dtype is 'int8'"),
+        ({"text": "t", "batch_size": 0}, "--batch-size is 0"),
+        ({"against": "demo", "fidelity_tokens": -1}, "--fidelity-tokens is -1"),
+        ({"text": "t", "rounds": 0}, "--rounds is 0"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        EvaluationSettings("demo", **options)
+
+
+def test_a_command_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    settings = EvaluationSettings(str(tmp_path / "out"), text=str(tmp_path / "text.txt"), trust_remote_code=True)
+    assert settings.command() == "llmfold eval --model out --text text.txt --trust-remote-code"
+
+
+def test_a_cell_cannot_break_a_table() -> None:
+    assert markdown_table([["", "a|b"], ["x", "1"]]) == "|  | a\\|b |\n|---|---:|\n| x | 1 |\n"

@@ -1,0 +1,145 @@
+"""Several processes on one fold, launched by torchrun as people do: the same bytes as one, and what a death leaves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import environment, file_hashes, fold, tiny_model
+
+from llmfold.checkpoint import Journal
+from llmfold.errors import LlmfoldError, OutputError
+from llmfold.streaming import ranks as module
+from llmfold.streaming.ranks import FollowerError, Ranks, launched, leads, neighbours
+from llmfold.streaming.sharing import mean_seconds
+
+LAYERS = 5
+OPTIONS: dict[str, Any] = {"mlp_ratio": 0.25, "attention_ratio": 0.5, "max_shard_size": "40KB"}
+DYING = """
+import os, signal, sys
+from llmfold.checkpoint import Journal
+from llmfold.cli import main
+
+append = Journal.append
+
+def struck(self, unit, *rest):
+    append(self, unit, *rest)
+    if unit == os.environ["DIES_AFTER"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.append = struck
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("ranks") / "model", num_hidden_layers=LAYERS, shards=2)
+
+
+@pytest.fixture(scope="module")
+def alone(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("alone") / "out"
+    fold(source, output=out, **OPTIONS)
+    return file_hashes(out)
+
+
+def two(program: tuple[str, ...], source: Path, out: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command = [*launcher, *program, "--model", str(source), "--method", "paper", "--output", str(out), *options]
+    return subprocess.run(command, env=environment(**extra), capture_output=True, text=True, timeout=300, check=False)
+
+
+def sentences(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("llmfold: ")]
+
+
+def test_two_processes_write_the_bytes_of_one(tmp_path: Path, source: Path, alone: dict[str, str]) -> None:
+    done = two(("-m", "llmfold"), source, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert file_hashes(tmp_path / "out") == alone
+    assert done.stdout.count("loads as") == 1
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["machine"]["processes"] == 2
+    assert len(report["layers"]) == LAYERS
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_run_with_a_sentence_and_one_process_resumes(
+    tmp_path: Path, source: Path, alone: dict[str, str], rank: int
+) -> None:
+    program, out = tmp_path / "dying.py", tmp_path / "out"
+    program.write_text(DYING)
+    done = two((str(program),), source, out, DIES_AFTER=f"layer-{rank}")
+    assert done.returncode == 1
+    told = sentences(done)
+    assert len(told) == 1, done.stderr
+    assert "run the same command again to resume" in told[0]
+    assert not out.exists()
+    report = fold(source, output=out, **OPTIONS)
+    assert report.resumed_layers >= 1
+    assert file_hashes(out) == alone
+
+
+def test_a_refusal_is_told_once(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    done = two(("-m", "llmfold"), source, tmp_path / "out")
+    assert done.returncode == 1
+    assert len(sentences(done)) == 1, done.stderr
+    assert "exists" in sentences(done)[0]
+
+
+def test_units_are_dealt_out_whole_and_once() -> None:
+    units = list(range(11))
+    dealt = [list(Ranks(rank, 3).mine(units)) for rank in range(3)]
+    assert sorted(unit for part in dealt for unit in part) == units
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    assert Ranks().mine(units) == units
+
+
+def test_alone_nothing_is_shared() -> None:
+    assert (launched(), neighbours(), leads()) == (1, 1, True)
+    assert Ranks().lead(lambda: 3) == Ranks().first(lambda: 3) == 3
+    assert Ranks().gather("x") == ["x"]
+    assert module.speaks(LlmfoldError("x"))
+    assert not module.speaks(FollowerError("x", 2))
+
+
+def test_a_launcher_is_told_by_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert launched() == 1
+    for name, value in {"RANK": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert (launched(), neighbours(), leads()) == (4, 2, False)
+
+
+def test_journals_of_other_ranks_are_absorbed(tmp_path: Path) -> None:
+    head = {"a": 1}
+    for name, unit in (("journal-1", "layer-1"), ("journal-2", "layer-0")):
+        with Journal.open(tmp_path / f"{name}.jsonl", head) as other:
+            other.append(unit, {unit: "00"}, {})
+    Journal.open(tmp_path / "journal-3.jsonl", {"a": 2}).close()
+    with Journal.open(tmp_path / "journal.jsonl", head) as journal:
+        journal.append("layer-0", {"own": "11"}, {})
+        assert journal.units_beside() == {"layer-0", "layer-1"}
+        journal.absorb()
+        assert journal.done.keys() == {"layer-0", "layer-1"}
+        assert journal.done["layer-0"].digests == {"own": "11"}
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.jsonl"]
+
+
+def test_a_journal_that_a_process_still_writes_is_not_absorbed(tmp_path: Path) -> None:
+    with (
+        Journal.open(tmp_path / "journal.jsonl", {}) as journal,
+        Journal.open(tmp_path / "journal-1.jsonl", {}, lock=True),
+        pytest.raises(OutputError, match="still writes into"),
+    ):
+        journal.absorb()
+
+
+def test_seconds_of_processes_are_averaged() -> None:
+    assert mean_seconds([{"read": 1.0, "gram": 4.0}, {"gram": 2.0}]) == {"read": 0.5, "gram": 3.0}
