@@ -25,7 +25,13 @@ def on_triton(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = KERNEL_DTYPES)
     """Whether the Triton version can run on all these tensors: on CUDA (or interpreted), and of a dtype it knows."""
     if not installed():
         return False
-    return all(t.dtype in dtypes and (t.is_cuda or interpreted()) for t in tensors)
+    return all(t.dtype in dtypes and (interpreted() or _is_capable(t.device)) for t in tensors)
+
+
+@cache
+def _is_capable(device: torch.device) -> bool:
+    """Whether this is a GPU from Ampere on: bf16 tensor cores, and shared memory for the tiles."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def tiles(interpreted_size: int, **usual: int) -> dict[str, int]:

@@ -138,7 +138,8 @@ def _on_device(
     masses = masses.to(distances.device, torch.float32, copy=True)
     if masses.shape != (len(distances),) or not bool(((masses > 0) & masses.isfinite()).all()):
         raise ValueError(f"weights must be {len(distances)} positive finite numbers")
-    costs = distances if overwrite and distances.is_contiguous() else distances.clone()
+    in_place = overwrite and distances.is_contiguous()
+    costs = distances if in_place else distances.clone(memory_format=torch.contiguous_format)
     for start in range(0, len(costs), _DEVICE_ROWS):
         own = masses[start : start + _DEVICE_ROWS, None]
         costs[start : start + _DEVICE_ROWS] *= own * masses / (own + masses)

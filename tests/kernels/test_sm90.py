@@ -10,7 +10,8 @@ import pytest
 
 from llmfold_kernels.dispatch import installed, interpreted
 
-SHARED, REGISTERS, REGISTER_FILE = 227 * 1024, 255, 65536
+# The shared memory of an H100 is 227 KiB; a consumer GPU's is 99 KiB, and the kernels keep to that.
+SHARED, REGISTERS, REGISTER_FILE = 99 * 1024, 255, 65536
 HOT = ("gram", "assign", "nearest centre", "segment", "ward", "elimination", "swiglu", "row")
 
 

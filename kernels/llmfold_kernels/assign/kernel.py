@@ -15,7 +15,7 @@ def config(dtype: torch.dtype) -> dict[str, int]:
     """Tiles of rows, centroids and features, warps and stages by input dtype."""
     if dtype == torch.float32:
         return tiles(512, ROWS=64, CENTROIDS=64, DEPTH=32, num_warps=8, num_stages=3)
-    return tiles(512, ROWS=128, CENTROIDS=128, DEPTH=64, num_warps=8, num_stages=4)
+    return tiles(512, ROWS=128, CENTROIDS=128, DEPTH=64, num_warps=8, num_stages=3)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ def config(dtype: torch.dtype) -> dict[str, int]:
     """Tile, depth, warps and stages by input dtype: tensor cores take 16-bit tiles, float32 runs on plain lanes."""
     if dtype == torch.float32:
         return tiles(512, BLOCK=64, DEPTH=32, num_warps=8, num_stages=3)
-    return tiles(512, BLOCK=128, DEPTH=64, num_warps=8, num_stages=4)
+    return tiles(512, BLOCK=128, DEPTH=64, num_warps=8, num_stages=3)
 
 
 @triton.jit
