@@ -19,6 +19,7 @@ SEPARATION, NOISE, SKEW = 1.0, 0.3, 3.0
 PACKAGES = ("torch", "triton", "numpy", "scipy", "scikit-learn", "faiss-cpu", "fastkmeans", "flash-kmeans")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _WARM_SECONDS = 5.0
+TWINS = "On this device llmfold_kernels runs its torch twins, made to be read and not for speed."
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,7 @@ def run(
         f"# {title}",
         "",
         about,
+        *([] if device.type == "cuda" else [TWINS]),
         f"Seed {options.seed}, {options.repeats} repeats in turns. Limits measured in the same run: torch product in "
         f"{options.dtype} {flops_rate / 1e12:.3g} TFLOP/s, copy {bytes_rate / 1e9:.3g} GB/s.",
         "",

@@ -81,6 +81,11 @@ def downdate(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Ten
     if kernels is not None:
         removed, costs = kernels.eliminate(inverse, products, steps)
         return removed, costs.double().clamp_(min=0)
+    return downdate_in_blocks(inverse, products, steps)
+
+
+def downdate_in_blocks(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """:func:`downdate` in torch, on any device."""
     state = _Delayed(inverse, products)
     taken = [state.step() for _ in range(steps)]
     return (
