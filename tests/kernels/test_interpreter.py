@@ -1,11 +1,11 @@
 """The kernels themselves, in Triton's interpreter: a process of its own, since triton reads the switch once."""
 
-import os
 import sys
 from pathlib import Path
 from subprocess import run
 
 import pytest
+from support import environment
 
 from llmfold_kernels.dispatch import installed, interpreted
 
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 def test_all_kernels_agree_with_what_they_should_compute() -> None:
     done = run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE, "-W", "ignore::RuntimeWarning"],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=environment(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES=""),
         cwd=HERE.parent.parent,
         capture_output=True,
         text=True,

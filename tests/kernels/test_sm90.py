@@ -1,12 +1,12 @@
 """What the compiler makes of every kernel for an H100 or H200, at the size of LLaMA-7B."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import environment
 
 from llmfold_kernels.dispatch import installed, interpreted
 
@@ -18,9 +18,9 @@ HOT = ("gram", "assign", "nearest centre", "segment", "ward", "elimination", "sw
 @pytest.mark.skipif(not installed(), reason="triton is not installed: it is to be had on Linux only")
 @pytest.mark.skipif(interpreted(), reason="kernels are compiled in a process that does not interpret")
 def test_every_kernel_fits_and_none_spills() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("compile_sm90.py")
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    variables = environment(TRITON_INTERPRET="0")
+    done = subprocess.run([sys.executable, script], env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     report = json.loads(done.stdout)
     assert all(any(title.startswith(word) for title in report) for word in HOT)
