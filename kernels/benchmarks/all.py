@@ -21,7 +21,7 @@ def main() -> int:
     for name in NAMES:
         print(f"== {name}", file=sys.stderr, flush=True)
         script = Path(__file__).with_name(f"{name}.py")
-        done = subprocess.run([sys.executable, script, "--output", options.output.resolve(), *rest], check=False)
+        done = subprocess.run([sys.executable, script, "--output", options.output, *rest], check=False)
         if done.returncode:
             failed.append(name)
     if failed:

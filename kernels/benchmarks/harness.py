@@ -205,8 +205,9 @@ def table(rows: Sequence[Row], flops_rate: float, bytes_rate: float) -> list[str
 
 
 def command(options: argparse.Namespace) -> str:
-    """The command that made a table, with the output folder by its last name: paths of a machine are not published."""
-    words = [options.output.name if options.output and word == str(options.output) else word for word in sys.argv[1:]]
+    """The command that made a table; of an absolute output folder only the last name, since it is a machine's own."""
+    output = str(options.output) if options.output and options.output.is_absolute() else None
+    words = [options.output.name if word == output else word for word in sys.argv[1:]]
     return shlex.join(["python", f"kernels/benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
@@ -227,7 +228,7 @@ def run(
         f"# {title}",
         "",
         about,
-        *([] if device.type == "cuda" else [TWINS]),
+        *([TWINS] if device.type != "cuda" and any("llmfold_kernels" in c.name for c in chosen) else []),
         f"Seed {options.seed}, {options.repeats} repeats in turns. Limits measured in the same run: torch product in "
         f"{options.dtype} {flops_rate / 1e12:.3g} TFLOP/s, copy {bytes_rate / 1e9:.3g} GB/s.",
         "",
