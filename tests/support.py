@@ -140,7 +140,8 @@ def logits(folder: Path, ids: Tensor, *, remote_code: bool = False) -> Tensor:
 
 def environment(**extra: str) -> dict[str, str]:
     """Environment of a subprocess: this repository importable, one thread, no network."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
+    path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
 
 
 def python(code: str, *arguments: object, **extra: str) -> str:

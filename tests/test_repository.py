@@ -41,3 +41,24 @@ def test_no_tracked_file_is_large() -> None:
     """The demo checkpoint is the only exception."""
     large = [path.relative_to(ROOT) for path in tracked() if path.stat().st_size > 1_000_000]
     assert all(path.parts[:2] == ("llmfold", "demo") for path in large), large
+
+
+def test_the_wheel_holds_both_packages_and_nothing_called_kernels() -> None:
+    pytest.importorskip("setuptools")
+    from setuptools.config.pyprojecttoml import read_configuration
+
+    packages = set(read_configuration(ROOT / "pyproject.toml")["tool"]["setuptools"]["packages"])
+    assert {"llmfold", "llmfold.clustering", "llmfold_kernels", "llmfold_kernels.gram"} <= packages
+    assert all(name.split(".")[0] in ("llmfold", "llmfold_kernels") for name in packages)
+
+
+def test_llmfold_works_without_triton() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import torch, llmfold, llmfold_kernels\n"
+        "from llmfold_kernels import dispatch\n"
+        "from llmfold.clustering import cluster\n"
+        "print(cluster([torch.randn(30, 4)], 10, method='hartigan').k, dispatch.on_triton(torch.ones(1)))"
+    )
+    assert python(code).split() == ["10", "False"]

@@ -1,182 +1,148 @@
-"""Time and quality of clusterings of planted near-duplicates, against scikit-learn, as a Markdown table.
+"""Clustering of a whole layer's neurons, against one full product at the machine's own rate and against peers.
 
-python kernels/benchmarks/clustering.py --n 2752 --d 3072 --k 2202 --output clustering.md
+python kernels/benchmarks/clustering.py --size llama-7b --device cpu --only torch "Gram + Ward" PCA --repeats 3
 """
 
-import argparse
-import platform
-import shlex
 import statistics
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
+from harness import DTYPES, Contender, Row, Size, arguments, planted, run, size_of
 from torch import Tensor
 
-from llmfold.clustering import (
-    Method,
-    cluster,
-    gram,
-    inertia_of_rows,
-    mst_bound,
-    squared_distances,
-)
+from llmfold.clustering import Method, cluster, gram, inertia_of_rows, mst_bound, squared_distances
 
-SEPARATION, NOISE, SKEW = 1.0, 0.3, 3.0
+FULL, OURS, PEER = "torch full n x n x d product", "llmfold Gram + Ward", "scikit-learn PCA"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; no labels means the contender did not run."""
-
-    name: str
-    seconds: list[float]
-    inertia: float | None = None
-    note: str = ""
-
-
-def planted(n: int, d: int, k: int, seed: int, dtype: torch.dtype) -> Tensor:
-    """Make k normal centres, one row each; the other n - k rows go to centre floor(k u^3), so that sizes are skewed."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = SEPARATION * torch.randn(k, d, generator=generator)
-    extra = (torch.rand(n - k, generator=generator) ** SKEW * k).long().clamp_(max=k - 1)
-    rows = centres[torch.cat([torch.arange(k), extra])]
-    rows += NOISE * torch.randn(n, d, generator=generator)
-    return rows[torch.randperm(n, generator=generator)].to(dtype)
-
-
-def ours(method: Method, rows: Tensor, k: int, seed: int) -> Callable[[], Tensor]:
-    """Gram, distances and clustering, without the certificate."""
+def ours(method: Method, rows: Tensor, k: int, seed: int) -> Callable[[], object]:
+    """Gram, distances and clustering, with the inertia and without the certificate."""
     return lambda: cluster([rows], k, method=method, seed=seed, certificate=False).labels
 
 
-def sklearn_ward(rows: Tensor, k: int, components: int | None, seed: int) -> Callable[[], Tensor]:
+def sklearn_ward(rows: Tensor, k: int, components: int | None, seed: int) -> Callable[[], object]:
     """Ward as nanguoyu/model-folding-universal runs it (PCA first), or without PCA."""
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.decomposition import PCA
 
-    points = rows.float().numpy()
+    points = rows.float().cpu().numpy()
 
-    def run() -> Tensor:
+    def call() -> Tensor:
         reduced = points if components is None else PCA(components, random_state=seed).fit_transform(points)
         return torch.from_numpy(AgglomerativeClustering(k, linkage="ward").fit_predict(reduced)).long()
 
-    return run
+    return call
 
 
-def sklearn_kmeans(rows: Tensor, k: int, seed: int) -> Callable[[], Tensor]:
+def sklearn_kmeans(rows: Tensor, k: int, seed: int) -> Callable[[], object]:
     """One k-means++ start and Lloyd."""
     from sklearn.cluster import KMeans
 
-    points = rows.float().numpy()
+    points = rows.float().cpu().numpy()
     model = KMeans(k, init="k-means++", n_init=1, algorithm="lloyd", random_state=seed)
     return lambda: torch.from_numpy(model.fit_predict(points)).long()
 
 
-def measure(name: str, prepare: Callable[[], Callable[[], Tensor]], rows: Tensor, k: int, repeats: int) -> Row:
-    """Run a contender ``repeats`` times; the inertia is taken from the original rows by the same function for all."""
-    try:
-        run = prepare()
-    except ImportError as error:
-        return Row(name, [], note=f"not run: {error.name} is not installed")
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        labels = run()
-        seconds.append(time.perf_counter() - start)
-    found = int(torch.bincount(labels).count_nonzero())
-    return Row(name, seconds, inertia_of_rows([rows], labels), "" if found == k else f"{found} clusters")
+def faiss_kmeans(rows: Tensor, k: int, seed: int) -> Callable[[], object]:
+    """Lloyd from random rows, all points used."""
+    import faiss
+
+    points = rows.float().cpu().numpy()
+
+    def call() -> Tensor:
+        model = faiss.Kmeans(points.shape[1], k, niter=10, seed=seed, max_points_per_centroid=10**6, gpu=rows.is_cuda)
+        model.train(points)
+        return torch.from_numpy(model.index.search(points, 1)[1]).flatten().long()
+
+    return call
 
 
-def cpu_model() -> str:
-    """Name of the processor as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def fast_kmeans(rows: Tensor, k: int, seed: int) -> Callable[[], object]:
+    """fastkmeans, from random rows."""
+    from fastkmeans import FastKMeans
+
+    points = rows.float().cpu().numpy()
+
+    def call() -> Tensor:
+        model = FastKMeans(points.shape[1], k, niter=10, seed=seed, gpu=rows.is_cuda)
+        return torch.from_numpy(model.fit_predict(points)).long()
+
+    return call
 
 
-def installed(package: str) -> str:
-    """Package and version, or that it is missing."""
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"{package} not installed"
+def flash_kmeans(rows: Tensor, k: int) -> Callable[[], object]:
+    """flash-kmeans, from random rows."""
+    from flash_kmeans import batch_kmeans_Euclid
+
+    if not rows.is_cuda:
+        raise ImportError("flash-kmeans needs CUDA")
+    return lambda: batch_kmeans_Euclid(rows[None], k, max_iters=10)[0][0]
 
 
-def table(results: list[Row], bound: float) -> list[str]:
-    """Render the Markdown table."""
-    lines = ["| method | median s | min–max s | inertia | inertia / MST bound | note |", "|---|---|---|---|---|---|"]
-    for row in results:
-        if row.inertia is None:
-            cells = ["–"] * 4
-        else:
-            spread = f"{min(row.seconds):.3f}–{max(row.seconds):.3f}"
-            ratio = f"{row.inertia / bound:.4f}" if bound > 0 else "–"
-            cells = [f"{statistics.median(row.seconds):.3f}", spread, f"{row.inertia:.6g}", ratio]
-        lines.append("| " + " | ".join([row.name, *cells, row.note]) + " |")
-    return lines
+def judged(rows: Tensor, k: int, bound: float) -> Callable[[object], str]:
+    """Inertia over its lower bound, from the original rows and by the same function for all."""
+
+    def judge(labels: object) -> str:
+        assert isinstance(labels, Tensor)
+        found = int(torch.bincount(labels.cpu()).count_nonzero())
+        inertia = inertia_of_rows([rows], labels.long())
+        ratio = f"inertia / bound {inertia / bound:.4f}" if bound > 0 else f"inertia {inertia:.6g}"
+        return ratio if found == k else f"{ratio}, {found} clusters"
+
+    return judge
 
 
-def arguments() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=2752, help="rows")
-    parser.add_argument("--d", type=int, default=3072, help="features per row")
-    parser.add_argument("--k", type=int, default=2202, help="clusters planted and asked for")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the rows")
-    parser.add_argument("--components", type=int, help="PCA components before scikit-learn's Ward; min(n, d, 128)")
-    parser.add_argument("--output", type=Path, help="Markdown file; standard output when left out")
-    options = parser.parse_args()
-    if not 1 <= options.k <= options.n or options.repeats < 1 or options.d < 1:
-        parser.error("needs 1 <= k <= n, d >= 1 and repeats >= 1")
-    return options
+def ratios(rows: list[Row]) -> list[str]:
+    """What the layer costs in full products, and against the published pipeline."""
+    medians = {row.contender.name: statistics.median(row.seconds) for row in rows if row.seconds}
+    lines = []
+    if OURS in medians and FULL in medians:
+        lines.append(f"{OURS} over one full product: {medians[OURS] / medians[FULL]:.3f}.")
+    peer = next((name for name in medians if name.startswith(PEER)), None)
+    if OURS in medians and peer:
+        lines.append(f"{OURS} over {peer}: {medians[OURS] / medians[peer]:.3f}.")
+    return [*lines, ""] if lines else []
+
+
+def contenders_for(rows: Tensor, size: Size, components: int, seed: int) -> list[Contender]:
+    """Everything that can cluster these rows."""
+    k = size.k
+    bound = mst_bound(squared_distances([rows], gram([rows])), k)
+    judge = judged(rows, k, bound)
+    triangle = float(size.n) * size.n * size.d
+    moved = float(rows.nbytes)
+
+    def entry(name: str, prepare: Callable[[], Callable[[], object]], flops: float = 0.0) -> Contender:
+        return Contender(name, prepare, flops, moved if flops else 0.0, judge)
+
+    return [
+        Contender(FULL, lambda: lambda: torch.mm(rows, rows.T), 2 * triangle, moved),
+        entry(OURS, lambda: ours("ward", rows, k, seed), triangle),
+        entry("llmfold Gram + Ward + Hartigan", lambda: ours("hartigan", rows, k, seed), triangle),
+        entry("llmfold Gram k-means (++, Lloyd)", lambda: ours("kmeans", rows, k, seed), triangle),
+        entry(f"{PEER}({components}) + Ward", lambda: sklearn_ward(rows, k, components, seed)),
+        entry("scikit-learn Ward", lambda: sklearn_ward(rows, k, None, seed)),
+        entry("scikit-learn KMeans (++, Lloyd)", lambda: sklearn_kmeans(rows, k, seed)),
+        entry("FAISS Kmeans, 10 iterations", lambda: faiss_kmeans(rows, k, seed)),
+        entry("fastkmeans, 10 iterations", lambda: fast_kmeans(rows, k, seed)),
+        entry("flash-kmeans, 10 iterations", lambda: flash_kmeans(rows, k)),
+    ]
 
 
 def main() -> None:
     """Run all contenders on the same rows and write the table."""
-    options = arguments()
-    n, d, k, seed = options.n, options.d, options.k, options.seed
-    components = options.components or min(n, d, 128)
-    rows = planted(n, d, k, seed, getattr(torch, options.dtype))
-    contenders: list[tuple[str, Callable[[], Callable[[], Tensor]]]] = [
-        ("llmfold Gram + Ward", lambda: ours("ward", rows, k, seed)),
-        ("llmfold Gram + Ward + Hartigan", lambda: ours("hartigan", rows, k, seed)),
-        ("llmfold Gram k-means (++, Lloyd)", lambda: ours("kmeans", rows, k, seed)),
-        (f"scikit-learn PCA({components}) + Ward", lambda: sklearn_ward(rows, k, components, seed)),
-        ("scikit-learn Ward", lambda: sklearn_ward(rows, k, None, seed)),
-        ("scikit-learn KMeans (++, Lloyd)", lambda: sklearn_kmeans(rows, k, seed)),
-    ]
-    results = []
-    for name, prepare in contenders:
-        print(name, file=sys.stderr, flush=True)
-        results.append(measure(name, prepare, rows, k, options.repeats))
-    bound = mst_bound(squared_distances([rows], gram([rows])), k)
-    lines = [
-        "# Clustering near-duplicates",
-        "",
-        f"n = {n}, d = {d}, k = {k}, {options.dtype}, {options.repeats} repeats, seed {seed}; planted: {k} normal",
-        f"centres, noise {NOISE} of their spread, skewed sizes. Inertia is computed from the original rows for all.",
-        f"MST bound: {bound:.6g}.",
-        "",
-        *table(results, bound),
-        "",
-        f"Command: `python {shlex.join(sys.argv)}`",
-        "",
-        f"{cpu_model()}, {torch.get_num_threads()} threads; Python {platform.python_version()}, "
-        + ", ".join(installed(package) for package in ("torch", "numpy", "scipy", "scikit-learn")),
-    ]
-    text = "\n".join(lines) + "\n"
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    parser = arguments(__doc__)
+    parser.add_argument("--components", type=int, help="PCA components before scikit-learn's Ward; min(n, d, 128)")
+    options = parser.parse_args()
+    size, device, dtype = size_of(options), torch.device(options.device), DTYPES[options.dtype]
+    rows = planted(size, options.seed, dtype, device)
+    components = options.components or min(size.n, size.d, 128)
+    about = (
+        f"n = {size.n}, d = {size.d}, k = {size.k}, {options.dtype}; planted: k normal centres, noise of 0.3 of their "
+        "spread, skewed sizes. TFLOP/s count n²d operations for llmfold's triangle and 2n²d for the full product."
+    )
+    contenders = contenders_for(rows, size, components, options.seed)
+    run("clustering", "Clustering of a layer's neurons", about, contenders, options, ratios)
 
 
 if __name__ == "__main__":

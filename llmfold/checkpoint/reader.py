@@ -81,9 +81,7 @@ class Checkpoint:
         info = self.tensors[name]
         header = self._headers[info.shard]
         try:
-            status = header.path.stat()
-            if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
-                raise CheckpointError(f"{header.path} changed while it was being read: run the command again")
+            _confirm(header)
             with safe_open(header.path, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
@@ -91,6 +89,14 @@ class Checkpoint:
         if check_finite and not is_finite(tensor):
             raise CheckpointError(f"tensor {name!r} in {header.path} holds NaN or infinity: the model is damaged")
         return tensor
+
+    def confirm(self, name: str) -> None:
+        """Raise CheckpointError if the shard of ``name`` changed since the checkpoint was opened."""
+        header = self._headers[self.tensors[name].shard]
+        try:
+            _confirm(header)
+        except OSError as error:
+            raise CheckpointError(f"tensor {name!r} in {header.path} cannot be read: {error}") from error
 
     def fingerprint(self) -> str:
         """Return a sha256 that names this source: config and headers by content, shards by name, size and time."""
@@ -110,6 +116,12 @@ class Checkpoint:
             refuse_quantised_tensor(entry.name, entry.dtype, shard)
             dtype = TORCH_DTYPES[entry.dtype]
             self.tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, entry.nbytes, shard)
+
+
+def _confirm(header: Header) -> None:
+    status = header.path.stat()
+    if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
+        raise CheckpointError(f"{header.path} changed while it was being read: run the command again")
 
 
 def _read_headers(folder: Path) -> list[Header]:

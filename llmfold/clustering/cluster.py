@@ -61,7 +61,7 @@ def _untimed(stage: str) -> None:
 def _partitions(
     blocks: Blocks, ks: Sequence[int], method: Method, seed: int, certificate: bool, clock: Clock
 ) -> list[tuple[Tensor, float | None]]:
-    products = gram(blocks)
+    products = gram(blocks, symmetric=method != "ward")
     clock("gram")
     if method == "kmeans":
         labels = [kmeans(products, k, seed=seed) for k in ks]

@@ -7,19 +7,27 @@ import torch
 from torch import Tensor
 
 from llmfold.clustering.blocks import Blocks, column_chunks, row_count, spans, working_dtype
+from llmfold.clustering.device import kernels_for
 
 # Measured Gram error is at most 1e-6 of S_ii, so above this share of S_ii + S_jj a difference keeps about 4 digits.
 _CANCELLATION = 1e-2
 # One pair summed directly costs about as much as this many entries of a float64 matrix product.
 _DIRECT_COST = 64
 _DEPTH = 4096
+_MIN_DEPTH = 512
+_PANEL = 2**27
+_TILE = 1024
 _DEPTH_FLOAT64 = 1024
 _PAIRS = 1024
 
 
 @contextmanager
 def _exact_bfloat16_products(blocks: Blocks) -> Iterator[None]:
-    """Let oneDNN multiply float32 panels as bf16, with float32 sums: exact products where all inputs are bf16."""
+    """Let oneDNN multiply float32 panels as bf16, with float32 sums: exact products where all inputs are bf16.
+
+    Where a processor has no such arithmetic oneDNN multiplies in float32, on AMD's at twice the rate of torch's own
+    float32 product.
+    """
     settings = getattr(torch.backends.mkldnn, "matmul", None)
     exact = all(block.dtype == torch.bfloat16 and block.device.type == "cpu" for block in blocks)
     if not exact or settings is None or not hasattr(settings, "fp32_precision"):
@@ -33,46 +41,60 @@ def _exact_bfloat16_products(blocks: Blocks) -> Iterator[None]:
         settings.fp32_precision = previous
 
 
-def _gram_tile(blocks: Blocks, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
-    tile = torch.zeros(rows.stop - rows.start, columns.stop - columns.start, dtype=dtype, device=blocks[0].device)
-    for chunk in column_chunks(blocks, _DEPTH):
-        left = chunk[rows].to(dtype)
-        right = left if rows == columns else chunk[columns].to(dtype)
-        tile.addmm_(left, right.T)
-    return tile
+def _lower_gram(blocks: Blocks, tile: int) -> Tensor:
+    """Gram whose entries above the diagonal blocks of ``tile`` rows are not set."""
+    n, dtype = row_count(blocks), working_dtype(blocks)
+    out = torch.empty(n, n, dtype=dtype, device=blocks[0].device)
+    width = max(_MIN_DEPTH, min(_DEPTH, _PANEL // (n * dtype.itemsize)))
+    with _exact_bfloat16_products(blocks):
+        for index, chunk in enumerate(column_chunks(blocks, width)):
+            panel = chunk.to(dtype)
+            for rows in spans(n, tile):
+                # beta = 0 takes nothing from memory that was never written.
+                out[rows, : rows.stop].addmm_(panel[rows], panel[: rows.stop].T, beta=min(index, 1))
+    return out
 
 
-def gram(blocks: Blocks, *, tile: int = 2048) -> Tensor:
+def mirror(matrix: Tensor) -> Tensor:
+    """Copy what lies below the diagonal of a square matrix above it, in place."""
+    parts = spans(len(matrix), _TILE)
+    for index, rows in enumerate(parts):
+        for columns in parts[:index]:
+            # A transposed copy of a dense tile is several times faster than one between strided views.
+            matrix[columns, rows] = matrix[rows, columns].contiguous().T.contiguous()
+        part = matrix[rows, rows].tril()
+        matrix[rows, rows] = part + part.tril(-1).T
+    return matrix
+
+
+def gram(blocks: Blocks, *, tile: int = 512, symmetric: bool = True) -> Tensor:
     """Return S = sum over blocks of X_b X_b^T.
 
-    Only tiles on and below the diagonal are computed; features are summed in fixed chunks in a fixed order. The work
-    area beside the result is two panels of ``tile`` x 4096 and one tile. While bf16 inputs are multiplied on the CPU,
-    the process-wide oneDNN matmul precision is bf16.
+    Only blocks of rows up to the diagonal are computed; features are summed in fixed chunks in a fixed order, which
+    depend on n alone. The work area beside the result is one chunk of all rows, 128 MB (at least 512 columns). While
+    bf16 inputs are multiplied on the CPU, the process-wide oneDNN matmul precision is bf16. On CUDA a Triton kernel
+    does all of it, with no work area.
 
     Args:
         blocks: matrices n x d_b (bf16, fp16, fp32 or fp64; any strides), rows concatenated in thought.
-        tile: rows and columns per tile.
+        tile: rows per product.
+        symmetric: fill what lies above the diagonal; without it only entries on and below the diagonal mean anything,
+            which is all that :func:`squared_distances` reads.
 
     Returns:
-        n x n symmetric, float32 (float64 if a block is), on the blocks' device.
+        n x n, float32 (float64 if a block is), on the blocks' device.
 
     Raises:
         ValueError: unusable blocks, or rows that are not finite or whose squared norm overflows.
     """
-    n, dtype = row_count(blocks), working_dtype(blocks)
-    out = torch.empty(n, n, dtype=dtype, device=blocks[0].device)
-    parts = spans(n, tile)
-    with _exact_bfloat16_products(blocks):
-        for index, rows in enumerate(parts):
-            for columns in parts[: index + 1]:
-                part = _gram_tile(blocks, rows, columns, dtype)
-                if rows == columns:
-                    # A matrix product of a panel with itself need not be symmetric to the last bit.
-                    part = part.tril() + part.tril(-1).T
-                out[rows, columns] = part
-                out[columns, rows] = part.T
+    n, kernels = row_count(blocks), kernels_for(*blocks)
+    if kernels is not None and n and len({block.dtype for block in blocks}) == 1:
+        out: Tensor = kernels.gram(blocks).matrix
+        finite_norms(out)
+        return out
+    out = _lower_gram(blocks, tile)
     finite_norms(out)
-    return out
+    return mirror(out) if symmetric else out
 
 
 def finite_norms(gram: Tensor) -> Tensor:
@@ -143,11 +165,11 @@ def _to_distances(gram: Tensor, blocks: Blocks | None, tile: int) -> Tensor:
                 part = part.tril(-1)
                 part = part + part.T
             gram[rows, columns] = part
-            gram[columns, rows] = part.T
+            gram[columns, rows] = part.T.contiguous()
     return gram
 
 
-def squared_distances(blocks: Blocks, gram: Tensor, *, tile: int = 1024) -> Tensor:
+def squared_distances(blocks: Blocks, gram: Tensor, *, tile: int | None = None) -> Tensor:
     """Turn ``gram`` IN PLACE into squared distances D_ij = S_ii + S_jj - 2 S_ij and return it.
 
     Where D_ij < 0.01 (S_ii + S_jj) the difference of Gram entries has lost digits: those pairs are summed from the rows
@@ -156,8 +178,8 @@ def squared_distances(blocks: Blocks, gram: Tensor, *, tile: int = 1024) -> Tens
 
     Args:
         blocks: the matrices n x d_b that ``gram`` was computed from.
-        gram: n x n from :func:`gram`; destroyed.
-        tile: rows and columns per tile.
+        gram: n x n from :func:`gram`, read on and below the diagonal; destroyed.
+        tile: rows and columns per tile; 1024 by default, and 4096 on CUDA, where a launch costs more than its entries.
 
     Returns:
         The same tensor: symmetric, nonnegative, zero diagonal.
@@ -167,7 +189,7 @@ def squared_distances(blocks: Blocks, gram: Tensor, *, tile: int = 1024) -> Tens
     """
     if row_count(blocks) != len(gram):
         raise ValueError(f"blocks of {len(blocks[0])} rows do not fit a Gram matrix of {len(gram)}")
-    return _to_distances(gram, blocks, tile)
+    return _to_distances(gram, blocks, tile or (4096 if gram.is_cuda else _TILE))
 
 
 def distance_from_gram(gram: Tensor, *, tile: int = 1024) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmfold.clustering.blocks import spans
+from llmfold.clustering.device import kernels_for
 from llmfold.clustering.gram import finite_norms
 from llmfold.clustering.host import host_matrix
 from llmfold.clustering.partition import cluster_sizes, cluster_sums, groups_by_size
@@ -82,6 +83,11 @@ def _nearest_centre(
     """
     norms = finite_norms(gram)
     noise = _noise(gram, norms)
+    kernels = kernels_for(gram, offset, scale)
+    if kernels is not None:
+        best, there, here = kernels.nearest_centre(gram, kernels.from_groups(groups, k), offset, scale, labels)
+        stays = here - there <= noise
+        return torch.where(stays, labels, best), norms + torch.where(stays, here, there)
     nearest, distance = torch.empty_like(labels), torch.empty_like(norms)
     for part in spans(len(gram), max(1, _WORK // len(gram))):
         score = cluster_sums(gram[:, part], groups, k).mul_(-scale[:, None]).add_(offset[:, None])

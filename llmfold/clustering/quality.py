@@ -8,6 +8,7 @@ from llmfold.clustering.blocks import Blocks, column_chunks, row_count, spans
 from llmfold.clustering.gram import finite_norms
 from llmfold.clustering.host import Array, host_matrix
 from llmfold.clustering.partition import cluster_sizes, cluster_sums, groups_by_size, numbered_by_first_occurrence
+from llmfold.clustering.spanning import spanning_edges
 
 _WORK = 2**20
 
@@ -75,7 +76,7 @@ def mst_bound(distances: Tensor, k: int) -> float:
 
     A cluster of m rows has inertia (sum of its pair distances) / m, at least half its minimum spanning tree, and the
     trees of k clusters together have n - k edges of a forest: half the n - k shortest edges of the whole tree. Prim's
-    algorithm: one pass over the matrix and O(n) memory, on the host.
+    algorithm on the host, one pass over the matrix and O(n) memory; Borůvka's on CUDA.
 
     Args:
         distances: n x n symmetric squared distances, not yet overwritten by Ward.
@@ -100,6 +101,10 @@ def mst_edges(distances: Tensor) -> Array:
     Raises:
         ValueError: distances that are not finite.
     """
+    if distances.is_cuda:
+        if not bool(distances.isfinite().all()):
+            raise ValueError("squared distances must be finite")
+        return spanning_edges(distances).double().cpu().numpy()
     matrix = host_matrix(distances)
     n = len(matrix)
     reach = matrix[0].copy()

@@ -1,13 +1,18 @@
 """Exact greedy Ward clustering on one matrix of squared distances."""
 
+import math
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llmfold.clustering.device import kernels_for
 from llmfold.clustering.host import Array, host_matrix
 from llmfold.clustering.partition import numbered_by_first_occurrence
+
+_DEVICE_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,23 +130,46 @@ def _to_costs(matrix: Array, weights: Array | None) -> None:
             raise ValueError("squared distances must be finite and nonnegative")
 
 
+def _on_device(
+    kernels: ModuleType, distances: Tensor, merges: int, weights: Tensor | None, overwrite: bool
+) -> tuple[Tensor, Tensor]:
+    """All merges in one launch; returns pairs and costs."""
+    masses = torch.ones(len(distances)) if weights is None else weights.detach()
+    masses = masses.to(distances.device, torch.float32, copy=True)
+    if masses.shape != (len(distances),) or not bool(((masses > 0) & masses.isfinite()).all()):
+        raise ValueError(f"weights must be {len(distances)} positive finite numbers")
+    in_place = overwrite and distances.is_contiguous()
+    costs = distances if in_place else distances.clone(memory_format=torch.contiguous_format)
+    for start in range(0, len(costs), _DEVICE_ROWS):
+        own = masses[start : start + _DEVICE_ROWS, None]
+        costs[start : start + _DEVICE_ROWS] *= own * masses / (own + masses)
+    if not (float(costs.min()) >= 0 and math.isfinite(float(costs.max()))):
+        raise ValueError("squared distances must be finite and nonnegative")
+    found: tuple[Tensor, Tensor] = kernels.merge_greedily(costs, masses, merges)
+    return found
+
+
 def ward(distances: Tensor, k: int, *, weights: Tensor | None = None, overwrite: bool = False) -> Dendrogram:
     """Merge the pair that adds least inertia until k clusters are left (Ward 1963, Lance and Williams 1967).
 
     Joining clusters a and b of weights w adds w_a w_b / (w_a + w_b) times the squared distance of their means. Equal
-    costs go to the lowest rows. The loop runs on the host: each merge is a few passes over one row.
+    costs go to the lowest rows. Each merge is a few passes over one row: on the host, or for float32 on CUDA in a
+    Triton kernel that does all merges in one launch.
 
     Args:
         distances: n x n symmetric squared distances, floating point; float16 and bfloat16 are widened.
         k: clusters to leave.
         weights: n positive masses; 1 each when left out.
-        overwrite: may destroy ``distances`` instead of copying it (float32 or float64 on the CPU).
+        overwrite: may destroy ``distances`` instead of copying it (float32 or float64).
 
     Raises:
         ValueError: k outside 1..n, distances that are negative or not finite, weights that are not positive and finite.
     """
+    n, kernels = len(distances), kernels_for(distances)
+    if kernels is not None and distances.dtype == torch.float32 and distances.shape == (n, n) and 1 <= k <= n:
+        pairs, costs = _on_device(kernels, distances, n - k, weights, overwrite)
+        return Dendrogram(n=n, pairs=pairs, costs=costs.double())
     matrix = host_matrix(distances)
-    n = len(matrix)
     if not 1 <= k <= n:
         raise ValueError(f"k must be from 1 to {n}, got {k}")
     if not overwrite:

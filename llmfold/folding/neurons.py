@@ -7,6 +7,7 @@ from torch import Tensor
 
 from llmfold.architectures import Role
 from llmfold.clustering import gram
+from llmfold.clustering.gram import mirror
 from llmfold.folding.grouping import Groups, merge_rows, scale_rows, squared_norms, work_dtype
 
 _TINY = 1e-30
@@ -42,17 +43,8 @@ def gauge_distances(weights: Mapping[Role, Tensor]) -> Tensor:
     values = values.abs_().add_(gram(gate))
     norms = values.diagonal().clone()
     values.mul_(-2).add_(norms).add_(norms[:, None]).clamp_(min=0)
-    return _mirror(values.fill_diagonal_(0))
-
-
-def _mirror(matrix: Tensor, tile: int = 1024) -> Tensor:
-    """Copy the lower triangle of a matrix onto the upper one in place: rounding had made them differ."""
-    for start in range(0, len(matrix), tile):
-        stop = min(start + tile, len(matrix))
-        matrix[start:stop, stop:] = matrix[stop:, start:stop].T
-        square = matrix[start:stop, start:stop].tril()
-        matrix[start:stop, start:stop] = square + square.tril(-1).T
-    return matrix
+    # Rounding has made the two halves differ.
+    return mirror(values.fill_diagonal_(0))
 
 
 def _balance(up: list[Tensor], down: list[Tensor]) -> Tensor:

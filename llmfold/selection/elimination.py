@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmfold.clustering.device import kernels_for
 from llmfold.repair.least_squares import NormalEquations, cholesky
 
 _DELAY = 64
@@ -57,16 +58,40 @@ def eliminate_units(
         raise ValueError(f"keep must be from 1 to {n}, got {keep}")
     inverse = _inverse(equations, ridge)
     refit = inverse @ (equations.cross if metric is None else equations.cross @ metric.to(equations.cross))
-    state = _Delayed(inverse, refit @ refit.T)
-    removed, costs = [], []
-    for _ in range(n - keep):
-        unit, cost = state.step()
-        removed.append(unit)
-        costs.append(cost)
-    gone = torch.tensor(removed, dtype=torch.int64)
+    removed, costs = downdate(inverse, refit @ refit.T, n - keep)
     alive = torch.ones(n, dtype=torch.bool)
-    alive[gone] = False
-    return Elimination(alive.nonzero().flatten(), gone, torch.tensor(costs, dtype=torch.float64))
+    alive[removed] = False
+    return Elimination(alive.nonzero().flatten(), removed, costs)
+
+
+def downdate(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Remove the cheapest unit ``steps`` times; both matrices are destroyed.
+
+    On CUDA a Triton kernel takes each step, and the host waits once, at the end.
+
+    Args:
+        inverse: (n, n) P.
+        products: (n, n) K = W Wᵀ.
+        steps: units to remove, fewer than n.
+
+    Returns:
+        units in the order they went and their costs, (steps,) int64 and float64, on the CPU.
+    """
+    kernels = kernels_for(inverse, products, dtypes=(torch.float32, torch.float64))
+    if kernels is not None:
+        removed, costs = kernels.eliminate(inverse, products, steps)
+        return removed, costs.double().clamp_(min=0)
+    return downdate_in_blocks(inverse, products, steps)
+
+
+def downdate_in_blocks(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """:func:`downdate` in torch, on any device."""
+    state = _Delayed(inverse, products)
+    taken = [state.step() for _ in range(steps)]
+    return (
+        torch.tensor([unit for unit, _ in taken], dtype=torch.int64),
+        torch.tensor([cost for _, cost in taken], dtype=torch.float64),
+    )
 
 
 class _Delayed:

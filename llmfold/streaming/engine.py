@@ -49,6 +49,7 @@ from llmfold.sources import locate, public_name
 from llmfold.streaming.forward import forward_context
 from llmfold.streaming.memory import PeakMemory, return_freed_blocks
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
+from llmfold.streaming.prefetch import ReadAhead, WriteBehind
 from llmfold.streaming.progress import Listener, Silent
 from llmfold.streaming.ranks import FollowerError, LostError, Ranks, check_alike, join_ranks, neighbours
 from llmfold.streaming.sharing import fold_at, inherit, mean_seconds
@@ -217,18 +218,30 @@ def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Rank
     start = min(pending, default=count)
     units = ranks.mine(sorted(pending)) if first.config.independent else sorted(pending)
     method.start(start, drifted=any(index < start for index in first.plan.folded_layers))
-    for index in units:
-        first.listener.stage(f"layer {index}: read")
-        with first.stages("read"):
-            weights = first.read_layer(index)
-        afters = [run.plan.after.layers[index] for run in pending[index]]
-        first.listener.stage(f"layer {index}: fold")
-        with torch.no_grad():
-            results = fold_at(method, index, weights, first.shape.layers[index], afters)
-            for run, (folded, record) in zip(pending[index], results, strict=True):
-                run.write_layer(index, folded, record, method)
-        method.committed()
+
+    def write(run: _Run, index: int, folded: dict[Role, Tensor], record: LayerRecord) -> None:
+        run.write_layer(index, folded, record, method)
         first.count_layers()
+
+    on_gpu = first.device.type == "cuda"
+    # A folded layer may wait in host memory only where the work area is the device's, and a method that carries state
+    # must see a layer committed before it folds the next.
+    overlap = on_gpu and isinstance(method, Merging)
+    with (
+        ReadAhead(first.read_layer, first.confirm_layer, units, pin=on_gpu) as ahead,
+        WriteBehind(enabled=overlap) as behind,
+    ):
+        for index in units:
+            first.listener.stage(f"layer {index}: read")
+            with first.stages("read"):
+                weights = ahead.take(index)
+            afters = [run.plan.after.layers[index] for run in pending[index]]
+            first.listener.stage(f"layer {index}: fold")
+            with torch.no_grad():
+                results = fold_at(method, index, weights, first.shape.layers[index], afters)
+                for run, (folded, record) in zip(pending[index], results, strict=True):
+                    behind.submit(partial(write, run, index, folded, record))
+            method.committed()
     if ranks.leads:
         for run in runs:
             if run.unfinished:
@@ -340,6 +353,11 @@ class _Run:
         """Stored tensors of a layer by role."""
         roles = self.shape.layer_roles(self.shape.layers[index])
         return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in roles}
+
+    def confirm_layer(self, index: int) -> None:
+        """Raise CheckpointError if the files of a layer changed since the run began."""
+        for role, _ in self.shape.layer_roles(self.shape.layers[index]):
+            self.checkpoint.confirm(tensor_name(index, role))
 
     def write_layer(self, index: int, weights: dict[Role, Tensor], record: LayerRecord, method: LayerMethod) -> None:
         """Write a folded layer and journal it."""

@@ -24,6 +24,8 @@ from support import (
 
 from llmfold.architectures import shape_of
 from llmfold.checkpoint import Checkpoint
+from llmfold.streaming import engine
+from llmfold.streaming.prefetch import WriteBehind
 from llmfold.verification import TOLERANCES, independent_logits
 
 IDS = torch.arange(24)[None] % 64
@@ -321,3 +323,11 @@ def test_scaled_rotary_frequencies_are_written_in_both_spellings(tmp_path: Path)
 def test_one_file_stays_one_file(tmp_path: Path, session_model: Path) -> None:
     fold(session_model, ratio=0.2, output=tmp_path / "out")
     assert [path.name for path in weight_files(tmp_path / "out")] == [SINGLE]
+
+
+def test_writing_behind_changes_no_byte(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a layer is written while the next one is folded."""
+    fold(model, method="paper", ratio=0.2, output=tmp_path / "at-once")
+    monkeypatch.setattr(engine, "WriteBehind", lambda enabled: WriteBehind(enabled=True))
+    fold(model, method="paper", ratio=0.2, output=tmp_path / "behind")
+    assert tensor_hashes(tmp_path / "behind") == tensor_hashes(tmp_path / "at-once")

@@ -1,0 +1,33 @@
+"""What the compiler makes of every kernel for an H100 or H200, at the size of LLaMA-7B."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import environment
+
+from llmfold_kernels.dispatch import installed, interpreted
+
+# The shared memory of an H100 is 227 KiB; a consumer GPU's is 99 KiB, and the kernels keep to that.
+SHARED, REGISTERS, REGISTER_FILE = 99 * 1024, 255, 65536
+HOT = ("gram", "assign", "nearest centre", "segment", "ward", "elimination", "swiglu", "row")
+
+
+@pytest.mark.skipif(not installed(), reason="triton is not installed: it is to be had on Linux only")
+@pytest.mark.skipif(interpreted(), reason="kernels are compiled in a process that does not interpret")
+def test_every_kernel_fits_and_none_spills() -> None:
+    script = Path(__file__).with_name("compile_sm90.py")
+    variables = environment(TRITON_INTERPRET="0")
+    done = subprocess.run([sys.executable, script], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(done.stdout)
+    assert all(any(title.startswith(word) for title in report) for word in HOT)
+    for title, used in report.items():
+        assert used["shared"] <= SHARED, (title, used)
+        assert used["registers"] <= REGISTERS, (title, used)
+        assert used["registers"] * used["threads"] <= REGISTER_FILE, (title, used)
+        assert used["spills"] == 0, (title, used)
+        if title.startswith(("gram", "assign", "swiglu")) and "bfloat16" in title:
+            assert used["wgmma"] > 0, (title, used)
