@@ -16,7 +16,7 @@ from llmfold.streaming.ranks import FollowerError, Ranks, launched, leads, neigh
 from llmfold.streaming.sharing import mean_seconds
 
 LAYERS = 5
-OPTIONS: dict[str, Any] = {"mlp_ratio": 0.25, "attention_ratio": 0.5, "max_shard_size": "40KB"}
+OPTIONS: dict[str, Any] = {"fidelity_tokens": 0, "mlp_ratio": 0.25, "attention_ratio": 0.5, "max_shard_size": "40KB"}
 DYING = """
 import os, signal, sys
 from llmfold.checkpoint import Journal

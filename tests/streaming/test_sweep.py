@@ -42,7 +42,7 @@ def alone(source: Path, folder: Path, **options: Any) -> dict[float, dict[str, s
     ids=lambda o: f"{o.get('method', 'paper')}-{o.get('cluster', '')}",
 )
 def test_a_sweep_equals_separate_runs(tmp_path: Path, source: Path, options: dict[str, Any]) -> None:
-    options = {"method": "paper", "ratio_of": "decoder", **options}
+    options = {"method": "paper", "ratio_of": "decoder", "fidelity_tokens": 0, **options}
     reports = llmfold.sweep(source, RATIOS, output=tmp_path / "sweep", **options)
     separate = alone(source, tmp_path, **options)
     for ratio, report in zip(RATIOS, reports, strict=True):
@@ -60,7 +60,7 @@ def test_each_layer_is_clustered_once(tmp_path: Path, source: Path, monkeypatch:
         return cluster_at(blocks, ks, **rest)
 
     monkeypatch.setattr(layer_module, "cluster_at", counted)
-    llmfold.sweep(source, RATIOS, output=tmp_path / "sweep", method="paper", ratio_of="decoder")
+    llmfold.sweep(source, RATIOS, output=tmp_path / "sweep", method="paper", ratio_of="decoder", fidelity_tokens=0)
     assert len(calls) == 3
     assert all(len(ks) == len(RATIOS) for ks in calls)
 
@@ -78,11 +78,11 @@ def test_an_interrupted_sweep_keeps_what_is_finished(
 
     monkeypatch.setattr(_Run, "_publish", struck)
     with pytest.raises(KeyboardInterrupt):
-        llmfold.sweep(source, RATIOS, output=out, method="paper")
+        llmfold.sweep(source, RATIOS, output=out, method="paper", fidelity_tokens=0)
     monkeypatch.undo()
     first = out / f"{source.name}-folded-0.1"
     before = first.stat().st_ino
-    reports = llmfold.sweep(source, RATIOS, output=out, method="paper")
+    reports = llmfold.sweep(source, RATIOS, output=out, method="paper", fidelity_tokens=0)
     assert first.stat().st_ino == before
     assert [r.resumed_layers for r in reports] == [0, 3, 3]
     assert {r.output.name: file_hashes(r.output) for r in reports} == {
