@@ -106,7 +106,7 @@ def _layers(report: FoldReport) -> str:
 
 def _repaired(part: dict[str, Any]) -> tuple[str, ...]:
     before = part["error_before_repair"]
-    after = (part.get("refined_errors") or [part["error_after_repair"]])[-1]
+    after = part["error_after_repair"]
     return (
         arrow(part["before"], part["after"]),
         part["chosen"],

@@ -155,7 +155,7 @@ def _measured(part: Mapping[str, Any]) -> bool:
 
 
 def _final_error(part: Mapping[str, Any]) -> float:
-    return float((part.get("refined_errors") or [part["error_after_repair"]])[-1])
+    return float(part["error_after_repair"])
 
 
 def _part_cells(part: Mapping[str, Any] | None) -> list[str]:

@@ -130,7 +130,8 @@ def test_what_became_of_every_layer(report: FoldReport) -> None:
     largest = max(map(int, part["cluster_sizes"]))
     assert f"| 0 | MLP | {width} | {merged} | {largest} | {ratio:.2f} |" in card.render(report)
     record = {"before": 48, "after": 40, "chosen": "drop", "error_before_repair": None, "error_after_repair": 0.5}
-    layers = [{"mlp": {**record, "refined_errors": [0.5, 0.25]}, "attention": {**record, "error_before_repair": 1.0}}]
+    refined = {**record, "refined_errors": [0.4, 0.2], "error_after_repair": 0.25}
+    layers = [{"mlp": refined, "attention": {**record, "error_before_repair": 1.0}}]
     text = card.render(dataclasses.replace(report, layers=layers))
     assert "| 0 | MLP | 48 → 40 | drop | – | 0.250 |" in text
     assert "| 0 | heads | 48 → 40 | drop | 1.000 | 0.500 |" in text
