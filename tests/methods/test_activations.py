@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from support import FAMILIES, SINGLE, fold, tiny_model
 from transformers import AutoModelForCausalLM
 
+from llmfold.methods.population import Population
+
 MEASURED = {"num_samples": 16, "sequence_length": 32}
 
 
@@ -138,6 +140,15 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert resumed.data == undisturbed.data
     assert [layer["mlp"] for layer in resumed.layers] == [layer["mlp"] for layer in undisturbed.layers]
+
+
+def test_a_resumed_run_takes_the_prior_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tmp_path / "m")
+    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), "layer-0", "weights"]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+    monkeypatch.setattr(Population, "prior", None)
+    resumed = fold(model, method="weights", ratio=0.3, output=tmp_path / "killed", **MEASURED)
+    assert resumed.resumed_layers == 1
 
 
 def test_a_killed_run_leaves_layers_before_the_first_narrowed_one_alone(tmp_path: Path) -> None:
