@@ -70,7 +70,8 @@ class FoldConfig:
         temperature: of sampling under ``self``; a little above one covers what the model has learnt more evenly.
         num_samples: sequences to measure on; ``None``: 128, or more where blocks are wide.
         sequence_length: tokens per sequence; ``None``: 256.
-        refine: Gauss-Newton steps on gate and up rows; ``None`` is 4 under ``self`` and ``calibrated``, else none.
+        refine: Gauss-Newton steps on gate and up rows, and whether the final gain is refit at all; ``None`` is 4 under
+            ``self`` and ``calibrated``, else none.
         mlp_ratio: fraction of intermediate neurons removed in every layer, overriding the planner.
         attention_ratio: fraction of key/value groups removed in every layer, overriding the planner.
         multiple_of: MLP widths are multiples of this; ``None``: 128 where the layer is 1,024 wide or more, else 1.

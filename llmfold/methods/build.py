@@ -54,10 +54,12 @@ def _dtype(config: FoldConfig) -> torch.dtype | None:
 
 def _from_tokens(setting: Setting, say: Callable[[str], None]) -> ActivationFolder:
     source, config = token_source(setting, say), setting.config
+    steps = DEFAULT_REFINE if config.refine is None else config.refine
+    context = source.on.stream.context
     options = ActivationOptions(
-        refine=RefineOptions(steps=DEFAULT_REFINE if config.refine is None else config.refine),
+        refine=RefineOptions(steps=steps),
         importance=_importance(setting, source.tokens),
-        output=lambda: Output.of(setting.checkpoint, setting.shape, source.on.stream.context.eps, setting.device),
+        output=(lambda: Output.of(setting.checkpoint, setting.shape, context.eps, setting.device)) if steps else None,
         seed=config.seed,
         dtype=_dtype(config),
     )

@@ -170,3 +170,13 @@ def test_the_repair_knows_the_dtype_that_is_written(tmp_path: Path) -> None:
     fold(model, method="self", mlp_ratio=0.2, dtype="float32", output=tmp_path / "out", **MEASURED)
     down = load_file(tmp_path / "out" / SINGLE)["model.layers.1.mlp.down_proj.weight"]
     assert not torch.equal(down, down.bfloat16().float())
+
+
+def test_the_closed_form_leaves_the_final_norm_alone(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m")
+    before = load_file(model / SINGLE)["model.norm.weight"]
+    for steps, alone in ((0, True), (2, False)):
+        report = fold(model, method="self", mlp_ratio=0.5, refine=steps, output=tmp_path / str(steps), num_samples=64)
+        after = load_file(tmp_path / str(steps) / SINGLE)["model.norm.weight"]
+        assert torch.equal(before, after) is alone
+        assert ("held_back_kl" in report.data) is not alone
