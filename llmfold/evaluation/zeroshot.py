@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.loading import input_device
@@ -90,15 +91,18 @@ class Harness:
         if batch == AUTO and input_device(model).type == "cpu":
             batch = _CPU_BATCH
         with _quiet():
-            import lm_eval
+            from lm_eval import evaluator
             from lm_eval.models.huggingface import HFLM
 
             wrapped = HFLM(pretrained=model, tokenizer=str(folder), batch_size=batch)
             wrapped._device = input_device(model)  # an offloaded model says "meta", where no input can go
+            # It would ask git for the state of the working directory, and git complains where that is no repository.
+            silent = mock.patch.object(evaluator, "get_git_commit_hash", return_value=None, create=True)
             try:
-                found = lm_eval.simple_evaluate(
-                    wrapped, tasks=[task], num_fewshot=0, limit=self.limit, log_samples=False, bootstrap_iters=100
-                )
+                with silent:
+                    found = evaluator.simple_evaluate(
+                        wrapped, tasks=[task], num_fewshot=0, limit=self.limit, log_samples=False, bootstrap_iters=100
+                    )
             except Exception as error:  # a harness of thousands of tasks raises whatever its parts do
                 reason = f"{type(error).__name__}: {error}" if str(error) else _too_long(task, wrapped)
                 raise CheckpointError(f"{name} cannot be scored with {folder.name}: {reason}") from error
