@@ -313,7 +313,8 @@ class _Run:
 
     def prepare(self) -> LayerMethod | None:
         """Get the method ready: sample or draw what it measures on, and let that decide the widths if it may."""
-        if FINISH in self._done and not self.config.replans:
+        folded = self.resumed == len(self.shape.layers) and not self.unfinished
+        if folded and not self.config.replans:
             return None
         folder = self.work.folder
         with self.stages("prepare"), torch.no_grad():

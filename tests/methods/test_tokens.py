@@ -20,7 +20,7 @@ def shape(intermediate: int) -> ModelShape:
 
 
 def test_default_budget_has_four_tokens_per_unit_of_the_widest_block() -> None:
-    assert token_budget(shape(512), 2048, None, None) == TokenBudget(64, 256)
+    assert token_budget(shape(512), 2048, None, None) == TokenBudget(128, 256)
     wide = token_budget(shape(11008), 2048, None, None)
     assert wide.sequences * wide.length >= 4 * 11008
     assert token_budget(shape(512), 128, None, None).length == 128
