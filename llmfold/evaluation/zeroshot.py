@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,7 +105,7 @@ class Harness:
                         wrapped, tasks=[task], num_fewshot=0, limit=self.limit, log_samples=False, bootstrap_iters=100
                     )
             except Exception as error:  # a harness of thousands of tasks raises whatever its parts do
-                reason = f"{type(error).__name__}: {error}" if str(error) else _too_long(task, wrapped)
+                reason = f"{type(error).__name__}: {error}" if str(error) else _unsaid(task, wrapped, error)
                 raise CheckpointError(f"{name} cannot be scored with {folder.name}: {reason}") from error
         return _score(name, local, self.describe(name), found)
 
@@ -211,12 +212,12 @@ def _task_manager(data_dir: str | None) -> Any:
         return TaskManager(include_path=str(_TASKS), include_defaults=False, metadata={"data_dir": data_dir})
 
 
-def _too_long(task: Any, wrapped: Any) -> str:
-    """Why lm-eval gave up without a word: it asserts that an answer fits into the model's positions."""
+def _unsaid(task: Any, wrapped: Any, error: Exception) -> str:
+    """Why lm-eval gave up without a word: an answer that does not fit into the positions, or what it asserts there."""
     longest = max(len(wrapped.tok_encode(str(request.args[-1]))) for request in task.instances)
     if longest > wrapped.max_length:
         return f"its longest answer takes {longest} tokens, the model has {wrapped.max_length} positions"
-    return "lm-eval failed without a reason"
+    return f"lm-eval stops at {traceback.extract_tb(error.__traceback__)[-1].line!r}"
 
 
 def _score(name: str, local: str, data: str, found: dict[str, Any]) -> TaskScore:
