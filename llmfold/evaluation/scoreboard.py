@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmfold.evaluation.scores import Evaluation, ModelScores
-from llmfold.evaluation.zeroshot import GROUPS, TaskScore, harness_version
+from llmfold.evaluation.zeroshot import GROUPS, TaskScore
 from llmfold.planning.limits import human_bytes
 
 ABSENT = "–"
@@ -65,7 +65,9 @@ def notes(found: Evaluation) -> list[str]:
     if found.model.perplexity:
         lines.append(f"Perplexity: {found.model.perplexity.protocol}.")
     if found.model.tasks:
-        lines.append(f"Zero-shot: lm-eval {harness_version()}, its prompts and metrics; ± is the standard error.")
+        lines.append(
+            f"Zero-shot: lm-eval {found.versions['lm-eval']}, its prompts and metrics; ± is the standard error."
+        )
         lines += [_task_note(task) for task in found.model.tasks.values()]
     if found.fidelity_protocol:
         lines.append(f"Fidelity: {found.fidelity_protocol}.")
@@ -83,20 +85,19 @@ def markdown_table(rows: list[list[str]]) -> str:
 
 def document(found: Evaluation) -> str:
     """The whole evaluation as Markdown."""
-    content = found.to_dict()
     tables = [markdown_table(rows) for rows in (quality_rows(found), speed_rows(found)) if len(rows) > 1]
     return "\n".join(
         [
             f"# {found.model.name}",
             "",
-            *(part for table in tables for part in (table,)),
+            *tables,
             *(f"- {note}" for note in notes(found)),
             "",
             "```",
             found.command or "",
             "```",
             "",
-            ", ".join(f"{name} {number}" for name, number in content["versions"].items()) + f"; {content['machine']}.",
+            ", ".join(f"{name} {number}" for name, number in found.versions.items()) + f"; {found.machine}.",
             "",
         ]
     )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class Evaluation:
         speed: of both, in the same run.
         failures: what could not be measured, a sentence each.
         command: that measured.
+        versions: of the packages that measured.
+        machine: that measured, in words.
     """
 
     model: ModelScores
@@ -48,14 +51,16 @@ class Evaluation:
     speed: Speed | None = None
     failures: list[str] = field(default_factory=list)
     command: str | None = None
+    versions: dict[str, str] = field(default_factory=partial(versions, "lm-eval", "datasets"))
+    machine: str = field(default_factory=machine_words)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with versions and machine."""
-        return {**asdict(self), "versions": versions("lm-eval", "datasets"), "machine": machine_words()}
+        """Plain data."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """The inverse of :meth:`to_dict`, versions and machine left out."""
+        """The inverse of :meth:`to_dict`."""
         speed, fidelity = content["speed"], content["fidelity"]
         return cls(
             _scores(content["model"]),
@@ -65,6 +70,8 @@ class Evaluation:
             Speed(**{**speed, **{side: ModelSpeed(**speed[side]) for side in ("model", "dense")}}) if speed else None,
             list(content["failures"]),
             content["command"],
+            dict(content["versions"]),
+            content["machine"],
         )
 
 

@@ -40,6 +40,8 @@ def test_what_was_saved_reads_back(reader: Path, prose: Path, space: Path) -> No
     found = evaluate(EvaluationSettings(str(folded), against=str(reader), **options, **times))
     again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
     assert document(again) == document(found)
+    elsewhere = Evaluation.from_dict({**found.to_dict(), "versions": {"torch": "1.0"}, "machine": "another machine"})
+    assert document(elsewhere).endswith("torch 1.0; another machine.\n")
     assert [row[0] for row in quality_rows(found)] == [
         *("", "perplexity", "KL to dense, nats per token", "top-1 agreement with dense")
     ]

@@ -47,6 +47,8 @@ EVALUATION: dict[str, Any] = {
     },
     "failures": [],
     "command": None,
+    "versions": {"lm-eval": "0.4"},
+    "machine": "a machine",
 }
 
 
