@@ -67,12 +67,12 @@ def fold_configs(
 ) -> list[FoldReport]:
     """Fold by one config, or by several that differ in ratio and output only; other arguments as of :func:`fold`."""
     work = fold_sweep if len(configs) > 1 else fold_together
-    prepare_afterwards(configs[0])
+    suite = prepare_afterwards(configs[0])
     with Silent(announce) if quiet or not on_terminal() or not leads() else Bar(announce) as listener:
         reports = work(configs, listener)
         if leads():
             for report, config in zip(reports, configs, strict=True):
-                measure_afterwards(report, config, listener.stage)
+                measure_afterwards(report, config, suite, listener.stage)
     return reports
 
 

@@ -5,44 +5,55 @@ from collections.abc import Callable
 from llmfold.config import FoldConfig
 from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
 from llmfold.evaluation.loading import Loading, fits
-from llmfold.evaluation.suite import prepare
+from llmfold.evaluation.suite import Suite, prepare
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport
 from llmfold.sources import locate
 from llmfold.streaming.engine import pick_device
 
 
-def prepare_afterwards(config: FoldConfig) -> None:
+def prepare_afterwards(config: FoldConfig) -> Suite:
     """Find the data of ``--eval`` before hours go into the fold.
 
     Raises:
         UsageError: an unknown task, data that cannot be had.
     """
-    if config.eval is not None:
-        prepare(config.eval, text=config.eval_text, data_dir=config.eval_data_dir, limit=config.eval_limit)
+    return prepare(config.eval, text=config.eval_text, data_dir=config.eval_data_dir, limit=config.eval_limit)
 
 
-def measure_afterwards(report: FoldReport, config: FoldConfig, say: Callable[[str], None]) -> None:
-    """Measure the published fold, and write its report anew.
+def measure_afterwards(report: FoldReport, config: FoldConfig, suite: Suite, say: Callable[[str], None]) -> None:
+    """Measure the published fold, and write its report anew where that found anything.
 
     The fold stands whatever happens here. Fidelity alone is left out where the dense model does not fit in memory:
     offloaded it would be read once for every token that is sampled.
+
+    Args:
+        report: of the fold; told what was measured.
+        config: of the fold.
+        suite: of :func:`prepare_afterwards`.
+        say: told what begins.
 
     Raises:
         LlmfoldError: a model that cannot be run, a task that cannot be scored.
     """
     tokens, limit = config.fidelity_tokens, min(config.memory_limits.values(), default=None)
+    if not tokens and suite.empty:
+        return
     dense = locate(config.model, config.revision).folder
     if tokens and not fits(dense, Loading("auto", pick_device(config.device)), limit):
         tokens = 0
-        report.notes.append(
+        report.notes = [
             "closeness to the dense model was not measured, since that does not fit in memory: "
             f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
-        )
-    if tokens or config.eval is not None:
-        found = evaluate(_settings(config, report, tokens), say=say)
+        ]
+    if tokens or not suite.empty:
+        found = evaluate(_settings(config, report, tokens), say=say, suite=suite)
         report.quality = found.to_dict()
-        report.warnings += [found.fidelity.warning] if found.fidelity and found.fidelity.warning else []
+        report.warnings = [
+            warning
+            for warning in (report.data.get("warning"), found.fidelity.warning if found.fidelity else None)
+            if warning
+        ]
     save_report(report, report.output)
 
 

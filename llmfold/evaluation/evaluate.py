@@ -103,19 +103,22 @@ class EvaluationSettings:
         return shlex.join(words)
 
 
-def evaluate(settings: EvaluationSettings, output: Path | None = None, say: Say = lambda _: None) -> Evaluation:
+def evaluate(
+    settings: EvaluationSettings, output: Path | None = None, say: Say = lambda _: None, suite: Suite | None = None
+) -> Evaluation:
     """Measure a model.
 
     Args:
         settings: what to measure.
         output: JSON file for the results, saved after every task; what it holds already is not measured again.
         say: told what begins.
+        suite: of these settings, where its data was found before.
 
     Raises:
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
     finished = Finished(output)
-    suite = prepare(settings.tasks, text=settings.text, data_dir=settings.data_dir, limit=settings.limit)
+    suite = suite or prepare(settings.tasks, text=settings.text, data_dir=settings.data_dir, limit=settings.limit)
     run = _Evaluating(settings, suite, finished, say)
     run.judge()
     run.zero_shot()

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -128,7 +128,10 @@ class Harness:
                 self._check_file(name)
             try:
                 with _quiet():
-                    self._ready[name] = (self._manager.load([local])["tasks"][local], local)
+                    self._ready[name] = (
+                        _task_manager(str(self.data_dir) if self.data_dir else None).load([local])["tasks"][local],
+                        local,
+                    )
             except Exception as error:  # data sets are read by whatever loader the task names
                 where = str(self._file(name)) if self.data_dir else "the hub: check the network, or pass --data-dir"
                 reason = f" ({type(error).__name__}: {error})" if self.data_dir else f" ({type(error).__name__})"
@@ -147,10 +150,6 @@ class Harness:
             )
         if not self._file(name).is_file():
             raise UsageError(f"{self._file(name)} does not exist: it should hold the documents of {name}")
-
-    @cached_property
-    def _manager(self) -> Any:
-        return _task_manager(str(self.data_dir) if self.data_dir else None)
 
 
 def expand(names: Sequence[str], *, local: bool) -> tuple[str, ...]:
@@ -186,6 +185,7 @@ def harness_version() -> str:
         raise UsageError("zero-shot tasks need the eval extra: pip install 'llmfold[eval]'") from error
 
 
+@cache
 def _local_files() -> dict[str, str]:
     """Stock name of every task that can read local data, and the name of its file."""
     import yaml
@@ -204,12 +204,21 @@ def _local_files() -> dict[str, str]:
 
 def _task_manager(data_dir: str | None) -> Any:
     harness_version()
+    if data_dir is None:
+        return _stock_tasks()
     with _quiet():
         from lm_eval.tasks import TaskManager
 
-        if data_dir is None:
-            return TaskManager()
         return TaskManager(include_path=str(_TASKS), include_defaults=False, metadata={"data_dir": data_dir})
+
+
+@cache
+def _stock_tasks() -> Any:
+    """lm-eval's own index, which takes seconds to build."""
+    with _quiet():
+        from lm_eval.tasks import TaskManager
+
+        return TaskManager()
 
 
 def _unsaid(task: Any, wrapped: Any, error: Exception) -> str:
