@@ -1,6 +1,7 @@
 """Durable bytes on a disk that may be full: positional writes, fsync and one-sentence reasons."""
 
 import errno
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -47,6 +48,25 @@ def fsync_path(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small UTF-8 file whole or not at all, in place of what stands there; raises OSError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 hex digest of a file of any size; raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def disk_full(folder: Path, missing: int) -> OutputError:

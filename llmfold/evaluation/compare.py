@@ -15,6 +15,7 @@ from llmfold.api import fold
 from llmfold.architectures import shape_of
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.lock import FileLock
+from llmfold.checkpoint.storage import file_sha256
 from llmfold.config import FoldConfig
 from llmfold.errors import LlmfoldError, OutputError
 from llmfold.evaluation import fidelity
@@ -189,7 +190,7 @@ class _Comparing:
         work = {**config.work(), "model": None}
         if config.data is not None:
             path = Path(config.data).expanduser()
-            inside = _file_digest(path) if path.is_file() else None
+            inside = file_sha256(path) if path.is_file() else None
             work["data"] = [public_file(config.data), inside]
         return _digest(self._dense_key(), work)
 
@@ -261,14 +262,6 @@ def _public(message: str) -> str:
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _remove_if_empty(folder: Path) -> None:

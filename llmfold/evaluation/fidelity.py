@@ -16,8 +16,8 @@ from torch import Tensor
 from llmfold.architectures import EMBEDDING, HEAD, shape_of
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
-from llmfold.evaluation.loading import Loading, input_device, max_positions, placed
-from llmfold.methods.tokens import TokenBudget, sample_tokens
+from llmfold.evaluation.loading import Loading, max_positions, placed
+from llmfold.methods.tokens import TokenBudget, input_device, sample_tokens
 
 SEED = 2**40 + 17
 """Of the held-back tokens: none that a person would fold with."""

@@ -86,12 +86,6 @@ def placed(folder: Path, loading: Loading) -> Iterator[dict[str, Any]]:
             yield loading.options
 
 
-def input_device(model: Any) -> torch.device:
-    """Where inputs go. Parameters on disk are on no device; the hooks that fetch them move inputs themselves."""
-    device: torch.device = model.device
-    return torch.device("cpu") if device.type == "meta" else device
-
-
 def fits(folder: Path, loading: Loading, limit: int | None = None) -> bool:
     """Whether the weights take at most ``_SHARE`` of the device's free memory, and no more than ``limit`` bytes."""
     tensors = Checkpoint.open(folder).tensors.values()

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
-from llmfold.evaluation.loading import Loading, input_device, max_positions, opened
+from llmfold.evaluation.loading import Loading, max_positions, opened
 from llmfold.evaluation.texts import Text
-from llmfold.methods.tokens import load_tokenizer
+from llmfold.methods.tokens import input_device, load_tokenizer
 from llmfold.quiet import quiet_transformers
 
 PAPER_LENGTH = 2048

@@ -1,13 +1,13 @@
 """Results of a comparison: what one fold measured, means over seeds, and the file that keeps them."""
 
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmfold.checkpoint.storage import replace_text
 from llmfold.errors import OutputError, UsageError
 
 FORMAT = 1
@@ -142,9 +142,7 @@ def write(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, text)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error

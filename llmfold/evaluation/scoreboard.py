@@ -9,6 +9,7 @@ from rich.text import Text
 from llmfold.evaluation.scores import Evaluation, ModelScores
 from llmfold.evaluation.zeroshot import GROUPS, TaskScore
 from llmfold.planning.limits import human_bytes
+from llmfold.report.markdown import row
 
 ABSENT = "–"
 _SHARES = ("acc", "acc_norm")
@@ -78,8 +79,8 @@ def notes(found: Evaluation) -> list[str]:
 
 def markdown_table(rows: list[list[str]]) -> str:
     """Render rows, the first of which is the heading; the first column is words, the others numbers."""
-    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [_line(head), "|---|" + "---:|" * (len(head) - 1), *map(_line, body)]
+    head, *body = rows
+    lines = [row(head), "|---|" + "---:|" * (len(head) - 1), *map(row, body)]
     return "\n".join(lines) + "\n"
 
 
@@ -123,10 +124,6 @@ def _models(found: Evaluation) -> list[ModelScores]:
 
 def _heading(found: Evaluation, scores: ModelScores) -> str:
     return f"dense ({scores.name})" if scores is found.dense else scores.name
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _perplexity(scores: ModelScores) -> str:

@@ -18,7 +18,8 @@ import torch
 from llmfold.architectures import shape_of
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, LlmfoldError, UsageError
-from llmfold.evaluation.loading import Loading, input_device, max_positions, opened
+from llmfold.evaluation.loading import Loading, max_positions, opened
+from llmfold.methods.tokens import input_device
 from llmfold.streaming.memory import peak_resident_bytes
 
 GAIN = 1.03

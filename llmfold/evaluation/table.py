@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmfold.evaluation.results import Row, Spread
+from llmfold.report.markdown import row as line
 
 ABSENT = "–"
 _SAMPLED, _OUTSIDE = "sampled from the model itself", "outside text"
@@ -68,10 +69,8 @@ def _failures(rows: Iterable[Row]) -> list[str]:
 def markdown(section: Section, *, decoder: bool) -> str:
     """A Markdown table; what failed is listed below it with its reason."""
     columns = _columns(decoder)
-    lines = ["| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2)]
-    for row in section.rows:
-        cells = [render(row).replace("|", "\\|") for render in columns.values()]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines = [line(columns), "|---|---|" + "---:|" * (len(columns) - 2)]
+    lines += [line(render(row) for render in columns.values()) for row in section.rows]
     failures = [f"- {failure}" for failure in _failures(section.rows)]
     if failures:
         lines += ["", "Not measured:", "", *failures]

@@ -1,11 +1,11 @@
 """Texts to measure on: a local file, or the test split of WikiText-2 as the papers read it."""
 
 import hashlib
-import lzma
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmfold.errors import UsageError
+from llmfold.plain_text import UNREADABLE, read_plain_text
 
 WIKITEXT = "wikitext"
 _HUB_NAME, _HUB_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
@@ -40,11 +40,10 @@ def read_text(name: str) -> Text:
 
 def _local(path: Path) -> str:
     try:
-        with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
-            return file.read()
+        return read_plain_text(path)
     except FileNotFoundError as error:
         raise UsageError(f"text {path} does not exist; pass a file, or 'wikitext'") from error
-    except (OSError, UnicodeDecodeError, lzma.LZMAError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"text {path} cannot be read as UTF-8: {error}") from error
 
 

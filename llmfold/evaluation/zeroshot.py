@@ -6,7 +6,6 @@ prompts, targets and metrics are the same, only the data comes from the folder, 
 
 import contextlib
 import difflib
-import hashlib
 import logging
 import os
 import sys
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from llmfold.checkpoint.storage import file_sha256
 from llmfold.errors import CheckpointError, UsageError
-from llmfold.evaluation.loading import input_device
+from llmfold.methods.tokens import input_device
 
 FOLDING = "folding"
 GROUPS = {FOLDING: ("boolq", "winogrande", "arc_easy", "arc_challenge")}
@@ -111,7 +111,7 @@ class Harness:
 
     def key(self, name: str) -> list[Any]:
         """What decides the numbers of a task beside the model."""
-        digest = hashlib.sha256(self._file(name).read_bytes()).hexdigest() if self.data_dir else None
+        digest = file_sha256(self._file(name)) if self.data_dir else None
         return [name, digest, self.limit, harness_version()]
 
     def describe(self, name: str) -> str:

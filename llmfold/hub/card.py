@@ -3,20 +3,20 @@
 The card depends neither on the folder's name nor on timings nor on how the run was checked: same fold, same card.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from llmfold.checkpoint.storage import replace_text
 from llmfold.config import FOLDS
 from llmfold.demo import DEMO_NAME
 from llmfold.evaluation.fidelity import POOR
 from llmfold.hub.base_card import CARD_FILE
-from llmfold.hub.markdown import code, percent, plain, table
 from llmfold.hub.quality import Quality
 from llmfold.hub.work import work
+from llmfold.report.markdown import code, percent, plain, table
 from llmfold.report.record import FoldReport
 
 BASE_MODEL_RELATION = "finetune"
@@ -73,16 +73,6 @@ def metadata(report: FoldReport) -> ModelCardData:
     )
 
 
-def write(folder: Path, text: str) -> None:
-    """Put the card into ``folder`` in one rename."""
-    scratch = folder / f".{CARD_FILE}.new"
-    try:
-        scratch.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(scratch, folder / CARD_FILE)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
 def address(folder: Path, report: FoldReport, repo_id: str) -> None:
     """Let the card in ``folder`` load the model from the hub; a card that someone has edited stays as it is."""
     path = folder / CARD_FILE
@@ -91,7 +81,7 @@ def address(folder: Path, report: FoldReport, repo_id: str) -> None:
         place = _PLACE.search(there)
         if place is None or there != render(report, repo_id=place.group(1)):
             return
-    write(folder, render(report, repo_id=repo_id))
+    replace_text(path, render(report, repo_id=repo_id))
 
 
 def hub_id(report: FoldReport) -> str | None:

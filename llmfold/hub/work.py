@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from llmfold.hub.markdown import arrow, code, megabytes, percent, table
+from llmfold.report.markdown import arrow, code, megabytes, percent, table
 from llmfold.report.record import FoldReport
 from llmfold.report.words import fold_command
 

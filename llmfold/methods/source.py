@@ -1,6 +1,5 @@
 """Token sequences for the methods that measure: sampled from the model itself, or cut from a text the user names."""
 
-import lzma
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from llmfold.errors import UsageError
 from llmfold.methods import tokens as tk
 from llmfold.methods.measure import Measurement
 from llmfold.methods.streams import TokenStream
+from llmfold.plain_text import UNREADABLE, read_plain_text
 from llmfold.planning.estimate import IN_MEMORY_SHARE, cache_limit
 from llmfold.planning.limits import available_memory
 from llmfold.streaming.forward import forward_context
@@ -142,9 +142,8 @@ def _calibration(setting: Setting, budget: tk.TokenBudget) -> Tensor:
 
 def _read_text(path: Path, characters: int) -> str:
     try:
-        with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
-            return file.read(characters)
-    except (OSError, UnicodeDecodeError, lzma.LZMAError) as error:
+        return read_plain_text(path, characters)
+    except UNREADABLE as error:
         raise UsageError(f"--data {path} cannot be read as UTF-8 text: {error}") from error
 
 

@@ -113,7 +113,7 @@ def sample_tokens(
         torch.manual_seed(seed)
         for first in range(0, budget.sequences, batch):
             rows = min(batch, budget.sequences - first)
-            prompt = torch.full((rows, 1), start, device=_input_device(model))
+            prompt = torch.full((rows, 1), start, device=input_device(model))
             parts.append(
                 model.generate(
                     prompt,
@@ -136,7 +136,7 @@ def _batch(config: Any, budget: TokenBudget, cache_limit: int) -> int:
     return max(1, min(budget.sequences, cache_limit // cache_bytes(config, budget.length)))
 
 
-def _input_device(model: Any) -> torch.device:
+def input_device(model: Any) -> torch.device:
     """Where token ids go: the first parameter that is not on disk tells."""
     return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
 

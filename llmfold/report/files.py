@@ -1,10 +1,11 @@
 """The files of a report in the output folder: report.json for programs, report.html and README.md for people."""
 
 import json
-import os
 from pathlib import Path
 
+from llmfold.checkpoint.storage import replace_text
 from llmfold.hub import card
+from llmfold.hub.base_card import CARD_FILE
 from llmfold.report.html import page
 from llmfold.report.record import REPORT_FILE, FoldReport
 
@@ -18,12 +19,6 @@ def save_report(report: FoldReport, folder: Path) -> None:
         OSError: a file cannot be written.
     """
     content = report.to_dict()
-    _write(folder / REPORT_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    _write(folder / PAGE_FILE, page(content))
-    card.write(folder, card.render(report))
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(folder / REPORT_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    replace_text(folder / PAGE_FILE, page(content))
+    replace_text(folder / CARD_FILE, card.render(report))

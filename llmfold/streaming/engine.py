@@ -1,7 +1,6 @@
 """The engine: one decoder layer at a time from the source's shards, through folding, into the output's shards."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from llmfold.checkpoint import (
     resolve,
 )
 from llmfold.checkpoint.accept import refuse_quantised_config
-from llmfold.checkpoint.storage import write_error
+from llmfold.checkpoint.storage import file_sha256, write_error
 from llmfold.config import DTYPES, SELF_DATA, FoldConfig
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
@@ -535,13 +534,7 @@ def _public_data(data: str | None) -> str | None:
 def _content(data: str | None) -> str | None:
     """SHA-256 of a text file, so that another text of the same name does not resume a run."""
     path = Path(os.path.expanduser(data or ""))
-    if not data or not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(path) if data and path.is_file() else None
 
 
 def _check_shards_are_there(folder: Path, names: list[str]) -> None:

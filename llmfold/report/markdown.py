@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: bool = True) -> str:
     """A Markdown table, all columns but the first to the right, or all to the left."""
     rule = ["---", *(("---:" if right else "---") for _ in head[1:])]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in (head, rule, *rows))
+    return "\n".join(map(row, (head, rule, *rows)))
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def row(cells: Iterable[str]) -> str:
+    """One line of a table; a bar or a line break in a cell cannot break it."""
+    return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def code(text: object) -> str:
