@@ -135,8 +135,8 @@ def gram_only(model: Path) -> float:
     from llmfold.clustering import gram
     from llmfold.folding.neurons import neuron_rows
     from llmfold.sources import locate
-    from llmfold.streaming.engine import open_source
     from llmfold.streaming.memory import return_freed_blocks
+    from llmfold.streaming.opening import open_source
 
     return_freed_blocks()
     checkpoint, shape = open_source(locate(str(model)))

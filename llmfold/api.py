@@ -11,7 +11,8 @@ from llmfold.evaluation.afterwards import measure_afterwards, prepare_afterwards
 from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
 from llmfold.report.record import FoldReport
-from llmfold.streaming.engine import fold_together, plan_from_config
+from llmfold.streaming.engine import fold_together
+from llmfold.streaming.opening import plan_from_config
 from llmfold.streaming.progress import Bar, Silent, on_terminal
 from llmfold.streaming.ranks import leads
 from llmfold.streaming.sweep import fold_sweep, sweep_configs

@@ -137,8 +137,8 @@ def _show_plans(configs: "list[FoldConfig]") -> "list[FoldPlan]":
 
 def _plan(configs: "list[FoldConfig]") -> None:
     """Print the plans, and fail where this machine cannot do them."""
+    from llmfold.devices import pick_device
     from llmfold.planning import check_machine
-    from llmfold.streaming.engine import pick_device
 
     check_machine(_show_plans(configs), on_host=pick_device(configs[0].device).type == "cpu")
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 from llmfold.config import FoldConfig
+from llmfold.devices import pick_device
 from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
 from llmfold.evaluation.loading import Loading, fits
 from llmfold.evaluation.suite import Suite, prepare
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport
 from llmfold.sources import locate
-from llmfold.streaming.engine import pick_device
 
 
 def prepare_afterwards(config: FoldConfig) -> Suite:

@@ -17,6 +17,7 @@ from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.lock import FileLock
 from llmfold.checkpoint.storage import file_sha256
 from llmfold.config import FoldConfig
+from llmfold.devices import pick_device
 from llmfold.errors import LlmfoldError, OutputError
 from llmfold.evaluation import fidelity
 from llmfold.evaluation.chart import chart
@@ -32,7 +33,6 @@ from llmfold.evaluation.texts import Text, read_text
 from llmfold.evaluation.variants import Variant, public_file
 from llmfold.report.record import versions
 from llmfold.sources import locate, public_name
-from llmfold.streaming.engine import pick_device
 
 MARKDOWN_FILE, CHART_FILE = "compare.md", "compare.svg"
 _DECIDING = ("llmfold", "torch", "transformers")

@@ -14,6 +14,7 @@ from accelerate.utils import find_executable_batch_size
 
 from llmfold.checkpoint import Checkpoint, Source
 from llmfold.config import option
+from llmfold.devices import pick_device
 from llmfold.errors import LlmfoldError, UsageError
 from llmfold.evaluation.fidelity import TOKENS, Fidelity
 from llmfold.evaluation.judge import Judge
@@ -27,7 +28,6 @@ from llmfold.evaluation.variants import public_file
 from llmfold.evaluation.zeroshot import AUTO
 from llmfold.report.record import versions
 from llmfold.sources import locate, public_name
-from llmfold.streaming.engine import pick_device
 
 Say = Callable[[str], None]
 _DECIDING = ("llmfold", "torch", "transformers", "lm-eval")

@@ -11,7 +11,7 @@ from llmfold.planning import human_seconds
 from llmfold.planning.limits import human_bytes
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart, plain
 from llmfold.report.terminal import human_count
-from llmfold.report.words import METHODS, data_words, fold_command
+from llmfold.report.words import METHODS, check_words, data_words, fold_command
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --dim: #59636e; --rule: #d8dee4; --card: #f6f8fa; --page: #ffffff; }
@@ -194,17 +194,18 @@ def _time(report: Mapping[str, Any]) -> list[str]:
 def _origin(report: Mapping[str, Any], quality: Evaluation | None) -> list[str]:
     commands = [fold_command(report["config"]), *([quality.command] if quality and quality.command else [])]
     machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items() if value is not None)
+    check = check_words(report["verification"])
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     return [
         "<h2>How it was made</h2>",
         f"<pre>{escape(chr(10).join(commands))}</pre>",
-        _list([f"seed {report['config']['seed']}", versions, machine, _check(report["verification"])]),
+        _list(
+            [
+                f"seed {report['config']['seed']}",
+                versions,
+                machine,
+                f"reload check {check}",
+            ]
+        ),
         '<p class="dim">Method: model folding, Wang et al., ICLR 2025, arXiv 2502.10216.</p>',
     ]
-
-
-def _check(found: Mapping[str, Any]) -> str:
-    if found.get("mode") != "full":
-        return f"reload check: {found.get('mode', 'off')}"
-    worst = ", ".join(f"{dtype} {gap:.1e}" for dtype, gap in found["relative_logit_difference"].items())
-    return f"reload check passed: {found['tensors']} tensors read back, relative logit difference {worst}"

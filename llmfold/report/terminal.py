@@ -15,6 +15,7 @@ from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import SELF_DATA, FoldConfig
 from llmfold.planning import Estimate, FoldPlan, advice, human_bytes, human_seconds
 from llmfold.report.record import FoldReport
+from llmfold.report.words import check_words
 
 
 def human_count(count: int) -> str:
@@ -165,7 +166,7 @@ def report_table(report: FoldReport) -> RenderableType:
     )
     sizes = report.plan["bytes"]
     summary.add_row("weights", f"{human_bytes(sizes['before'])} → {human_bytes(sizes['after'])}")
-    summary.add_row("reload check", _verification(report.verification))
+    summary.add_row("reload check", check_words(report.verification))
     for row in _quality(report.quality):
         summary.add_row(*row)
     for warning in report.warnings:
@@ -186,13 +187,6 @@ def _quality(found: dict[str, Any]) -> list[tuple[str, str]]:
         agreement = f"{close['top1']:.1%} same next token, KL {close['kl']:.3f} nats per token"
         rows.append(("beside dense", f"{agreement}, on {close['tokens']:,} tokens sampled from the dense model"))
     return rows
-
-
-def _verification(found: dict[str, Any]) -> str:
-    if found.get("mode") == "full":
-        worst = ", ".join(f"{dtype} {gap:.1e}" for dtype, gap in found["relative_logit_difference"].items())
-        return f"passed: {found['tensors']} tensors read back, relative logit difference {worst}"
-    return "shapes only" if found.get("mode") == "shapes" else "off"
 
 
 class _Patient(Console):

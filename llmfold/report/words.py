@@ -28,6 +28,14 @@ def data_words(report: Mapping[str, Any]) -> str:
     )
 
 
+def check_words(found: Mapping[str, Any]) -> str:
+    """What the reload check compared."""
+    if found.get("mode") == "full":
+        worst = ", ".join(f"{dtype} {gap:.1e}" for dtype, gap in found["relative_logit_difference"].items())
+        return f"passed: {found['tensors']} tensors read back, relative logit difference {worst}"
+    return "shapes only" if found.get("mode") == "shapes" else "off"
+
+
 def fold_command(config: Mapping[str, Any]) -> str:
     """The command line of a fold by the options in its report, but for where it wrote to and how it was checked."""
     words = ["llmfold"]

@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,24 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfold.architectures import ModelShape, Role, check_tensors, expected_tensors, shape_of, tensor_name
+from llmfold.architectures import Role, tensor_name
 from llmfold.baselines import replan
 from llmfold.checkpoint import (
     MARKER_FILE,
-    Checkpoint,
     Journal,
     ShardWriter,
-    Source,
-    TensorInfo,
     WorkFolder,
     plan_shards,
-    resolve,
 )
-from llmfold.checkpoint.accept import refuse_quantised_config
-from llmfold.checkpoint.storage import file_sha256, write_error
-from llmfold.config import DTYPES, SELF_DATA, FoldConfig
-from llmfold.demo import DEMO_NAME
-from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
+from llmfold.checkpoint.storage import write_error
+from llmfold.config import SELF_DATA, FoldConfig
+from llmfold.devices import pick_device
+from llmfold.errors import CheckpointError, LlmfoldError, OutputError
 from llmfold.folding.layer import LayerRecord
 from llmfold.hub.base_card import carried_over
 from llmfold.methods.base import LayerMethod
@@ -44,14 +36,16 @@ from llmfold.methods.tokens import TOKENS_FILE
 from llmfold.planning import FoldPlan, Sensitivities, check_machine, make_plan
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport, machine, versions
-from llmfold.sources import locate, public_name
-from llmfold.streaming.forward import forward_context
+from llmfold.sources import locate
 from llmfold.streaming.memory import PeakMemory, return_freed_blocks
+from llmfold.streaming.opening import open_source
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
 from llmfold.streaming.prefetch import ReadAhead, WriteBehind
 from llmfold.streaming.progress import Listener, Silent
+from llmfold.streaming.provenance import provenance, public_config, public_data, source_name, text_digest, work_config
 from llmfold.streaming.ranks import FollowerError, LostError, Ranks, check_alike, join_ranks, neighbours
-from llmfold.streaming.sharing import fold_at, inherit, mean_seconds
+from llmfold.streaming.sharing import fold_at, inherit
+from llmfold.streaming.stages import Stages, mean_seconds
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.verification import DamagedError, read_back, verify
 
@@ -60,78 +54,6 @@ METHOD, OUTSIDE, LAYER, FINISH = "method", "outside", "layer-", "finish"
 
 def _layer_unit(index: int) -> str:
     return f"{LAYER}{index}"
-
-
-@dataclass
-class Stages:
-    """Seconds by stage, in the order the stages were first entered."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time what happens inside under ``name``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - start)
-
-    def add(self, name: str, seconds: float) -> None:
-        """Add to a stage."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
-
-def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
-    """Open a checkpoint and check every header against its config.
-
-    Raises:
-        CheckpointError: see :mod:`llmfold.checkpoint` and :func:`llmfold.architectures.check_tensors`.
-    """
-    checkpoint = Checkpoint.open(source.folder)
-    shape = shape_of(checkpoint.config)
-    check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
-    forward_context(checkpoint.config, shape)  # refuses what the forward passes could not do, before any work
-    return checkpoint, shape
-
-
-def plan_from_config(config: FoldConfig) -> FoldPlan:
-    """Plan a fold from a hub model's config alone, without its weights; local folders are checked in full.
-
-    Raises:
-        LlmfoldError: as :func:`fold_checkpoint` does before it begins to work.
-    """
-    if config.model == DEMO_NAME or os.path.exists(os.path.expanduser(config.model)):
-        checkpoint, shape = open_source(locate(config.model, config.revision))
-        return make_plan(shape, checkpoint.tensors, config)
-    source = resolve(config.model, revision=config.revision, weights=False)
-    raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    refuse_quantised_config(raw, config.model)
-    shape = shape_of(raw)
-    stored = str(raw.get("dtype") or raw.get("torch_dtype"))
-    dtype = getattr(torch, stored) if stored in DTYPES[1:] else torch.float32
-    tensors = {
-        name: TensorInfo(name, dtype, size, torch.Size(size).numel() * dtype.itemsize, "")
-        for name, size in expected_tensors(shape).items()
-    }
-    return make_plan(shape, tensors, config)
-
-
-def pick_device(name: str) -> torch.device:
-    """Resolve ``auto`` to CUDA where present, else the CPU.
-
-    Raises:
-        UsageError: a device that torch does not know or this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # a device that cannot hold a number, such as meta, is refused too
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name} cannot be used here: {reason}") from error
-    return device
 
 
 def fold_checkpoint(config: FoldConfig, listener: Listener | None = None) -> FoldReport:
@@ -261,7 +183,7 @@ class _Run:
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
-        self.data = _public_data(config.data)
+        self.data = public_data(config.data)
         self._done: set[str] = set()
         self._counted = 0
 
@@ -289,9 +211,9 @@ class _Run:
         """What a resumed run must agree on: source, options, and all that can move a bit of the result."""
         return {
             "source": self.checkpoint.fingerprint(),
-            "config": self._work_config(),
+            "config": work_config(self.config, self.source),
             "versions": versions(),
-            "text": _content(self.config.data),
+            "text": text_digest(self.config.data),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
         }
@@ -442,8 +364,8 @@ class _Run:
         count, facts = len(self.shape.layers), {**done[METHOD].record, **done[FINISH].record}
         report = FoldReport(
             output=self.work.output,
-            source={"name": public_name(self.source), "revision": self.source.revision},
-            config=self._public_config(),
+            source=source_name(self.source),
+            config=public_config(self.config, self.source, self.data),
             plan=self.plan.to_dict(),
             layers=[done[_layer_unit(index)].record for index in range(count)],
             verification=verification,
@@ -493,48 +415,10 @@ class _Run:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
         _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
-        _write_json(folder / MARKER_FILE, self._provenance())
+        facts = self.journal.done[METHOD].record
+        _write_json(folder / MARKER_FILE, provenance(self.config, self.source, self.plan, facts))
         if self.plan.needs_remote_code:
             (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")
-
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "made_by": "llmfold",
-            "source": {"name": public_name(self.source), "revision": self.source.revision},
-            "config": self._work_config(),
-            "plan": self.plan.to_dict(),
-            "data": self.journal.done[METHOD].record.get("data", "none"),
-            "versions": versions(),
-        }
-
-    def _work_config(self) -> dict[str, Any]:
-        return work_config(self.config, self.source)
-
-    def _public_config(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self.config)
-        values.update(model=public_name(self.source), output=self.config.output_path.name, align=self.config.alignment)
-        values["data"] = self.data
-        values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(self.config.layers.items())}
-        return values
-
-
-def work_config(config: FoldConfig, source: Source | None = None) -> dict[str, Any]:
-    """The options that decide the bytes of the output, as they may be published."""
-    source = source or locate(config.model, config.revision)
-    return {**config.work(), "model": public_name(source), "data": _public_data(config.data)}
-
-
-def _public_data(data: str | None) -> str | None:
-    """Name of the outside text that may be published: files by their last part, hub data sets as they are."""
-    if data is None or not (data.startswith((".", "/", "~")) or os.path.exists(data)):
-        return data
-    return os.path.basename(data)
-
-
-def _content(data: str | None) -> str | None:
-    """SHA-256 of a text file, so that another text of the same name does not resume a run."""
-    path = Path(os.path.expanduser(data or ""))
-    return file_sha256(path) if data and path.is_file() else None
 
 
 def _check_shards_are_there(folder: Path, names: list[str]) -> None:

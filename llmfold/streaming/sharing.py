@@ -35,9 +35,3 @@ def inherit(work: Path, finished: Path, shape: ModelShape, ratio: float) -> None
     if (finished / SENSITIVITIES_FILE).exists() and not (work / SENSITIVITIES_FILE).exists():
         removed = [layer.intermediate - kept_neurons(layer.intermediate, ratio) for layer in shape.layers]
         Sensitivities.load(finished / SENSITIVITIES_FILE).shortened(removed).save(work / SENSITIVITIES_FILE)
-
-
-def mean_seconds(spent: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Seconds by stage, averaged over processes that work side by side, so that they add up to time that passed."""
-    names = dict.fromkeys(name for seconds in spent for name in seconds)
-    return {name: sum(seconds.get(name, 0.0) for seconds in spent) / len(spent) for name in names}

@@ -11,8 +11,9 @@ from llmfold.config import FoldConfig
 from llmfold.errors import UsageError
 from llmfold.report.record import REPORT_FILE, FoldReport
 from llmfold.report.saved import load_report
-from llmfold.streaming.engine import fold_together, work_config
+from llmfold.streaming.engine import fold_together
 from llmfold.streaming.progress import Listener
+from llmfold.streaming.provenance import work_config
 
 ONE_PASS = ("paper", "random", "magnitude")
 """Methods that fold every layer to all ratios at once; the others run ratio by ratio and share what they measured."""

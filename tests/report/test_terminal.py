@@ -13,7 +13,7 @@ import llmfold
 from llmfold.checkpoint import Source
 from llmfold.planning import FoldPlan, estimate
 from llmfold.report.terminal import human_bytes, human_count, layer_spans, plan_table, report_table
-from llmfold.streaming import engine
+from llmfold.streaming import opening
 
 LLAMA_7B = {
     "architectures": ["LlamaForCausalLM"],
@@ -49,7 +49,7 @@ def printed(table: RenderableType, width: int = 80) -> str:
 def plan_of(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> FoldPlan:
     """Plan a hub model by its config alone, as ``llmfold plan`` does."""
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(engine, "resolve", lambda *_, **__: Source(tmp_path, "org/model", "0" * 40))
+    monkeypatch.setattr(opening, "resolve", lambda *_, **__: Source(tmp_path, "org/model", "0" * 40))
     return llmfold.plan("org/model", **options)
 
 

@@ -13,7 +13,7 @@ from llmfold.checkpoint import Journal
 from llmfold.errors import LlmfoldError, OutputError, UsageError
 from llmfold.streaming import ranks as module
 from llmfold.streaming.ranks import FollowerError, Ranks, launched, leads, neighbours
-from llmfold.streaming.sharing import mean_seconds
+from llmfold.streaming.stages import mean_seconds
 
 LAYERS = 5
 OPTIONS: dict[str, Any] = {"fidelity_tokens": 0, "mlp_ratio": 0.25, "attention_ratio": 0.5, "max_shard_size": "40KB"}

@@ -1,0 +1,59 @@
+"""What may be published of a fold's options and source, and what names the text that it read."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmfold.checkpoint import Source
+from llmfold.checkpoint.storage import file_sha256
+from llmfold.config import FoldConfig
+from llmfold.planning import FoldPlan
+from llmfold.report.record import versions
+from llmfold.sources import locate, public_name
+
+
+def source_name(source: Source) -> dict[str, Any]:
+    """Name and revision of a model."""
+    return {"name": public_name(source), "revision": source.revision}
+
+
+def provenance(config: FoldConfig, source: Source, plan: FoldPlan, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of the file that marks an output as llmfold's; ``facts`` are what the method says of its data."""
+    return {
+        "made_by": "llmfold",
+        "source": source_name(source),
+        "config": work_config(config, source),
+        "plan": plan.to_dict(),
+        "data": facts.get("data", "none"),
+        "versions": versions(),
+    }
+
+
+def public_config(config: FoldConfig, source: Source, data: str | None) -> dict[str, Any]:
+    """Every option, folders by their names only; ``data`` as of :func:`public_data`."""
+    values = dataclasses.asdict(config)
+    values.update(model=public_name(source), output=config.output_path.name, align=config.alignment)
+    values["data"] = data
+    values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(config.layers.items())}
+    return values
+
+
+def work_config(config: FoldConfig, source: Source | None = None) -> dict[str, Any]:
+    """The options that decide the bytes of the output, as they may be published."""
+    source = source or locate(config.model, config.revision)
+    return {**config.work(), "model": public_name(source), "data": public_data(config.data)}
+
+
+def public_data(data: str | None) -> str | None:
+    """Name of the outside text that may be published: files by their last part, hub data sets as they are."""
+    if data is None or not (data.startswith((".", "/", "~")) or os.path.exists(data)):
+        return data
+    return os.path.basename(data)
+
+
+def text_digest(data: str | None) -> str | None:
+    """SHA-256 of a text file, so that another text of the same name does not resume a run."""
+    path = Path(os.path.expanduser(data or ""))
+    return file_sha256(path) if data and path.is_file() else None

@@ -1,0 +1,32 @@
+"""Seconds by stage."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Stages:
+    """Seconds by stage, in the order the stages were first entered."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time what happens inside under ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add to a stage."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+def mean_seconds(spent: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Seconds by stage, averaged over processes that work side by side, so that they add up to time that passed."""
+    names = dict.fromkeys(name for seconds in spent for name in seconds)
+    return {name: sum(seconds.get(name, 0.0) for seconds in spent) / len(spent) for name in names}
