@@ -5,6 +5,7 @@
     python eval/scale.py wide --folder /data        two layers of Llama-3-70B
     python eval/scale.py self --folder /data        four layers of LLaMA-7B by self tokens, the model offloaded
     python eval/scale.py ranks --folder /data       one process against two, one thread each
+    python eval/scale.py together --folder /data    the same by self tokens, on four layers of reduced width
     python eval/scale.py depth --folder /data       4, 8, 16 and 32 layers
     python eval/scale.py sweep --folder /data       one ratio against four in one command
     python eval/scale.py reference                  one MLP by a full PCA and scikit-learn's Ward, beside ours
@@ -55,7 +56,7 @@ class Bench:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, *(launcher if processes > 1 else []), "-m", "llmfold", "--model", str(model)]
         start = time.perf_counter()
-        self.run([*command, "--output", str(out), "--quiet", *options], limit)
+        self.run([*command, "--output", str(out), "--quiet", "--fidelity-tokens", "0", *options], limit)
         found: Found = {"wall_seconds": time.perf_counter() - start, "options": shlex.join(options)}
         reports = sorted(out.rglob("report.json"))
         report = json.loads(reports[0].read_text(encoding="utf-8"))
@@ -171,10 +172,21 @@ def by_self(bench: Bench) -> Found:
 
 
 def ranks(bench: Bench) -> Found:
-    """One process against two, one thread each."""
+    """One process against two, one thread each, which deal out the layers."""
+    return _one_and_two(bench, bench.model("llama-7b", bench.arguments.layers or 8), "--method", "paper")
+
+
+def together(bench: Bench) -> Found:
+    """One process against two, one thread each, which share the rows that every layer is measured on."""
+    arguments = bench.arguments
+    tokens = ("--num-samples", arguments.num_samples, "--sequence-length", arguments.sequence_length)
+    model = bench.model("llama-7b", 4, arguments.scale_down)
+    return _one_and_two(bench, model, "--method", "self", "--refine", arguments.refine, *tokens)
+
+
+def _one_and_two(bench: Bench, model: Path, *method: str) -> Found:
     os.environ["OMP_NUM_THREADS"] = "1"
-    model = bench.model("llama-7b", bench.arguments.layers or 8)
-    options = ("--method", "paper", "--ratio", "0.2", "--ratio-of", "decoder")
+    options = (*method, "--ratio", "0.2", "--ratio-of", "decoder")
     one, two = bench.fold(model, *options), bench.fold(model, *options, processes=2)
     ratio = two["wall_seconds"] / one["wall_seconds"]
     return {"one": one, "two": two, "same_bytes": one["sha256"] == two["sha256"], "wall_ratio": ratio}
@@ -229,6 +241,7 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
     "wide": wide,
     "self": by_self,
     "ranks": ranks,
+    "together": together,
     "depth": depth,
     "sweep": sweep,
     "reference": reference,
@@ -277,6 +290,11 @@ def _row(name: str, fold: Found) -> str:
     return f"| {name} | {fold['layers']} | {size} | {peak} | {fold['wall_seconds']:.0f} | {_stages(fold)} |"
 
 
+def _against_one(p: Found) -> str:
+    same = "the same bytes" if p["same_bytes"] else "OTHER BYTES"
+    return f"{same}, {p['wall_ratio']:.2f} times the wall time of one"
+
+
 def page() -> None:
     """Write scale.md, and the plot of depth, from the parts at hand."""
     parts = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
@@ -304,8 +322,11 @@ def page() -> None:
         )
     if "ranks" in parts:
         p = parts["ranks"]
-        same = "the same bytes" if p["same_bytes"] else "OTHER BYTES"
-        lines.append(f"- Two processes of one thread: {same}, {p['wall_ratio']:.2f} times the wall time of one.")
+        lines.append(f"- Two processes of one thread, layers dealt out: {_against_one(p)}.")
+    if "together" in parts:
+        p = parts["together"]
+        lines.append(f"- `{p['one']['options']}` on a cut model, rows shared by two processes: {_against_one(p)}.")
+        lines += [f"  One: {_stages(p['one'])}.", f"  Two: {_stages(p['two'])}."]
     if "sweep" in parts:
         p = parts["sweep"]
         lines.append(f"- `--ratio 0.1,0.2,0.3,0.4` takes {p['wall_ratio']:.2f} times the wall time of `--ratio 0.2`.")

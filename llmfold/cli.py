@@ -173,7 +173,7 @@ def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) 
         check_login(target)
     if not quiet:
         _show_plans(configs)
-        if launched() > 1 and not configs[0].independent:
+        if launched() > 1 and not configs[0].shared:
             others = launched() - 1
             print_table(f"--method {configs[0].method} goes from layer to layer in one process; {others} more wait")
         if configs[0].measures:

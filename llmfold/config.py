@@ -226,8 +226,18 @@ class FoldConfig:
 
     @property
     def independent(self) -> bool:
-        """Whether layers may be folded in any order, and by several processes."""
+        """Whether layers may be folded in any order, and dealt out to several processes."""
         return self.method not in CARRYING
+
+    @property
+    def together(self) -> bool:
+        """Whether several processes share the rows that every layer is measured on."""
+        return self.method in MEASURING
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes share the work at all."""
+        return self.independent or self.together
 
     @property
     def alignment(self) -> str:

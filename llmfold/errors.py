@@ -21,6 +21,10 @@ class OutputError(LlmfoldError):
     """The output could not be written, or is not what was meant to be written."""
 
 
+class DeviceError(LlmfoldError):
+    """The device that computes has too little memory for the work, however small its pieces."""
+
+
 class VerificationError(OutputError):
     """The written checkpoint does not compute what llmfold produced; it was not published."""
 

@@ -15,10 +15,11 @@ from llmfold.architectures import LayerShape, Role
 from llmfold.baselines.pruner import Pruner
 from llmfold.baselines.statistics import Moments, consumer_moments
 from llmfold.baselines.structures import Units, Weights, head_units
+from llmfold.methods.carried import CarriedStates
 from llmfold.methods.measure import Measurement
 from llmfold.methods.streams import chunks
 from llmfold.streaming.forward import decoder_layer
-from llmfold.streaming.states import HiddenStates, read, write
+from llmfold.streaming.states import read, write
 
 
 class WandaPruner(Pruner):
@@ -33,47 +34,37 @@ class WandaPruner(Pruner):
         """
         super().__init__(on.shape, on.device, facts)
         self._on = on
-        self._states: HiddenStates | None = None
-        self._next: HiddenStates | None = None
+        self._carried = CarriedStates(on)
 
     def start(self, first_layer: int, *, drifted: bool) -> None:
         """Write the first states, or open those that an interrupted run left."""
-        if first_layer == 0:
-            self._states = self._on.first_states()
-        else:
-            shape = (*self._on.size, self.shape.hidden)
-            self._states = HiddenStates(self._on.work, first_layer, shape, create=False)
+        self._carried.start(first_layer)
 
     def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
         """Mean of ``|W| · ‖x‖`` over outputs, summed over the features of a head unit."""
-        assert self._states is not None
         wide = {role: tensor.float() for role, tensor in weights.items()}
-        heads, neurons = consumer_moments(self._on, index, wide, layer, self._states.folded, None)
+        heads, neurons = consumer_moments(self._on, index, wide, layer, self._carried.now.folded, None)
         by_feature = feature_scores(wide["o"], heads).view(head_units(layer, layer), -1)
         return Units(feature_scores(wide["down"], neurons).cpu(), by_feature.sum(1).cpu())
 
     def finish(self, index: int, weights: Weights, pruned: dict[Role, Tensor], kept: Units) -> dict[Role, Tensor]:
         """Move the stream past the pruned layer."""
-        assert self._states is not None
-        self._next = self._states.next()
+        before, after = self._carried.now, self._carried.advance()
         wide = {role: tensor.float() for role, tensor in pruned.items()}
         head_dim = self.shape.head_dim
         layer = LayerShape(len(wide["gate"]), len(wide["q"]) // head_dim, len(wide["k"]) // head_dim)
         for part in chunks(self._on.size[0]):
-            x = read(self._states.folded, part, self.device)
-            write(self._next.folded, part, decoder_layer(x, wide, layer, self._on.stream.context, index))
+            x = read(before.folded, part, self.device)
+            write(after.folded, part, decoder_layer(x, wide, layer, self._on.stream.context, index))
         return pruned
 
     def flush(self) -> None:
         """Put the states after the layer on disk."""
-        assert self._next is not None
-        self._next.flush()
+        self._carried.flush()
 
     def committed(self) -> None:
         """Forget the states before the layer."""
-        assert self._states is not None
-        self._states.discard()
-        self._states = self._next
+        self._carried.committed()
 
 
 def feature_scores(weight: Tensor, inputs: Moments) -> Tensor:

@@ -83,7 +83,7 @@ class ShardWriter:
 
     def sync(self) -> None:
         """Return once everything this process wrote is on the disk; raises OutputError when it cannot be."""
-        for shard, fd in self._open.items():
+        for shard, fd in list(self._open.items()):  # another thread may be opening the next
             try:
                 os.fsync(fd)
             except OSError as error:

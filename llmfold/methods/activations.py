@@ -17,6 +17,7 @@ from torch import Tensor
 from llmfold.architectures import FINAL_NORM, LayerShape, Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Weights
+from llmfold.methods.carried import CarriedStates
 from llmfold.methods.importance import Importance
 from llmfold.methods.measure import Measurement, measure, row_weight
 from llmfold.methods.output import ROWS, Output
@@ -72,29 +73,26 @@ class ActivationFolder:
             facts: what is known of the states, for the report.
         """
         self.on, self.options, self._facts = on, options, facts
-        self._states: HiddenStates | None = None
-        self._next: HiddenStates | None = None
+        self.carried = CarriedStates(on)
+        self.chunk = CHUNK
         self._drifted = False
 
     def start(self, first_layer: int, *, drifted: bool) -> None:
         """Write the first states, or open those that an interrupted run left."""
         self._drifted = drifted
-        if first_layer == 0:
-            self._states = self.on.first_states()
-        else:
-            shape = (*self.on.size, self.on.shape.hidden)
-            self._states = HiddenStates(self.on.work, first_layer, shape, create=False)
+        self.carried.start(first_layer)
 
     def fold(
         self, index: int, weights: Weights, before: LayerShape, after: LayerShape
     ) -> tuple[dict[Role, Tensor], LayerRecord]:
         """Choose units, refit their consumers, and move both streams past the layer."""
-        assert self._states is not None
-        step = _LayerStep(self, self._states, index, weights, before, after)
-        self._next = step.next
-        folded, record = step.run()
-        self._drifted = self._drifted or step.changed
-        return folded, record
+
+        def attempt(chunk: int) -> tuple[dict[Role, Tensor], LayerRecord]:
+            return _LayerStep(self, self.carried.now, index, weights, before, after, chunk).run()
+
+        found, self.chunk = self.on.team.within_memory(attempt, self.chunk, f"layer {index}")
+        self._drifted = self._drifted or before != after
+        return found
 
     def measure(
         self, read_layer: Callable[[int], dict[Role, Tensor]], ratio: float, say: Callable[[str], None]
@@ -110,8 +108,7 @@ class ActivationFolder:
         """Refit the final gain on the states after the last layer."""
         if self.options.output is None or not self._drifted:
             return {}, {}
-        assert self._states is not None
-        states, output, device = self._states, self.options.output(), self.on.device
+        states, output, device = self.carried.now, self.options.output(), self.on.device
         train, held = split(self.on.size[0], self.options.held_back)
 
         def load(parts: list[slice]) -> Iterator[Pair]:
@@ -128,21 +125,20 @@ class ActivationFolder:
 
     def flush(self) -> None:
         """Put the states after the layer on disk."""
-        assert self._next is not None
-        self._next.flush()
+        self.carried.flush()
 
     def committed(self) -> None:
         """Forget the states before the layer."""
-        assert self._states is not None
-        self._states.discard()
-        self._states = self._next
+        self.carried.committed()
 
 
-def split(sequences: int, held_back: float) -> tuple[list[slice], list[slice]]:
-    """Blocks of sequences to fit on, and blocks to judge on; a single block is only fitted on."""
-    parts = list(chunks(sequences, CHUNK))
-    held = max(1, round(len(parts) * held_back)) if len(parts) > 1 else 0
-    return parts[: len(parts) - held], parts[len(parts) - held :]
+def split(sequences: int, held_back: float, chunk: int = CHUNK) -> tuple[list[slice], list[slice]]:
+    """Chunks of sequences to fit on, and chunks to judge on; a single block of ``CHUNK`` is only fitted on."""
+    blocks = -(-sequences // CHUNK)
+    held = max(1, round(blocks * held_back)) if blocks > 1 else 0
+    first_held = (blocks - held) * CHUNK if held else sequences
+    parts = list(chunks(sequences, chunk))
+    return [p for p in parts if p.start < first_held], [p for p in parts if p.start >= first_held]
 
 
 _Measured = tuple[Candidate, NormalEquations, NormalEquations | None]
@@ -159,20 +155,22 @@ class _LayerStep:
         weights: Weights,
         before: LayerShape,
         after: LayerShape,
+        chunk: int,
     ) -> None:
+        self._on, self._team = owner.on, owner.on.team
         self._model, self._options, self._device = owner.on.shape, owner.options, owner.on.device
         self._states, self._index, self._before, self._after = states, index, before, after
         self._stored = dict(weights)
         self._dense = {role: tensor.to(self._device, torch.float32) for role, tensor in weights.items()}
         self._context = owner.on.stream.context
-        self.next = states.next()
+        self.next = owner.carried.advance()
         self.record = LayerRecord()
         self._order = owner.on.stream.order(index, states.shape[0] * states.shape[1])
-        self._train, self._held = split(states.shape[0], self._options.held_back)
+        self._chunk = chunk
+        self._train, self._held = split(states.shape[0], self._options.held_back, chunk)
         self._parts = self._train + self._held
         self._clock = time.perf_counter()
-        self.changed = before != after
-        self._refit = owner._drifted or self.changed
+        self._refit = owner._drifted or before != after
 
     def run(self) -> tuple[dict[Role, Tensor], LayerRecord]:
         folded = dict(self._stored)
@@ -201,14 +199,16 @@ class _LayerStep:
             if chosen is not None:
                 self.record.attention = chosen
         else:
-            for part in self._parts:
-                self._advance_dense_attention(part)
+            self._team.each(self._parts, self._advance_dense_attention)
         weights = self._wide(result)
         layer = replace(self._before, heads=self._after.heads, kv_heads=self._after.kv_heads)
-        for part in self._parts:
+
+        def advance(part: slice) -> None:
             f = gather(self._states.folded, part, self._order, self._device)
             heads = heads_of(f, weights, layer, self._context, self._index)
             write(self.next.folded, part, f + F.linear(heads, weights["o"], weights.get("o_bias")))
+
+        self._team.each(self._parts, advance)
         self._time("forward")
         return result
 
@@ -226,8 +226,8 @@ class _LayerStep:
         return Rows(heads.flatten(0, 1), (h2 - f).flatten(0, 1), row_weight(h2))
 
     def _equations(self, rows: Callable[[slice], Rows]) -> tuple[NormalEquations, NormalEquations | None]:
-        train = accumulate(rows(part) for part in self._train)
-        return train, accumulate(rows(part) for part in self._held) if self._held else None
+        train = self._on.equations(self._train, rows)
+        return train, self._on.equations(self._held, rows) if self._held else None
 
     def _fold_attention(self) -> tuple[dict[Role, Tensor], dict[str, Any] | None]:
         train, held = self._equations(lambda part: self._attention_rows(part, self._dense, self._before, first=True))
@@ -267,13 +267,15 @@ class _LayerStep:
             if self._before.intermediate != self._after.intermediate:
                 self.record.mlp = record
         else:
-            for part in self._parts:
-                self._advance_dense_mlp(part)
+            self._team.each(self._parts, self._advance_dense_mlp)
         weights = self._wide(result)
-        for part in self._parts:
+
+        def advance(part: slice) -> None:
             f = read(self.next.folded, part, self._device)
             neurons = mlp_neurons(rms_norm(f, weights["post_norm"], self._context.eps), weights, self._context)
             write(self.next.folded, part, f + F.linear(neurons, weights["down"], weights.get("down_bias")))
+
+        self._team.each(self._parts, advance)
         self._time("forward")
         return result
 
@@ -347,7 +349,7 @@ class _LayerStep:
     def _refine(
         self, result: dict[Role, Tensor], bias: bool, metric: Tensor | None
     ) -> tuple[dict[Role, Tensor], list[float]]:
-        biased = "gate_bias" in result
+        biased, refine = "gate_bias" in result, self._options.refine
         outputs = None if metric is None else metric.to(self._device, torch.float32)
 
         def load(part: slice) -> Callable[[], Rows]:
@@ -366,8 +368,9 @@ class _LayerStep:
             [load(part) for part in self._train],
             [load(part) for part in self._held],
             self._context.activation,
-            replace(self._options.refine, ridge=self._options.ridge),
+            replace(refine, ridge=self._options.ridge, blocks_per_step=refine.blocks_per_step * CHUNK // self._chunk),
             bias=bias,
+            team=self._team,
         )
         for role, rows in (("gate", gate), ("up", up)):
             result[role] = rows[:, :-1].contiguous() if biased else rows

@@ -69,7 +69,14 @@ def _from_tokens(setting: Setting, say: Callable[[str], None]) -> ActivationFold
 def _importance(setting: Setting, tokens: Tensor) -> Importance:
     context = forward_context(setting.checkpoint.config, setting.shape)
     return Importance(
-        setting.checkpoint, setting.shape, context, tokens, setting.config.seed, setting.work, setting.device
+        setting.checkpoint,
+        setting.shape,
+        context,
+        tokens,
+        setting.config.seed,
+        setting.work,
+        setting.device,
+        setting.team,
     )
 
 
@@ -100,6 +107,7 @@ def _from_weights(setting: Setting, say: Callable[[str], None]) -> ActivationFol
         (rows, mean_field.context),
         setting.work,
         setting.device,
+        setting.team,
     )
     entropy = float(-(prior * prior.clamp_min(1e-300).log()).sum())
     facts = {"data": "none", "members": rows * mean_field.context, "prior_entropy_nats": entropy}

@@ -1,8 +1,9 @@
 """One pass of the dense model that measures what every layer would lose by every width."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,13 @@ from torch import Tensor
 from llmfold.architectures import ModelShape, Role
 from llmfold.methods.streams import CHUNK, Stream, chunks, gather, heads_of
 from llmfold.planning import LayerCurves, Sensitivities
-from llmfold.repair.least_squares import accumulate
+from llmfold.repair.least_squares import NormalEquations, products, summed
 from llmfold.selection.elimination import eliminate_blocks, eliminate_units
 from llmfold.streaming.forward import mlp_neurons, rms_norm
 from llmfold.streaming.states import HiddenStates, read, write
+from llmfold.streaming.team import Team
 
+T = TypeVar("T")
 SENSITIVITIES_FILE = "llmfold_sensitivities.json"
 _BEYOND = 3.0
 """Curves reach this many times the ratio, so that single layers may lose more than the average."""
@@ -37,6 +40,7 @@ class Measurement:
         size: sequences and tokens per sequence.
         work: folder for the states.
         device: where to compute.
+        team: the processes that measure.
     """
 
     shape: ModelShape
@@ -45,14 +49,23 @@ class Measurement:
     size: tuple[int, int]
     work: Path
     device: torch.device
+    team: Team = field(default_factory=Team)
 
     def first_states(self) -> HiddenStates:
         """States before layer 0, both streams alike."""
-        states = HiddenStates(self.work, 0, (*self.size, self.shape.hidden), create=True)
-        for part, hidden in zip(chunks(self.size[0]), self.start(), strict=True):
-            write(states.dense, part, hidden)
-            write(states.folded, part, hidden)
+        return self.team.made(self._first_states)
+
+    def _first_states(self, create: bool) -> HiddenStates:
+        states = HiddenStates(self.work, 0, (*self.size, self.shape.hidden), create=create)
+        if create:
+            for part, hidden in zip(chunks(self.size[0]), self.start(), strict=True):
+                write(states.dense, part, hidden)
+                write(states.folded, part, hidden)
         return states
+
+    def equations(self, blocks: Sequence[T], rows: Callable[[T], tuple[Tensor, Tensor, Tensor]]) -> NormalEquations:
+        """Normal equations over blocks, of which each process computes the rows and products of its own."""
+        return summed(self.team.in_order(blocks, lambda block: products(*rows(block))))
 
 
 def measure(
@@ -76,20 +89,36 @@ def measure(
         metric: see :func:`llmfold.selection.elimination.eliminate_units`.
         say: told of every layer.
     """
+
+    def attempt(chunk: int) -> Sensitivities:
+        return _measure(on, read_layer, ridge, ratio, metric, say, list(chunks(on.size[0], chunk)))
+
+    return on.team.within_memory(attempt, CHUNK, "measuring the layers")[0]
+
+
+def _measure(
+    on: Measurement,
+    read_layer: Callable[[int], dict[Role, Tensor]],
+    ridge: float,
+    ratio: float,
+    metric: Tensor | None,
+    say: Callable[[str], None],
+    parts: list[slice],
+) -> Sensitivities:
     states = on.first_states()
     rows = on.size[0] * on.size[1] * on.shape.hidden
-    parts = list(chunks(on.size[0], CHUNK))
     layers = []
     for index, layer in enumerate(on.shape.layers):
         say(f"layer {index}: measure")
         dense = _DenseLayer(on, states, index, read_layer(index))
         units = layer.kv_heads if layer.kv_heads > 1 else layer.heads
         size = layer.heads * on.shape.head_dim // units
-        heads = eliminate_blocks(accumulate(map(dense.attention, parts)), 1, size, ridge, metric=metric)
+        heads = eliminate_blocks(on.equations(parts, dense.attention), 1, size, ridge, metric=metric)
         keep = kept_neurons(layer.intermediate, ratio)
-        neurons = eliminate_units(accumulate(map(dense.mlp, parts)), keep, ridge, metric=metric)
+        neurons = eliminate_units(on.equations(parts, dense.mlp), keep, ridge, metric=metric)
         layers.append(LayerCurves(_curve(neurons.costs, rows), _curve(heads.costs, rows)))
-    states.discard()
+    if on.team.leads:
+        states.discard()
     return Sensitivities(layers)
 
 

@@ -10,6 +10,9 @@ from llmfold.architectures import LayerShape, ModelShape, Role
 from llmfold.config import FoldConfig
 from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer_at
 from llmfold.methods.base import Weights
+from llmfold.streaming.shortage import on_host_instead
+
+_Result = tuple[dict[Role, Tensor], LayerRecord]
 
 
 class Merging:
@@ -42,8 +45,15 @@ class Merging:
         config = self._config
         seed = (config.seed * 1_000_003 + index) % 2**63
         options = MergeOptions(config.cluster, config.alignment, config.repair, seed)
-        moved = {role: tensor.to(self._device) for role, tensor in weights.items()}
-        yield from fold_layer_at(moved, self._shape, before, afters, options)
+
+        def begin(device: torch.device) -> tuple[_Result, Iterator[_Result]]:
+            moved = {role: tensor.to(device) for role, tensor in weights.items()}
+            results = fold_layer_at(moved, self._shape, before, afters, options)
+            return next(results), results  # the first needs the most memory: all clusters are found with it
+
+        first, others = on_host_instead(begin, self._device, f"layer {index}")
+        yield first
+        yield from others
 
     def flush(self) -> None:
         """Nothing is carried between layers."""

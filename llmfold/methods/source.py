@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,21 @@ from llmfold.plain_text import UNREADABLE, read_plain_text
 from llmfold.planning.estimate import IN_MEMORY_SHARE, cache_limit
 from llmfold.planning.limits import available_memory
 from llmfold.streaming.forward import forward_context
+from llmfold.streaming.team import Team
 
 _HUB_CHARACTERS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a method works: the source, the work folder and the device."""
+    """Where a method works: the source, the work folder, the device, and the processes that share the work."""
 
     config: FoldConfig
     checkpoint: Checkpoint
     shape: ModelShape
     work: Path
     device: torch.device
+    team: Team = field(default_factory=Team)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def token_source(setting: Setting, say: Callable[[str], None]) -> TokenSource:
         (budget.sequences, budget.length),
         setting.work,
         setting.device,
+        setting.team,
     )
     return TokenSource(on, tokens, facts)
 

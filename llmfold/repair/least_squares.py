@@ -1,7 +1,8 @@
 """Ridge least squares from accumulated Gram matrices: the consumer of a layer's units, refit in closed form."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,17 @@ from torch import Tensor
 from llmfold.errors import LlmfoldError
 
 _ATTEMPTS = 8
+
+
+class Products(NamedTuple):
+    """What a block of rows adds to :class:`NormalEquations`; gram and cross are float32, the others float64."""
+
+    gram: Tensor
+    cross: Tensor
+    energy: Tensor
+    feature_sum: Tensor
+    target_sum: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,14 +54,6 @@ class NormalEquations:
             self.target_sum + other.target_sum,
             self.weight + other.weight,
         )
-
-    def _grown(self, part: "NormalEquations") -> "NormalEquations":
-        """Add ``part`` into this one's own tensors, so that only two Grams are alive at once."""
-        self.gram.add_(part.gram)
-        self.cross.add_(part.cross)
-        self.feature_sum.add_(part.feature_sum)
-        self.target_sum.add_(part.target_sum)
-        return replace(self, energy=self.energy + part.energy, weight=self.weight + part.weight)
 
     def scaled(self, factor: float) -> "NormalEquations":
         """The same with all row weights multiplied by a factor."""
@@ -105,30 +109,45 @@ class NormalEquations:
         return max(squared, 0.0) / max(self.energy, torch.finfo(torch.float64).tiny)
 
 
-def accumulate(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> NormalEquations:
-    """Sum normal equations over blocks of rows, in the order given.
+def products(a: Tensor, y: Tensor, w: Tensor) -> Products:
+    """Products of features (t, n), targets (t, d) and row weights (t,), float32."""
+    weighted = a * w[:, None]
+    return Products(
+        weighted.T @ a,
+        weighted.T @ y,
+        (y.double().square().sum(1) * w).sum(),
+        weighted.double().sum(0),
+        (y * w[:, None]).double().sum(0),
+        w.double().sum(),
+    )
 
-    Args:
-        parts: features (t, n), targets (t, d) and row weights (t,), float32; products are float32, sums float64.
+
+def accumulate(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> NormalEquations:
+    """Sum normal equations over blocks of rows (see :func:`products`), in the order given.
 
     Raises:
         ValueError: no blocks.
     """
-    total: NormalEquations | None = None
-    for a, y, w in parts:
-        weighted = a * w[:, None]
-        part = NormalEquations(
-            (weighted.T @ a).double(),
-            (weighted.T @ y).double(),
-            float((y.double().square().sum(1) * w).sum()),
-            weighted.double().sum(0),
-            (y * w[:, None]).double().sum(0),
-            float(w.double().sum()),
-        )
-        total = part if total is None else total._grown(part)
-    if total is None:
+    return summed(products(*part) for part in parts)
+
+
+def summed(parts: Iterable[tuple[Tensor, ...]]) -> NormalEquations:
+    """Sum the :class:`Products` of blocks in float64, in the order given.
+
+    Raises:
+        ValueError: no blocks.
+    """
+    total: list[Tensor] = []
+    for part in parts:
+        if total:
+            for known, more in zip(total, part, strict=True):
+                known.add_(more)
+        else:
+            total = [tensor.double() for tensor in part]
+    if not total:
         raise ValueError("normal equations need at least one block of rows")
-    return total
+    gram, cross, energy, features, targets, weight = total
+    return NormalEquations(gram, cross, float(energy), features, targets, float(weight))
 
 
 def cholesky(gram: Tensor, ridge: float) -> Tensor:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmfold.repair.least_squares import accumulate, solve
+from llmfold.repair.least_squares import products, solve, summed
+from llmfold.streaming.team import Team
 
 
 class Rows(NamedTuple):
@@ -67,27 +68,42 @@ class _Problem:
     """The least-squares problem at one point, block by block."""
 
     def __init__(
-        self, train: Sequence[Loader], held: Sequence[Loader], activation: Activation, bias: bool, ridge: float
+        self,
+        train: Sequence[Loader],
+        held: Sequence[Loader],
+        activation: Activation,
+        bias: bool,
+        ridge: float,
+        team: Team,
     ) -> None:
         self._train, self._held = train, held
-        self._activation, self._bias, self._ridge = activation, bias, ridge
+        self._activation, self._bias, self._ridge, self._team = activation, bias, ridge, team
 
     def consumer(self, neurons: _Neurons) -> tuple[Tensor, Tensor | None]:
         """Least-squares D (k, d) and b (d,) for these neurons, from all training rows."""
-        parts = ((self._neurons(rows.x, neurons), rows.y, rows.w) for rows in (load() for load in self._train))
-        weights, bias = solve(accumulate(parts), self._ridge, bias=self._bias)
+
+        def sums(load: Loader) -> tuple[Tensor, ...]:
+            rows = load()
+            return products(self._neurons(rows.x, neurons), rows.y, rows.w)
+
+        equations = summed(self._team.in_order(self._train, sums))
+        weights, bias = solve(equations, self._ridge, bias=self._bias)
         return weights.float(), None if bias is None else bias.float()
 
     def held_error(self, neurons: _Neurons, down: Tensor, bias: Tensor | None) -> float:
         """Relative squared error on the rows held back."""
-        wrong = total = 0.0
-        for load in self._held:
+
+        def energies(load: Loader) -> tuple[Tensor, ...]:
             rows = load()
             rest = rows.y - self._neurons(rows.x, neurons) @ down
             if bias is not None:
                 rest = rest - bias
-            wrong += float((rest.square().sum(1) * rows.w).sum())
-            total += float((rows.y.square().sum(1) * rows.w).sum())
+            return (rest.square().sum(1) * rows.w).sum(), (rows.y.square().sum(1) * rows.w).sum()
+
+        wrong = total = 0.0
+        for of_rest, of_targets in self._team.in_order(self._held, energies):
+            wrong += float(of_rest)
+            total += float(of_targets)
         return wrong / max(total, torch.finfo(torch.float64).tiny)
 
     def _neurons(self, x: Tensor, neurons: _Neurons) -> Tensor:
@@ -96,7 +112,7 @@ class _Problem:
     def linearise(
         self, neurons: _Neurons, down: Tensor, bias: Tensor | None, blocks: Sequence[Loader]
     ) -> "_Linearised":
-        return _Linearised(neurons, down, bias, blocks, self._activation)
+        return _Linearised(neurons, down, bias, blocks, self._activation, self._team)
 
 
 class _Slopes(NamedTuple):
@@ -117,10 +133,11 @@ class _Linearised:
         bias: Tensor | None,
         blocks: Sequence[Loader],
         activation: Activation,
+        team: Team,
     ) -> None:
         self._at, self._down, self._bias = neurons, down, bias
-        self._blocks, self._activation = blocks, activation
-        self._kept: list[_Slopes] = []
+        self._blocks, self._activation, self._team = blocks, activation, team
+        self._kept: dict[int, _Slopes] = {}
         self._room = KEPT_BYTES
 
     def _linear(self, rows: Rows) -> tuple[_Slopes, Tensor]:
@@ -133,43 +150,53 @@ class _Linearised:
         by_up = value.detach() * root
         return _Slopes(rows.x, by_up, slope.mul_(up).mul_(root)), by_up * up
 
-    def _keep(self, slopes: _Slopes) -> None:
+    def _keep(self, index: int, slopes: _Slopes) -> None:
         """Hold the slopes of the first blocks, as many as there is room for; the others are computed anew."""
         self._room -= sum(t.nbytes for t in slopes)
         if self._room >= 0:
-            self._kept.append(slopes)
+            self._kept[index] = slopes
 
     def gradient_and_diagonal(self) -> tuple[_Neurons, _Neurons]:
         """Jᵀr at this point, and an estimate of the diagonal of JᵀJ."""
         strength = self._down.square().sum(1)
-        total: list[Tensor] = []
-        for load in self._blocks:
-            rows = load()
+
+        def part(index: int) -> tuple[Tensor, ...]:
+            rows = self._blocks[index]()
             slopes, neurons = self._linear(rows)
+            self._keep(index, slopes)
             rest = rows.y * rows.w.sqrt()[:, None] - neurons @ self._down
             if self._bias is not None:
                 rest -= rows.w.sqrt()[:, None] * self._bias
             x, by_up, by_gate = slopes
             back, inputs = rest @ self._down.T, x.square().sum(0)
-            part = [(by_gate * back).T @ x, (by_up * back).T @ x]
-            part += [(strength * by_gate.square().mean(0))[:, None] * inputs]
-            part += [(strength * by_up.square().mean(0))[:, None] * inputs]
-            total = part if not total else [a + b for a, b in zip(total, part, strict=True)]
-            self._keep(slopes)
-        return _Neurons(total[0], total[1]), _Neurons(total[2], total[3])
+            return (
+                (by_gate * back).T @ x,
+                (by_up * back).T @ x,
+                (strength * by_gate.square().mean(0))[:, None] * inputs,
+                (strength * by_up.square().mean(0))[:, None] * inputs,
+            )
+
+        by_gate, by_up, of_gate, of_up = self._summed(part)
+        return _Neurons(by_gate, by_up), _Neurons(of_gate, of_up)
 
     def normal_product(self, step: _Neurons) -> _Neurons:
         """JᵀJ times a step."""
-        out: _Neurons | None = None
-        for index, load in enumerate(self._blocks):
-            x, by_up, by_gate = self._kept[index] if index < len(self._kept) else self._linear(load())[0]
+
+        def part(index: int) -> tuple[Tensor, ...]:
+            x, by_up, by_gate = self._kept[index] if index in self._kept else self._linear(self._blocks[index]())[0]
             moved = (x @ step.up.T).mul_(by_up)
             moved += (x @ step.gate.T).mul_(by_gate)
             back = (moved @ self._down) @ self._down.T
-            part = _Neurons((by_gate * back).T @ x, back.mul_(by_up).T @ x)
-            out = part if out is None else out.plus(part)
-        assert out is not None
-        return out
+            return (by_gate * back).T @ x, back.mul_(by_up).T @ x
+
+        return _Neurons(*self._summed(part))
+
+    def _summed(self, part: Callable[[int], tuple[Tensor, ...]]) -> list[Tensor]:
+        """Float32 sums over the blocks."""
+        total: list[Tensor] = []
+        for found in self._team.in_order(range(len(self._blocks)), part):
+            total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
+        return total
 
 
 def _conjugate_gradients(problem: _Linearised, options: RefineOptions) -> _Neurons:
@@ -203,6 +230,7 @@ def refine_gate_up(
     options: RefineOptions,
     *,
     bias: bool = False,
+    team: Team | None = None,
 ) -> tuple[Tensor, Tensor, list[float]]:
     """Refit gate and up rows (k, e) float32; biases are their last column, met by a column of ones in x.
 
@@ -214,11 +242,12 @@ def refine_gate_up(
         activation: of the gate, elementwise.
         options: see :class:`RefineOptions`.
         bias: whether the consumer has a bias.
+        team: the processes that share the blocks.
 
     Returns:
         Gate, up, and the relative held-back errors: before, then after each step that counted.
     """
-    problem = _Problem(train, held, activation, bias, options.ridge)
+    problem = _Problem(train, held, activation, bias, options.ridge, team or Team())
     best = _Neurons(gate, up)
     down, offset = problem.consumer(best)
     trace = [problem.held_error(best, down, offset)]

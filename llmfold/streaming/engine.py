@@ -24,7 +24,7 @@ from llmfold.checkpoint import (
 from llmfold.checkpoint.storage import write_error
 from llmfold.config import SELF_DATA, FoldConfig
 from llmfold.devices import pick_device
-from llmfold.errors import CheckpointError, LlmfoldError, OutputError
+from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
 from llmfold.folding.layer import LayerRecord
 from llmfold.hub.base_card import carried_over
 from llmfold.methods.base import LayerMethod
@@ -47,6 +47,7 @@ from llmfold.streaming.ranks import FollowerError, LostError, Ranks, check_alike
 from llmfold.streaming.sharing import fold_at, inherit
 from llmfold.streaming.stages import Stages, mean_seconds
 from llmfold.streaming.states import STATE_FOLDER
+from llmfold.streaming.team import Team
 from llmfold.verification import DamagedError, read_back, verify
 
 METHOD, OUTSIDE, LAYER, FINISH = "method", "outside", "layer-", "finish"
@@ -106,28 +107,39 @@ def fold_together(
 
 
 def _check_resources(runs: Sequence["_Run"]) -> None:
-    """Refuse, before anything is done, what this machine's disk or memory cannot suffice for."""
-    working = neighbours() if runs[0].config.independent else 1
+    """Refuse, before anything is done, what the processes cannot do or this machine's disk or memory cannot hold."""
+    config, count = runs[0].config, runs[0].ranks.count
+    if config.together and neighbours() < count:
+        raise UsageError(
+            f"--method {config.method} shares hidden states between its processes, which one machine must hold, but "
+            f"{count} were started on several; start them all on one, or use --method paper"
+        )
+    working = neighbours() if config.shared else 1
     check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=working)
 
 
 def _prepare(runs: Sequence["_Run"], ranks: Ranks) -> LayerMethod | None:
     """The method, on the processes that will fold by it; the widths it has settled on, on all of them."""
 
-    def prepare() -> LayerMethod | None:
-        return next((method for method in [run.prepare() for run in runs] if method is not None), None)
+    def build() -> LayerMethod | None:
+        return next((method for method in [run.build_method() for run in runs] if method is not None), None)
 
-    if runs[0].config.independent:
-        return ranks.first(prepare)
-    method: list[LayerMethod | None] = []
+    if runs[0].config.shared:
+        method = ranks.first(build)
+        for run in runs:
+            run.settle(method)
+        return method
+    built: list[LayerMethod | None] = []
 
     def settle() -> list[FoldPlan]:
-        method.append(prepare())
+        built.append(build())
+        for run in runs:
+            run.settle(built[0])
         return [run.plan for run in runs]
 
     for run, plan in zip(runs, ranks.lead(settle), strict=True):
         run.plan = plan
-    return method[0] if method else None
+    return built[0] if built else None
 
 
 def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Ranks) -> None:
@@ -140,14 +152,16 @@ def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Rank
     units = ranks.mine(sorted(pending)) if first.config.independent else sorted(pending)
     method.start(start, drifted=any(index < start for index in first.plan.folded_layers))
 
-    def write(run: _Run, index: int, folded: dict[Role, Tensor], record: LayerRecord) -> None:
-        run.write_layer(index, folded, record, method)
+    def commit(run: _Run, index: int, digests: dict[str, str], record: LayerRecord) -> None:
+        run.finished(_layer_unit(index), digests, dataclasses.asdict(record))
         first.count_layers()
 
+    def write(run: _Run, index: int, folded: dict[Role, Tensor], record: LayerRecord) -> None:
+        commit(run, index, run.write_layer(index, folded), record)
+
     on_gpu = first.device.type == "cuda"
-    # A folded layer may wait in host memory only where the work area is the device's, and a method that carries state
-    # must see a layer committed before it folds the next.
-    overlap = on_gpu and isinstance(method, Merging)
+    # A method that carries state must see a layer committed before it folds the next.
+    overlap = isinstance(method, Merging)
     with (
         ReadAhead(first.read_layer, first.confirm_layer, units, pin=on_gpu) as ahead,
         WriteBehind(enabled=overlap) as behind,
@@ -161,8 +175,22 @@ def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Rank
             with torch.no_grad():
                 results = fold_at(method, index, weights, first.shape.layers[index], afters)
                 for run, (folded, record) in zip(pending[index], results, strict=True):
-                    behind.submit(partial(write, run, index, folded, record))
+                    if not (ranks.leads or first.config.independent):
+                        continue
+                    for stage, seconds in record.seconds.items():
+                        run.stages.add(stage, seconds)
+                    first.listener.stage(f"layer {index}: write")
+                    with first.stages("write"):
+                        if on_gpu and overlap:
+                            behind.submit(partial(write, run, index, folded, record))
+                            continue
+                        # The host's memory is full of the work area: only the wait for the disk is left to the thread.
+                        digests = run.write_layer(index, folded)
+                        method.flush()
+                        behind.submit(partial(commit, run, index, digests, record))
             method.committed()
+        with first.stages("write"):
+            behind.wait()
     if ranks.leads:
         for run in runs:
             if run.unfinished:
@@ -232,31 +260,36 @@ class _Run:
         """Layers that were finished before this run."""
         return sum(unit.startswith(LAYER) for unit in self._done)
 
-    def prepare(self) -> LayerMethod | None:
-        """Get the method ready: sample or draw what it measures on, and let that decide the widths if it may."""
+    def build_method(self) -> LayerMethod | None:
+        """The method of the run, having sampled or drawn what it measures on; None where all is folded already."""
         folded = self.resumed == len(self.shape.layers) and not self.unfinished
         if folded and not self.config.replans:
             return None
-        folder = self.work.folder
         with self.stages("prepare"), torch.no_grad():
-            if self.plan.folded_layers:
-                setting = Setting(self.config, self.checkpoint, self.shape, folder, self.device)
-                method = build_method(setting, self.listener.stage)
-            else:
-                method = Merging(self.config, self.shape, self.device)
+            if not self.plan.folded_layers:
+                return Merging(self.config, self.shape, self.device)
+            team = Team(self.ranks, self.device) if self.config.together else Team()
+            setting = Setting(self.config, self.checkpoint, self.shape, self.work.folder, self.device, team)
+            return build_method(setting, self.listener.stage)
+
+    def settle(self, method: LayerMethod | None) -> None:
+        """Let what the method measures decide the widths, if it may."""
+        if method is None:
+            return
+        with self.stages("prepare"), torch.no_grad():
             if self.config.measures:
-                self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, self._curves(folder, method))
+                curves = self._curves(self.work.folder, method)
+                self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
             self.plan = replan(self.plan, method)
         if self.ranks.leads and METHOD not in self.journal.done:
             self.journal.append(METHOD, {}, method.summary())
-        return method
 
     def _curves(self, folder: Path, method: LayerMethod) -> Sensitivities | None:
         path = folder / SENSITIVITIES_FILE
         if path.exists():
             return Sensitivities.load(path)
         curves = method.measure(self.read_layer, float(self.config.ratio or 0.0), self.listener.stage)
-        if curves is not None:
+        if curves is not None and self.ranks.leads:
             curves.save(path)
         return curves
 
@@ -281,18 +314,10 @@ class _Run:
         for role, _ in self.shape.layer_roles(self.shape.layers[index]):
             self.checkpoint.confirm(tensor_name(index, role))
 
-    def write_layer(self, index: int, weights: dict[Role, Tensor], record: LayerRecord, method: LayerMethod) -> None:
-        """Write a folded layer and journal it."""
-        for stage, seconds in record.seconds.items():
-            self.stages.add(stage, seconds)
-        self.listener.stage(f"layer {index}: write")
-        with self.stages("write"):
-            digests = {
-                tensor_name(index, role): self._write(tensor_name(index, role), tensor)
-                for role, tensor in weights.items()
-            }
-            method.flush()
-        self._finished(_layer_unit(index), digests, dataclasses.asdict(record))
+    def write_layer(self, index: int, weights: dict[Role, Tensor]) -> dict[str, str]:
+        """Write the tensors of a folded layer; their digests by name."""
+        named = ((tensor_name(index, role), tensor) for role, tensor in weights.items())
+        return {name: self._write(name, tensor) for name, tensor in named}
 
     def write_outside(self, method: LayerMethod) -> None:
         """Write what the method changes outside the layers, once all of them are folded."""
@@ -301,7 +326,7 @@ class _Run:
             tensors, record = method.outside()
         with self.stages("write"):
             digests = {name: self._write(name, self._as_stored(name, t)) for name, t in tensors.items()}
-        self._finished(FINISH, digests, record)
+            self.finished(FINISH, digests, record)
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(self.checkpoint.tensors[name].dtype) if self.config.dtype == "auto" else tensor
@@ -369,7 +394,7 @@ class _Run:
             plan=self.plan.to_dict(),
             layers=[done[_layer_unit(index)].record for index in range(count)],
             verification=verification,
-            seconds={**mean_seconds([seconds for seconds, _ in spent]), **self._checks.seconds},
+            seconds={**self._seconds([seconds for seconds, _ in spent]), **self._checks.seconds},
             data=facts,
             peak_memory_bytes=max(memory.bytes, *(peak for _, peak in spent)),
             resumed_layers=self.resumed,
@@ -385,6 +410,10 @@ class _Run:
         self.work.publish()
         return report
 
+    def _seconds(self, spent: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Seconds by stage of processes that fold layers of their own, or of one that stands for all."""
+        return mean_seconds(spent) if self.config.independent else spent[0]
+
     def _copy_outside(self) -> None:
         inside = {
             tensor_name(i, role)
@@ -398,16 +427,17 @@ class _Run:
                     tensor = self.checkpoint.read(name)
                 with self.stages("write"):
                     digests[name] = self._write(name, tensor)
-        self._finished(OUTSIDE, digests, {})
+        with self.stages("write"):
+            self.finished(OUTSIDE, digests, {})
 
     def _write(self, name: str, tensor: Tensor) -> str:
         dtype = tensor.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
         return self.writer.write(name, tensor.to(dtype))
 
-    def _finished(self, unit: str, digests: dict[str, str], record: dict[str, Any]) -> None:
-        with self.stages("write"):
-            self.writer.sync()
-            self.journal.append(unit, digests, record)
+    def finished(self, unit: str, digests: dict[str, str], record: dict[str, Any]) -> None:
+        """Put what was written on disk, and journal it."""
+        self.writer.sync()
+        self.journal.append(unit, digests, record)
 
     def _write_side_files(self, folder: Path) -> None:
         for path in self.checkpoint.side_files(remote_code=self.config.trust_remote_code):

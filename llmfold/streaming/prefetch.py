@@ -64,8 +64,8 @@ class ReadAhead:
 class WriteBehind:
     """Writes a finished layer in a thread while the next is being worked on, if enabled; at once if not.
 
-    Writes keep their order and at most one is under way. It holds its layer in host memory for as long. What goes wrong
-    is raised at the next call, and on leaving the block at the latest.
+    Writes keep their order and at most one is under way. What goes wrong is raised at the next call, and on leaving the
+    block at the latest.
     """
 
     def __init__(self, *, enabled: bool) -> None:
@@ -77,10 +77,11 @@ class WriteBehind:
         if self._pool is None:
             write()
             return
-        self._wait()
+        self.wait()
         self._last = self._pool.submit(write)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Return once everything is written."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
@@ -96,4 +97,4 @@ class WriteBehind:
         # A write under way is finished even after an interrupt: what it journals is whole.
         self._pool.shutdown(wait=True)
         if error is None:
-            self._wait()
+            self.wait()

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from llmfold.errors import LlmfoldError, UsageError
 
@@ -103,9 +104,25 @@ class Ranks:
             dist.all_gather_object(found, value, group=_group())
         return found
 
-    def _share(self, values: list[Any]) -> list[Any]:
+    def tensors_of(self, source: int, own: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        """Tensors of the process ``source``, in all of them, on the CPU where they come from another."""
+        if self.count == 1:
+            assert own is not None
+            return own
+        if source == self.rank:
+            assert own is not None
+            sent = [tensor.detach().cpu().contiguous() for tensor in own]
+            self._share([[(tensor.shape, tensor.dtype) for tensor in sent]], source)
+        else:
+            sent = [torch.empty(shape, dtype=dtype) for shape, dtype in self._share([None], source)[0]]
         with _noticing():
-            dist.broadcast_object_list(values, src=0, group=_group())
+            for tensor in sent:
+                dist.broadcast(tensor, src=source, group=_group())
+        return own if source == self.rank and own is not None else tuple(sent)
+
+    def _share(self, values: list[Any], source: int = 0) -> list[Any]:
+        with _noticing():
+            dist.broadcast_object_list(values, src=source, group=_group())
         return values
 
 

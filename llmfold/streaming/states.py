@@ -32,9 +32,9 @@ class HiddenStates:
         self.dense = mapped(self.folder / "dense.npy", size)
         self.folded = mapped(self.folder / "folded.npy", size)
 
-    def next(self) -> "HiddenStates":
-        """Fresh states after this layer."""
-        return HiddenStates(self._root, self.index + 1, self.shape, create=True)
+    def next(self, *, create: bool = True) -> "HiddenStates":
+        """Fresh states after this layer, or those that another process has created."""
+        return HiddenStates(self._root, self.index + 1, self.shape, create=create)
 
     def flush(self) -> None:
         """Return once both streams are on disk."""

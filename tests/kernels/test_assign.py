@@ -6,7 +6,7 @@ from torch import Tensor
 
 from llmfold_kernels import assign_rows, nearest_centre, segments
 
-from .conftest import SIZES
+from .conftest import DTYPES, SIZES
 
 Draw = Callable[..., Tensor]
 
@@ -15,7 +15,7 @@ def distances(rows: Tensor, centroids: Tensor) -> Tensor:
     return torch.cdist(rows.double(), centroids.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "d"), SIZES)
 @pytest.mark.parametrize("share", [0.0, 0.8, 1.0])
 def test_nearest_of_all_centroids(draw: Draw, n: int, d: int, dtype: torch.dtype, share: float) -> None:

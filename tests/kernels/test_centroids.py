@@ -6,7 +6,7 @@ from torch import Tensor
 
 from llmfold_kernels import segment_sums, segments
 
-from .conftest import SIZES
+from .conftest import DTYPES, SIZES
 
 Draw = Callable[..., Tensor]
 
@@ -22,7 +22,7 @@ def skewed(n: int, k: int, device: torch.device) -> Tensor:
 
 
 @pytest.mark.parametrize("mean", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "d"), SIZES)
 def test_sums_and_means(draw: Draw, device: torch.device, n: int, d: int, dtype: torch.dtype, mean: bool) -> None:
     k = max(1, int(0.8 * n))

@@ -7,7 +7,7 @@ from torch import Tensor
 from llmfold_kernels import gram
 from llmfold_kernels.gram import Epilogue, naive
 
-from .conftest import SIZES
+from .conftest import DTYPES, SIZES
 
 Draw = Callable[..., Tensor]
 
@@ -21,7 +21,7 @@ def exact(blocks: list[Tensor], epilogue: str, weights: Tensor | None) -> Tensor
     return distances if epilogue == "distances" else distances * w[:, None] * w / (w[:, None] + w)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "d"), SIZES)
 def test_three_blocks_of_different_layouts(draw: Draw, n: int, d: int, dtype: torch.dtype) -> None:
     blocks = [draw(n, d, dtype=dtype), draw(d, n, dtype=dtype, seed=1).T, draw(n, 3, dtype=dtype, seed=2)[:, ::2]]

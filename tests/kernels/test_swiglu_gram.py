@@ -6,12 +6,12 @@ from torch import Tensor
 
 from llmfold_kernels import swiglu_gram
 
-from .conftest import SIZES
+from .conftest import DTYPES, SIZES
 
 Draw = Callable[..., Tensor]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("tokens", "n"), SIZES)
 def test_normal_equations(draw: Draw, tokens: int, n: int, dtype: torch.dtype, weighted: bool) -> None:

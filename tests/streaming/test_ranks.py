@@ -46,11 +46,18 @@ def alone(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     return file_hashes(out)
 
 
-def two(program: tuple[str, ...], source: Path, out: Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    command = [*launcher, *program, "--model", str(source), "--method", "paper", "--output", str(out), *options]
-    return subprocess.run(command, env=environment(**extra), capture_output=True, text=True, timeout=300, check=False)
+def launch(processes: int, program: tuple[str, ...], *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+    command, env = [*launcher, *program, *words], environment(**extra)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def two(
+    program: tuple[str, ...], source: Path, out: Path, options: dict[str, Any] | None = None, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    options = {"method": "paper", **OPTIONS} if options is None else options
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    return launch(2, program, "--model", str(source), "--output", str(out), *words, **extra)
 
 
 def sentences(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -82,6 +89,78 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_one_process_resumes(
     report = fold(source, output=out, **OPTIONS)
     assert report.resumed_layers >= 1
     assert file_hashes(out) == alone
+
+
+MEASURED: dict[str, Any] = {"fidelity_tokens": 0, "ratio": 0.25, "ratio_of": "decoder"}
+ON_TOKENS: dict[str, Any] = {"num_samples": 40, "sequence_length": 12, "refine": 2}
+
+
+@pytest.mark.parametrize("options", [{"method": "self", **ON_TOKENS}, {"method": "weights"}], ids=lambda o: o["method"])
+def test_two_processes_that_measure_together_write_the_bytes_of_one(
+    tmp_path: Path, source: Path, options: dict[str, Any]
+) -> None:
+    report = fold(source, output=tmp_path / "alone", **MEASURED, **options)
+    done = two(("-m", "llmfold"), source, tmp_path / "out", {**MEASURED, **options})
+    assert done.returncode == 0, done.stderr
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "alone")
+    together = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert together["machine"]["processes"] == 2
+    assert together["seconds"].keys() == report.seconds.keys()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_killed_while_all_measure_ends_the_run_and_any_number_resumes(
+    tmp_path: Path, source: Path, processes: int
+) -> None:
+    options = {"method": "self", **MEASURED, **ON_TOKENS}
+    program, out = tmp_path / "dying.py", tmp_path / "out"
+    program.write_text(DYING)
+    done = two((str(program),), source, out, options, DIES_AFTER="layer-1")
+    assert done.returncode == 1
+    assert ["resume" in told for told in sentences(done)] == [True], done.stderr
+    assert not out.exists()
+    resumed = two(("-m", "llmfold"), source, out, options) if processes == 2 else None
+    if resumed is None:
+        fold(source, output=out, **options)
+    else:
+        assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((out / "report.json").read_text())["resumed_layers"] >= 2
+    fold(source, output=tmp_path / "alone", **options)
+    assert file_hashes(out) == file_hashes(tmp_path / "alone")
+
+
+TEAM = """
+import torch
+from llmfold.streaming.ranks import join_ranks
+from llmfold.streaming.team import Team
+
+ranks = join_ranks()
+team, computed = Team(ranks), []
+
+def compute(block):
+    computed.append(block)
+    return torch.tensor([block, 10.0 * block]), torch.full((block % 3, 2), block, dtype=torch.int64)
+
+for blocks in ([], [5], list(range(7)), list(range(3, 12))):
+    computed.clear()
+    found = list(team.in_order(blocks, compute))
+    assert [float(pair[0]) for pair, _ in found] == blocks
+    assert all(rest.shape == (b % 3, 2) and bool((rest == b).all()) for b, (_, rest) in zip(blocks, found))
+    assert computed == blocks[ranks.rank::3]
+    acted = []
+    team.each(blocks, acted.append)
+    assert acted == computed
+assert team.made(lambda first: first) == (ranks.rank == 0)
+print("agreed", flush=True)
+"""
+
+
+def test_a_team_of_three_computes_every_block_once_and_hears_of_all_in_order(tmp_path: Path) -> None:
+    program = tmp_path / "team.py"
+    program.write_text(TEAM)
+    done = launch(3, (str(program),))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("agreed") == 3
 
 
 def test_a_refusal_is_told_once(tmp_path: Path, source: Path) -> None:
@@ -145,3 +224,21 @@ def test_a_journal_that_a_process_still_writes_is_not_absorbed(tmp_path: Path) -
 
 def test_seconds_of_processes_are_averaged() -> None:
     assert mean_seconds([{"read": 1.0, "gram": 4.0}, {"gram": 2.0}]) == {"read": 0.5, "gram": 3.0}
+
+
+APART = """
+import sys
+from llmfold.streaming import engine
+from llmfold.cli import main
+
+engine.neighbours = lambda: 1
+sys.exit(main())
+"""
+
+
+def test_processes_that_measure_together_must_share_a_machine(tmp_path: Path, source: Path) -> None:
+    program = tmp_path / "apart.py"
+    program.write_text(APART)
+    done = two((str(program),), source, tmp_path / "out", {"method": "self", **MEASURED})
+    assert done.returncode != 0
+    assert ["start them all on one" in told for told in sentences(done)] == [True], done.stderr

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmfold_kernels.centroids.kernel import added
 from llmfold_kernels.dispatch import blocks_of, splits_for, tiles
 from llmfold_kernels.gram.kernel import row_norms
 
@@ -96,12 +97,7 @@ def nearest_centre_kernel(
         centre = tl.load(ranked + rank, mask=rank < k, other=0)
         size = tl.load(sizes + centre, mask=rank < k, other=0)
         start = tl.load(starts + centre, mask=rank < k, other=0)
-        total = tl.zeros([CENTRES, COLUMNS], tl.float32)
-        for member in range(0, tl.max(size, 0)):
-            live = member < size
-            row = tl.load(order + start + member, mask=live, other=0)
-            at = row[:, None].to(tl.int64) * stride + column[None, :]
-            total += tl.load(gram + at, mask=live[:, None] & (column < n)[None, :], other=0.0)
+        total = added(gram, order, start, size, column, n, stride, 1, CENTRES, COLUMNS)
         away = tl.load(offset + centre, mask=rank < k, other=float("inf"))
         factor = tl.load(scale + centre, mask=rank < k, other=0.0)
         score = away[:, None] - factor[:, None] * total

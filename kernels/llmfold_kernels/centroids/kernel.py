@@ -9,6 +9,29 @@ from llmfold_kernels.dispatch import blocks_of, tiles
 
 
 @triton.jit
+def added(
+    rows,
+    order,
+    start,
+    size,
+    columns,
+    width,
+    row_stride,
+    column_stride,
+    SEGMENTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """SEGMENTS x WIDTH: the rows of each segment, ``order[start : start + size]``, added one after the other."""
+    total = tl.zeros([SEGMENTS, WIDTH], tl.float32)
+    for member in range(0, tl.max(size, 0)):
+        live = member < size
+        row = tl.load(order + start + member, mask=live, other=0)
+        at = row[:, None].to(tl.int64) * row_stride + columns[None, :].to(tl.int64) * column_stride
+        total += tl.load(rows + at, mask=live[:, None] & (columns < width)[None, :], other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
 def segment_sums_kernel(
     rows,
     order,
@@ -30,12 +53,7 @@ def segment_sums_kernel(
     segment = tl.load(ranked + rank, mask=rank < k, other=0)
     size = tl.load(sizes + segment, mask=rank < k, other=0)
     start = tl.load(starts + segment, mask=rank < k, other=0)
-    total = tl.zeros([SEGMENTS, WIDTH], tl.float32)
-    for member in range(0, tl.max(size, 0)):
-        live = member < size
-        row = tl.load(order + start + member, mask=live, other=0)
-        at = row[:, None].to(tl.int64) * row_stride + columns[None, :].to(tl.int64) * column_stride
-        total += tl.load(rows + at, mask=live[:, None] & (columns < width)[None, :], other=0.0).to(tl.float32)
+    total = added(rows, order, start, size, columns, width, row_stride, column_stride, SEGMENTS, WIDTH)
     if MEAN:
         total /= tl.maximum(size, 1).to(tl.float32)[:, None]
     inside = (rank < k)[:, None] & (columns < width)[None, :]

@@ -1,0 +1,52 @@
+"""What happens when the memory of a GPU runs out: smaller chunks or the host, and one line that says so."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from llmfold.errors import DeviceError
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+def in_smaller_chunks(work: Callable[[int], T], size: int, what: str) -> tuple[T, int]:
+    """Do ``work(size)``; while the device's memory does not suffice, again from its start with half the size.
+
+    Args:
+        work: leaves what it started from as it was when it fails.
+        size: sequences at once, to begin with.
+        what: the work in words, for the notice.
+
+    Returns:
+        The result, and the size that it took.
+
+    Raises:
+        DeviceError: not even one sequence at a time fits.
+    """
+    while True:
+        try:
+            return work(size), size
+        except torch.OutOfMemoryError as error:
+            if size == 1:
+                raise DeviceError(
+                    f"{what} does not fit in the memory of the GPU, even one sequence at a time: pass --device cpu, "
+                    "or free what else uses the GPU"
+                ) from error
+        size //= 2
+        torch.cuda.empty_cache()
+        _log.warning("%s does not fit in the memory of the GPU: going on with %d sequences at once", what, size)
+
+
+def on_host_instead(work: Callable[[torch.device], T], device: torch.device, what: str) -> T:
+    """Do ``work(device)``, or on the CPU if the device's memory does not suffice."""
+    try:
+        return work(device)
+    except torch.OutOfMemoryError:
+        if device.type == "cpu":
+            raise
+    torch.cuda.empty_cache()
+    _log.warning("%s does not fit in the memory of the GPU: doing it on the host", what)
+    return work(torch.device("cpu"))
