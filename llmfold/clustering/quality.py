@@ -7,10 +7,13 @@ from torch import Tensor
 from llmfold.clustering.blocks import Blocks, column_chunks, row_count, spans
 from llmfold.clustering.gram import finite_norms
 from llmfold.clustering.host import Array, host_matrix
-from llmfold.clustering.partition import cluster_sizes, cluster_sums, groups_by_size, numbered_by_first_occurrence
+from llmfold.clustering.partition import groups_by_size
 from llmfold.clustering.spanning import spanning_edges
 
 _WORK = 2**20
+# Larger blocks are mapped anew for every tensor once freed memory goes back to the system at once.
+_HOST_WORK = 2**17
+_WIDTH = 256
 
 
 def cluster_inertias(gram: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -54,20 +57,18 @@ def inertia_of_rows(blocks: Blocks, labels: Tensor) -> float:
     Raises:
         ValueError: unusable blocks.
     """
-    n = row_count(blocks)
+    row_count(blocks)
     labels = labels.to(blocks[0].device)
-    # Clusters of one add nothing: leave their rows unread.
-    rows = (torch.bincount(labels)[labels] > 1).nonzero().flatten()
-    if not len(rows):
-        return 0.0
-    local = numbered_by_first_occurrence(labels[rows])
-    k = int(local.max()) + 1
-    groups, sizes = list(groups_by_size(local, k)), cluster_sizes(local, k)[:, None]
+    area = _WORK if labels.is_cuda else _HOST_WORK
     total = torch.zeros((), dtype=torch.float64, device=labels.device)
-    for chunk in column_chunks(blocks, max(1, 2 * _WORK // n)):
-        x = chunk.index_select(0, rows).double()
-        x -= (cluster_sums(x, groups, k) / sizes)[local]
-        total += x.square_().sum()
+    for _, members in groups_by_size(labels, int(labels.max()) + 1):
+        size = members.shape[1]
+        if size == 1:
+            continue
+        for part in torch.split(members, max(1, area // (size * _WIDTH))):
+            for chunk in column_chunks(blocks, max(_WIDTH, area // part.numel())):
+                x = chunk.index_select(0, part.flatten()).double().view(*part.shape, -1)
+                total += x.sub_(x.mean(1, keepdim=True)).square_().sum()
     return float(total)
 
 

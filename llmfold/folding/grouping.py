@@ -6,6 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+_BLOCK = 2**17
+
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype that sums are accumulated in: float64 for float64, float32 for everything narrower."""
@@ -67,7 +69,8 @@ class Groups:
 def merge_rows(rows: Tensor, groups: Groups, *, mean: bool, scale: Tensor | None = None) -> Tensor:
     """Sum or average rows over groups; rows that stand alone are copied bit for bit.
 
-    Members are added one rank at a time, so the order of additions is fixed and no atomics are used.
+    Members are added one rank at a time, so the order of additions is fixed and no atomics are used. The work area is
+    half a megabyte, or one group.
 
     Args:
         rows: (n, …) any float dtype, possibly a strided view.
@@ -76,37 +79,51 @@ def merge_rows(rows: Tensor, groups: Groups, *, mean: bool, scale: Tensor | None
         scale: (n,) factor applied to each row of a merged group first.
 
     Returns:
-        (k, …) in the dtype of ``rows``; sums are accumulated in float32 (float64 for float64).
+        (k, …) in the dtype of ``rows``, and transposed like a transposed matrix; sums are accumulated in float32
+        (float64 for float64).
     """
-    out = rows.index_select(0, groups.first.to(rows.device))
-    if not len(groups.merged):
-        return out
-    sizes = groups.sizes[groups.merged]
-    total: Tensor | None = None
+    k, first = len(groups.sizes), groups.first.to(rows.device)
+    dim = 1 if rows.ndim == 2 and rows.stride(0) == 1 else 0
+    matrix = rows.T if dim else rows
+    out = matrix.new_empty(len(matrix), k) if dim else matrix.new_empty(k, *matrix.shape[1:])
+    step = max(1, _BLOCK // len(rows)) if dim else len(matrix)
+    for target, part in zip(torch.split(out, step), torch.split(matrix, step), strict=False):
+        torch.index_select(part, dim, first, out=target)
+        for some in _pieces(groups.merged, _BLOCK // max(1, part.numel() // len(rows))):
+            merged = _merged(part, dim, groups, some, mean, scale)
+            target.index_copy_(dim, some.to(rows.device), merged.to(rows.dtype))
+    return out.T if dim else out
+
+
+def _pieces(indices: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Indices cut into pieces; none where there are none."""
+    return torch.split(indices, max(1, size)) if len(indices) else ()
+
+
+def _merged(rows: Tensor, dim: int, groups: Groups, some: Tensor, mean: bool, scale: Tensor | None) -> Tensor:
+    """Sums or means along a dimension over some of the groups, in the dtype of computation."""
+    sizes = groups.sizes[some]
+    total = rows.new_zeros(0)
     for rank in range(int(sizes.max())):
         alive = torch.nonzero(sizes > rank).flatten()
-        units = groups.order[groups.starts[groups.merged[alive]] + rank].to(rows.device)
-        part = rows.index_select(0, units).to(work_dtype(rows.dtype))
+        units = groups.order[groups.starts[some[alive]] + rank].to(rows.device)
+        part = rows.index_select(dim, units).to(work_dtype(rows.dtype))
         if scale is not None:
-            part *= _column(scale.to(part.device, part.dtype)[units], part)
-        if total is None:
-            total = part
+            part *= _along(scale.to(part.device, part.dtype)[units], part, dim)
+        if rank:
+            total.index_add_(dim, alive.to(rows.device), part)
         else:
-            total[alive.to(rows.device)] += part
-    assert total is not None
-    if mean:
-        total /= _column(sizes.to(total.device, total.dtype), total)
-    out[groups.merged.to(out.device)] = total.to(out.dtype)
-    return out
+            total = part
+    return total / _along(sizes.to(total.device, total.dtype), total, dim) if mean else total
 
 
 def scale_rows(rows: Tensor, groups: Groups, scale: Tensor) -> Tensor:
     """Multiply the rows of merged groups in place by their factor; rows that stood alone are left as they are."""
     index = groups.merged.to(rows.device)
     factor = scale[groups.merged].to(rows.device, work_dtype(rows.dtype))
-    rows[index] = (rows[index].to(factor.dtype) * _column(factor, rows)).to(rows.dtype)
+    rows[index] = (rows[index].to(factor.dtype) * _along(factor, rows)).to(rows.dtype)
     return rows
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))
+def _along(values: Tensor, like: Tensor, dim: int = 0) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1 - dim))

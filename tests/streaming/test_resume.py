@@ -204,7 +204,7 @@ def test_a_source_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_source_that_changes_during_the_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, out = tiny_model(tmp_path / "m"), tmp_path / "space" / "out"
+    source, out = tiny_model(tmp_path / "m", num_hidden_layers=4), tmp_path / "space" / "out"
     monkeypatch.setattr(Journal, "append", Journal.append)
     at_call(Journal, "append", "layer-0", lambda: os.utime(source / "model.safetensors", (0, 0)), after=True)
     with pytest.raises(CheckpointError, match="changed while it was being read"):
