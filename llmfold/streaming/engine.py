@@ -152,20 +152,12 @@ def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Rank
     units = ranks.mine(sorted(pending)) if first.config.independent else sorted(pending)
     method.start(start, drifted=any(index < start for index in first.plan.folded_layers))
 
-    def commit(run: _Run, index: int, digests: dict[str, str], record: LayerRecord) -> None:
-        run.finished(_layer_unit(index), digests, dataclasses.asdict(record))
-        first.count_layers()
-
-    def write(run: _Run, index: int, folded: dict[Role, Tensor], record: LayerRecord) -> None:
-        commit(run, index, run.write_layer(index, folded), record)
-
-    on_gpu = first.device.type == "cuda"
-    # A method that carries state must see a layer committed before it folds the next.
-    overlap = isinstance(method, Merging)
     with (
-        ReadAhead(first.read_layer, first.confirm_layer, units, pin=on_gpu) as ahead,
-        WriteBehind(enabled=overlap) as behind,
+        ReadAhead(first.read_layer, first.confirm_layer, units, pin=first.device.type == "cuda") as ahead,
+        # A method that carries state must see a layer committed before it folds the next.
+        WriteBehind(enabled=isinstance(method, Merging)) as behind,
     ):
+        sink = _Sink(first, method, behind)
         for index in units:
             first.listener.stage(f"layer {index}: read")
             with first.stages("read"):
@@ -175,19 +167,8 @@ def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Rank
             with torch.no_grad():
                 results = fold_at(method, index, weights, first.shape.layers[index], afters)
                 for run, (folded, record) in zip(pending[index], results, strict=True):
-                    if not (ranks.leads or first.config.independent):
-                        continue
-                    for stage, seconds in record.seconds.items():
-                        run.stages.add(stage, seconds)
-                    first.listener.stage(f"layer {index}: write")
-                    with first.stages("write"):
-                        if on_gpu and overlap:
-                            behind.submit(partial(write, run, index, folded, record))
-                            continue
-                        # The host's memory is full of the work area: only the wait for the disk is left to the thread.
-                        digests = run.write_layer(index, folded)
-                        method.flush()
-                        behind.submit(partial(commit, run, index, digests, record))
+                    if ranks.leads or first.config.independent:
+                        sink.put(run, index, folded, record)
             method.committed()
         with first.stages("write"):
             behind.wait()
@@ -195,6 +176,35 @@ def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Rank
         for run in runs:
             if run.unfinished:
                 run.write_outside(method)
+
+
+class _Sink:
+    """Puts folded layers into their outputs, and leaves what may wait to a thread.
+
+    That is all of the writing where layers are folded on a GPU. On the host, where memory is full of the work area, it
+    is the wait for the disk.
+    """
+
+    def __init__(self, first: "_Run", method: LayerMethod, behind: WriteBehind) -> None:
+        self._first, self._method, self._behind = first, method, behind
+        self._whole = first.device.type == "cuda" and isinstance(method, Merging)
+
+    def put(self, run: "_Run", index: int, folded: dict[Role, Tensor], record: LayerRecord) -> None:
+        """Write a layer; once this or a later call, or the thread, is through with it, it is journalled."""
+        for stage, seconds in record.seconds.items():
+            run.stages.add(stage, seconds)
+        run.listener.stage(f"layer {index}: write")
+        with run.stages("write"):
+            if self._whole:
+                self._behind.submit(lambda: self._commit(run, index, run.write_layer(index, folded), record))
+                return
+            digests = run.write_layer(index, folded)
+            self._method.flush()
+            self._behind.submit(partial(self._commit, run, index, digests, record))
+
+    def _commit(self, run: "_Run", index: int, digests: dict[str, str], record: LayerRecord) -> None:
+        run.finished(_layer_unit(index), digests, dataclasses.asdict(record))
+        self._first.count_layers()
 
 
 class _Run:
