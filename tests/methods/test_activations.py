@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import FAMILIES, SINGLE, fold, tiny_model
-from transformers import AutoModelForCausalLM
+from support import FAMILIES, SINGLE, file_hashes, fold, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmfold.methods import tokens as tk
 from llmfold.methods.population import Population
 
 MEASURED = {"num_samples": 16, "sequence_length": 32}
@@ -180,3 +181,29 @@ def test_the_closed_form_leaves_the_final_norm_alone(tmp_path: Path) -> None:
         after = load_file(tmp_path / str(steps) / SINGLE)["model.norm.weight"]
         assert torch.equal(before, after) is alone
         assert ("held_back_kl" in report.data) is not alone
+
+
+def test_a_model_offloaded_while_it_samples_folds_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(tmp_path / "m")
+    placed: list[dict[str, Any]] = []
+    sample = tk.sample_tokens
+
+    def spied(*arguments: Any, **options: Any) -> torch.Tensor:
+        placed.append(options)
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(tk, "sample_tokens", spied)
+    options: dict[str, Any] = {"method": "self", "ratio": 0.25, "num_samples": 16, "sequence_length": 8}
+    fold(model, output=tmp_path / "held", **options)
+    # Half of it has room for the cache of all sequences, so that they are sampled in one batch here too.
+    limit = 2 * 16 * tk.cache_bytes(AutoConfig.from_pretrained(model), 8)
+    fold(model, output=tmp_path / "offloaded", max_memory=limit, **options)
+    assert "device_map" not in placed[0]
+    assert placed[1]["device_map"] == "auto"
+    held, offloaded = (file_hashes(tmp_path / name) for name in ("held", "offloaded"))
+    assert {name for name in held if held[name] != offloaded[name]} <= {
+        "README.md",
+        "llmfold.json",
+    }  # which name the option
