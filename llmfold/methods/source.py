@@ -74,6 +74,7 @@ def token_source(setting: Setting, say: Callable[[str], None]) -> TokenSource:
         "data": data,
         "sequences": budget.sequences,
         "sequence_length": budget.length,
+        "sampled_length": budget.sampled if sampled else None,
         "tokens_sha256": tk.digest(tokens),
         "token_quality": quality,
         "warning": tk.doubt(quality) if sampled else None,
@@ -121,7 +122,7 @@ def _placement(setting: Setting, budget: tk.TokenBudget, offload: Path) -> dict[
     own = _device_name(device)
     size = sum(t.nbytes for t in setting.checkpoint.tensors.values())
     stock = stock_config(setting.checkpoint.config)
-    cache = min(cache_limit(setting.config, own), budget.sequences * tk.cache_bytes(stock, budget.length))
+    cache = min(cache_limit(setting.config, own), budget.sequences * tk.cache_bytes(stock, budget.sampled))
 
     def room(name: int | str, free: int) -> int:
         return min(int(IN_MEMORY_SHARE * free), limits.get(name, limits.get("all", free)))

@@ -36,14 +36,28 @@ LOOPING = 0.3
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """How many sequences of how many tokens."""
+    """How many sequences of how many tokens.
+
+    Attributes:
+        sequences: how many.
+        length: tokens of each.
+        lead: where sequences are sampled, each is a window that begins up to this many tokens into a document.
+    """
 
     sequences: int
     length: int
+    lead: int = 0
+
+    @property
+    def sampled(self) -> int:
+        """Tokens to sample for a sequence."""
+        return self.length + self.lead
 
 
 def token_budget(shape: ModelShape, positions: int, sequences: int | None, length: int | None) -> TokenBudget:
     """Default budget: 128 sequences of 256 tokens, more where a block has more than a quarter as many units.
+
+    Windows begin up to their own length into a document, as far as the model has positions for it.
 
     Args:
         shape: the model's shape.
@@ -60,7 +74,7 @@ def token_budget(shape: ModelShape, positions: int, sequences: int | None, lengt
     widest = max(max(layer.intermediate, layer.heads * shape.head_dim) for layer in shape.layers)
     needed = -(-TOKENS_PER_UNIT * widest // length)
     sequences = sequences or max(DEFAULT_SEQUENCES, -(-needed // CHUNK) * CHUNK)
-    return TokenBudget(sequences, length)
+    return TokenBudget(sequences, length, min(length, positions - length))
 
 
 def sample_tokens(
@@ -73,14 +87,15 @@ def sample_tokens(
     cache_limit: int = CACHE_BYTES,
     **loading: Any,
 ) -> Tensor:
-    """Sample sequences from the model, no top-k, starting from BOS; where one document ends, the next begins.
+    """Sample documents from the model, no top-k, starting from BOS; where one ends, the next begins.
 
-    Where the config knows no BOS, sequences start from EOS, which separates documents in such models.
+    Sequences are windows of them from a random place on: text that a model meets seldom begins where a document does.
+    Where the config knows no BOS, documents start from EOS, which separates them in such models.
 
     Args:
         folder: the checkpoint.
         budget: sequences and tokens, the first token included.
-        seed: of the sampling.
+        seed: of the sampling, and of the windows' places.
         device: where the model is held.
         temperature: of the softmax; 1 follows the model.
         cache_limit: bytes that the key/value cache may take: it decides how many sequences are sampled at once.
@@ -102,7 +117,7 @@ def sample_tokens(
         temperature=temperature,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=budget.length - 1,
+        max_new_tokens=budget.sampled - 1,
         pad_token_id=start,
     )
     # What the rules leave open, generate takes from here: an EOS would end a sequence and pad the rest.
@@ -122,7 +137,14 @@ def sample_tokens(
                     logits_processor=LogitsProcessorList([_Finite(), _BeginAnew(ends, start)]),
                 ).cpu()
             )
-    return torch.cat(parts).clone()  # an ordinary tensor, which autograd takes
+    return _windows(torch.cat(parts), budget, seed).clone()  # an ordinary tensor, which autograd takes
+
+
+def _windows(documents: Tensor, budget: TokenBudget, seed: int) -> Tensor:
+    """A window of every document (sequences, sampled), at a random place."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + 1) % 2**63)
+    start = torch.randint(0, budget.lead + 1, (len(documents), 1), generator=generator)
+    return documents.gather(1, start + torch.arange(budget.length))
 
 
 def cache_bytes(config: Any, length: int) -> int:
@@ -133,7 +155,7 @@ def cache_bytes(config: Any, length: int) -> int:
 
 def _batch(config: Any, budget: TokenBudget, cache_limit: int) -> int:
     """Sequences sampled at once: as many as keep the cache within its limit, the same number on every machine."""
-    return max(1, min(budget.sequences, cache_limit // cache_bytes(config, budget.length)))
+    return max(1, min(budget.sequences, cache_limit // cache_bytes(config, budget.sampled)))
 
 
 def input_device(model: Any) -> torch.device:

@@ -33,6 +33,8 @@ CHECKED_IN_MEMORY_BYTES = 300_000_000
 """Below this size the reload check holds the model in memory; above, accelerate reads it layer by layer from disk."""
 MERGING = ("paper", "random", "magnitude")
 _PROBE = 768
+_SAMPLED_LENGTHS = 2
+"""Tokens sampled for one that is measured on: sequences are windows of documents of up to twice their length."""
 _PASSES = 5
 """Forward passes of a measuring fold: one that measures widths, dense and folded ones, and candidates."""
 _IMPORTANCE_SEQUENCES, _IMPORTANCE_PASSES = 64, 4
@@ -149,6 +151,7 @@ def cache_limit(config: FoldConfig, device: int | str) -> int:
 
 def _cache_bytes(plan: FoldPlan) -> int:
     sequences, length = _tokens(plan)
+    length *= _SAMPLED_LENGTHS
     return sum(2 * 4 * layer.kv_heads * plan.before.head_dim for layer in plan.before.layers) * sequences * length
 
 
@@ -196,10 +199,10 @@ def _measuring(plan: FoldPlan) -> _Measuring:
 
 
 def _sampling_seconds(plan: FoldPlan) -> float:
-    """Every position of all sequences reads the whole model once: from memory, or from disk where it does not fit."""
+    """Every position of all documents reads the whole model once: from memory, or from disk where it does not fit."""
     _, length = _tokens(plan)
     rate = MEMORY_BYTES_PER_SECOND if plan.bytes_before <= _room(plan) else DISK_BYTES_PER_SECOND
-    return length * plan.bytes_before / rate
+    return _SAMPLED_LENGTHS * length * plan.bytes_before / rate
 
 
 def advice(plan: FoldPlan, seconds: float) -> str | None:

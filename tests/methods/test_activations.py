@@ -198,7 +198,7 @@ def test_a_model_offloaded_while_it_samples_folds_to_the_same_bytes(
     options: dict[str, Any] = {"method": "self", "ratio": 0.25, "num_samples": 16, "sequence_length": 8}
     fold(model, output=tmp_path / "held", **options)
     # Half of it has room for the cache of all sequences, so that they are sampled in one batch here too.
-    limit = 2 * 16 * tk.cache_bytes(AutoConfig.from_pretrained(model), 8)
+    limit = 2 * 16 * tk.cache_bytes(AutoConfig.from_pretrained(model), 2 * 8)
     fold(model, output=tmp_path / "offloaded", max_memory=limit, **options)
     assert "device_map" not in placed[0]
     assert placed[1]["device_map"] == "auto"

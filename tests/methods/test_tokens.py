@@ -20,7 +20,8 @@ def shape(intermediate: int) -> ModelShape:
 
 
 def test_default_budget_has_four_tokens_per_unit_of_the_widest_block() -> None:
-    assert token_budget(shape(512), 2048, None, None) == TokenBudget(128, 256)
+    assert token_budget(shape(512), 2048, None, None) == TokenBudget(128, 256, 256)
+    assert token_budget(shape(512), 300, None, None) == TokenBudget(128, 256, 44)
     wide = token_budget(shape(11008), 2048, None, None)
     assert wide.sequences * wide.length >= 4 * 11008
     assert token_budget(shape(512), 128, None, None).length == 128
@@ -41,6 +42,19 @@ def test_samples_begin_with_bos_and_depend_on_the_seed_only(tmp_path: Path) -> N
     assert not torch.equal(first, sample_tokens(model, budget, 1, CPU))
     assert first.shape == (4, 20)
     assert (first[:, 0] == 1).all()
+
+
+def test_sequences_are_windows_of_documents_at_any_place(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m")
+    documents = sample_tokens(model, TokenBudget(64, 12), 3, CPU)
+    windows = sample_tokens(model, TokenBudget(64, 9, 3), 3, CPU)
+    places = []
+    for document, window in zip(documents, windows, strict=True):
+        fitting = [place for place in range(4) if torch.equal(document[place : place + 9], window)]
+        assert fitting
+        places.append(fitting[0])
+    assert set(places) == {0, 1, 2, 3}
+    assert not torch.equal(windows, sample_tokens(model, TokenBudget(64, 9, 3), 4, CPU))
 
 
 def test_samples_follow_the_model(tmp_path: Path) -> None:
