@@ -275,7 +275,7 @@ class _Run:
         folded = self.resumed == len(self.shape.layers) and not self.unfinished
         if folded and not self.config.replans:
             return None
-        with self.stages("prepare"), torch.no_grad():
+        with self.stages("sample" if self.config.method == "self" else "prepare"), torch.no_grad():
             if not self.plan.folded_layers:
                 return Merging(self.config, self.shape, self.device)
             team = Team(self.ranks, self.device) if self.config.together else Team()
@@ -286,7 +286,7 @@ class _Run:
         """Let what the method measures decide the widths, if it may."""
         if method is None:
             return
-        with self.stages("prepare"), torch.no_grad():
+        with self.stages("widths"), torch.no_grad():
             if self.config.measures:
                 curves = self._curves(self.work.folder, method)
                 self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
