@@ -20,6 +20,7 @@ from torch import Tensor
 from llmfold.errors import LlmfoldError, UsageError
 
 T = TypeVar("T")
+Tensors = tuple[Tensor, ...]
 _PATIENCE = datetime.timedelta(days=30)
 """How long a process waits for the others: they may be sampling for hours, and a dead one is noticed at once."""
 
@@ -104,21 +105,19 @@ class Ranks:
             dist.all_gather_object(found, value, group=_group())
         return found
 
-    def tensors_of(self, source: int, own: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        """Tensors of the process ``source``, in all of them, on the CPU where they come from another."""
-        if self.count == 1:
-            assert own is not None
-            return own
-        if source == self.rank:
-            assert own is not None
-            sent = [tensor.detach().cpu().contiguous() for tensor in own]
-            self._share([[(tensor.shape, tensor.dtype) for tensor in sent]], source)
-        else:
-            sent = [torch.empty(shape, dtype=dtype) for shape, dtype in self._share([None], source)[0]]
+    def tensors_of(self, source: int, own: Tensors | None) -> Tensors:
+        """What the process ``source`` gives as its ``own``, in all of them; on the CPU where it comes from another."""
+        mine = own if source == self.rank else None
+        if self.count == 1 and mine is not None:
+            return mine
+        sent = [tensor.detach().cpu().contiguous() for tensor in mine or ()]
+        kinds = self._share([[(tensor.shape, tensor.dtype) for tensor in sent]], source)[0]
+        if mine is None:
+            sent = [torch.empty(shape, dtype=dtype) for shape, dtype in kinds]
         with _noticing():
             for tensor in sent:
                 dist.broadcast(tensor, src=source, group=_group())
-        return own if source == self.rank and own is not None else tuple(sent)
+        return tuple(sent) if mine is None else mine
 
     def _share(self, values: list[Any], source: int = 0) -> list[Any]:
         with _noticing():

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from llmfold.streaming.ranks import Ranks
+from llmfold.streaming.ranks import Ranks, Tensors
 from llmfold.streaming.shortage import in_smaller_chunks
 
 T = TypeVar("T")
 R = TypeVar("R")
-Tensors = tuple[Tensor, ...]
 
 
 class Team:
