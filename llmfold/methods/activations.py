@@ -5,7 +5,7 @@ really see and also corrects what earlier layers got wrong. Only Gram matrices o
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -141,7 +141,32 @@ def split(sequences: int, held_back: float, chunk: int = CHUNK) -> tuple[list[sl
     return [p for p in parts if p.start < first_held], [p for p in parts if p.start >= first_held]
 
 
-_Measured = tuple[Candidate, NormalEquations, NormalEquations | None]
+@dataclass(frozen=True)
+class _Measured:
+    """A candidate with the equations of its consumer: over the rows to fit on, and over those held back, if any."""
+
+    candidate: Candidate
+    train: NormalEquations
+    held: NormalEquations | None
+
+    @property
+    def judged(self) -> NormalEquations:
+        """Equations over the rows that candidates are judged on."""
+        return self.train if self.held is None else self.held
+
+    @property
+    def all_rows(self) -> NormalEquations:
+        """Equations over all rows, for the consumer that is written."""
+        return self.train if self.held is None else self.train + self.held
+
+    def error(self, ridge: float, *, bias: bool) -> float:
+        """Relative squared error on the rows that judge, of the consumer that the rows to fit on give."""
+        return self.judged.error(*solve(self.train, ridge, bias=bias))
+
+
+def _kept(candidate: Candidate, units: Tensor, train: NormalEquations, held: NormalEquations | None) -> _Measured:
+    """A candidate whose units stay as they were: its equations are part of those of all units."""
+    return _Measured(candidate, train.restricted(units), None if held is None else held.restricted(units))
 
 
 class _LayerStep:
@@ -236,26 +261,23 @@ class _LayerStep:
         candidates = head_candidates(
             self._dense, self._model, self._before, self._after, train, self._options.ridge, self._options.metric
         )
-        measured = []
-        for candidate in candidates:
+        layer = replace(self._before, heads=self._after.heads, kv_heads=self._after.kv_heads)
+
+        def measured(candidate: Candidate) -> _Measured:
             if candidate.units is not None:
-                pair = train.restricted(candidate.units), None if held is None else held.restricted(candidate.units)
-            else:
-                merged = self._wide(self._round(candidate.tensors))
-                layer = replace(self._before, heads=self._after.heads, kv_heads=self._after.kv_heads)
-                pair = self._equations(
-                    lambda part, w=merged, s=layer: self._attention_rows(part, w, s, first=False)  # type: ignore[misc]
-                )
-            measured.append((candidate, *pair))
-        best, errors = self._judge(measured, bias)
-        candidate, chosen, rest = measured[best]
-        weights, offset = solve(chosen if rest is None else chosen + rest, self._options.ridge, bias=bias)
-        result = dict(candidate.tensors)
+                return _kept(candidate, candidate.units, train, held)
+            weights = self._wide(self._round(candidate.tensors))
+            rows = partial(self._attention_rows, weights=weights, layer=layer, first=False)
+            return _Measured(candidate, *self._equations(rows))
+
+        best, record = self._choose(map(measured, candidates), "o_bias")
+        weights, offset = solve(best.all_rows, self._options.ridge, bias=bias)
+        result = dict(best.candidate.tensors)
         result["o"] = weights.T.float().contiguous()
         if offset is not None:
             result["o_bias"] = offset.float()
         self._time("select")
-        record = self._describe(measured, errors, best, "o_bias", (self._before.heads, self._after.heads))
+        record = {"before": self._before.heads, "after": self._after.heads, **record}
         return self._round(result), record if self._before.heads != self._after.heads else None
 
     # ---- MLP: dense stream h2 -> h3, folded stream f2 -> f3, both in the next states
@@ -307,27 +329,21 @@ class _LayerStep:
             metric = self._options.importance.metric(self._index)
             self._time("importance")
         candidates = neuron_candidates(self._dense, self._after.intermediate, train, self._options.ridge, metric)
-        measured = [
-            (c, train.restricted(c.units), None if held is None else held.restricted(c.units))
-            for c in candidates
-            if c.units is not None
-        ]
-        best, errors = self._judge(measured, bias)
-        candidate, chosen, rest = measured[best]
+        measured = (_kept(c, c.units, train, held) for c in candidates if c.units is not None)
+        best, record = self._choose(measured, "down_bias")
+        del train, held, measured  # Grams of all units: the refit needs the room
         self._time("select")
-        result = dict(candidate.tensors)
-        widths = self._before.intermediate, self._after.intermediate
-        record = self._describe(measured, errors, best, "down_bias", widths)
+        result = dict(best.candidate.tensors)
+        record = {"before": self._before.intermediate, "after": self._after.intermediate, **record}
         if self._options.refine.steps and self._held and narrowed:
             result, trace = self._refine(result, bias, metric)
             record["refined_errors"] = trace
             if len(trace) > 1:
                 rounded = self._wide(self._round(result))
-                chosen, rest = self._equations(lambda part: self._mlp_rows(part, rounded))
-                solution = solve(chosen, self._options.ridge, bias=bias)
-                record["error_after_repair"] = (rest or chosen).error(*solution)
+                best = _Measured(best.candidate, *self._equations(lambda part: self._mlp_rows(part, rounded)))
+                record["error_after_repair"] = best.error(self._options.ridge, bias=bias)
             self._time("refine")
-        weights, offset = solve(chosen if rest is None else chosen + rest, self._options.ridge, bias=bias)
+        weights, offset = solve(best.all_rows, self._options.ridge, bias=bias)
         result["down"] = weights.T.float().contiguous()
         if offset is not None:
             result["down_bias"] = offset.float()
@@ -380,23 +396,22 @@ class _LayerStep:
 
     # ---- shared
 
-    def _judge(self, measured: list[_Measured], bias: bool) -> tuple[int, list[float]]:
-        """The candidate with the smallest relative error on held-back rows (on the training rows if none are held)."""
-        errors = []
-        for _, train, held in measured:
-            errors.append((held or train).error(*solve(train, self._options.ridge, bias=bias)))
-        return min(range(len(errors)), key=errors.__getitem__), errors
-
-    def _describe(
-        self, measured: list[_Measured], errors: list[float], best: int, bias: Role, widths: tuple[int, int]
-    ) -> dict[str, Any]:
-        candidate, train, held = measured[best]
-        own, offset = candidate.own, self._dense.get(bias)
-        return {
-            "before": widths[0],
-            "after": widths[1],
-            "chosen": candidate.name,
-            "held_back_errors": {c.name: e for (c, _, _), e in zip(measured, errors, strict=True)},
-            "error_before_repair": None if own is None else (held or train).error(own, offset),
-            "error_after_repair": errors[best],
+    def _choose(self, measured: Iterable[_Measured], bias: Role) -> tuple[_Measured, dict[str, Any]]:
+        """The candidate with the smallest error, and what the report says of it; two at most are held at once."""
+        errors: dict[str, float] = {}
+        best: _Measured | None = None
+        for found in measured:
+            error = found.error(self._options.ridge, bias=bias in self._stored)
+            if best is None or error < min(errors.values()):
+                best = found
+            errors[found.candidate.name] = error
+            del found
+        assert best is not None
+        own = best.candidate.own
+        record = {
+            "chosen": best.candidate.name,
+            "held_back_errors": errors,
+            "error_before_repair": None if own is None else best.judged.error(own, self._dense.get(bias)),
+            "error_after_repair": errors[best.candidate.name],
         }
+        return best, record

@@ -71,16 +71,21 @@ def activation_medoids(gram: Tensor, down: Tensor, keep: int) -> Tensor:
         (keep,) neurons, ascending, on the CPU.
     """
     strength = down.norm(dim=0).to(gram)
-    products = gram * strength * strength[:, None]
-    norms = products.diagonal()
-    distances = (norms + norms[:, None] - 2 * products).clamp_(min=0).fill_diagonal_(0)
-    groups = Groups(ward(distances, keep).labels(keep))
+    groups = Groups(ward(_activation_distances(gram, strength), keep, overwrite=True).labels(keep))
     medoids = groups.first.clone()
     for group in groups.merged.tolist():
         members = groups.members(group)
-        inside = distances[members.to(distances.device)][:, members.to(distances.device)]
+        some = members.to(gram.device)
+        inside = _activation_distances(gram[some][:, some], strength[some])
         medoids[group] = members[int(inside.sum(1).argmin())]
     return medoids.sort().values
+
+
+def _activation_distances(gram: Tensor, strength: Tensor) -> Tensor:
+    """Squared distances of points whose Gram matrix is ``gram`` once they are scaled; two matrices are held at most."""
+    products = (gram * strength).mul_(strength[:, None])
+    norms = products.diagonal().clone()
+    return (norms + norms[:, None]).sub_(products, alpha=2).clamp_(min=0).fill_diagonal_(0)
 
 
 def head_candidates(

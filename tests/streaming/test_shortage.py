@@ -80,14 +80,18 @@ def test_a_fold_in_smaller_chunks_is_the_same_but_for_rounding(
 ) -> None:
     model = tiny_model(tmp_path / "m")
     options: dict[str, Any] = {"method": "self", "ratio": 0.25, "num_samples": 32, "sequence_length": 16, "refine": 0}
-    fold(model, output=tmp_path / "roomy", **options)
+    roomy = fold(model, output=tmp_path / "roomy", **options)
     monkeypatch.setattr(activations, "heads_of", scarce(activations.heads_of))
     monkeypatch.setattr(measure, "heads_of", scarce(measure.heads_of))
     monkeypatch.setattr(importance, "decoder_layer", scarce(importance.decoder_layer))
-    fold(model, output=tmp_path / "scarce", **options)
+    found = fold(model, output=tmp_path / "scarce", **options)
     for what in ("measuring the layers", "the Fisher metric", "layer 0"):
         assert [what in record.getMessage() for record in caplog.records].count(True) == 2
     assert len(caplog.records) == 6
-    roomy, found = (load_file(tmp_path / name / SINGLE) for name in ("roomy", "scarce"))
-    for name, tensor in roomy.items():
-        assert (found[name] - tensor).norm() < 0.02 * tensor.norm(), name
+    for before, after in zip(roomy.layers, found.layers, strict=True):
+        for part in ("mlp", "attention"):
+            if before[part]:
+                assert after[part]["error_after_repair"] == pytest.approx(before[part]["error_after_repair"], rel=0.03)
+    first = "model.layers.0.mlp.down_proj.weight"
+    expected, got = (load_file(tmp_path / name / SINGLE)[first] for name in ("roomy", "scarce"))
+    torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-3)
