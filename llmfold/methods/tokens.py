@@ -137,13 +137,28 @@ def sample_tokens(
                     logits_processor=LogitsProcessorList([_Finite(), _BeginAnew(ends, start)]),
                 ).cpu()
             )
-    return _windows(torch.cat(parts), budget, seed).clone()  # an ordinary tensor, which autograd takes
+    return windows(torch.cat(parts), budget, seed, ends - {start}).clone()  # an ordinary tensor, which autograd takes
 
 
-def _windows(documents: Tensor, budget: TokenBudget, seed: int) -> Tensor:
-    """A window of every document (sequences, sampled), at a random place."""
+def windows(documents: Tensor, budget: TokenBudget, seed: int, ends: set[int]) -> Tensor:
+    """Cut a window out of every sampled document, at a random place, but none that outlasts its document for it.
+
+    A model may never have seen a second document follow: where one ends early, its window begins with it.
+
+    Args:
+        documents: (sequences, sampled) int64; what follows an end is the next document.
+        budget: gives the windows' length, and how far into a document they begin at most.
+        seed: of the places.
+        ends: tokens that end a document.
+
+    Returns:
+        (sequences, length) int64.
+    """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + 1) % 2**63)
     start = torch.randint(0, budget.lead + 1, (len(documents), 1), generator=generator)
+    ended = torch.isin(documents, torch.tensor(sorted(ends), dtype=documents.dtype))
+    reach = torch.where(ended.any(1), ended.int().argmax(1) + 1, documents.shape[1])[:, None]
+    start = start.minimum((reach - budget.length).clamp(min=0))
     return documents.gather(1, start + torch.arange(budget.length))
 
 

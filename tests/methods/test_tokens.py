@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support import edit_json, fold, tiny_model
 from transformers import AutoModelForCausalLM
 
 from llmfold import CheckpointError, UsageError
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.architectures.llama import LLAMA
-from llmfold.methods.tokens import TokenBudget, doubt, quality, sample_tokens, text_tokens, token_budget
+from llmfold.methods.tokens import TokenBudget, doubt, quality, sample_tokens, text_tokens, token_budget, windows
 
 CPU = torch.device("cpu")
 
@@ -44,17 +46,44 @@ def test_samples_begin_with_bos_and_depend_on_the_seed_only(tmp_path: Path) -> N
     assert (first[:, 0] == 1).all()
 
 
-def test_sequences_are_windows_of_documents_at_any_place(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "m")
-    documents = sample_tokens(model, TokenBudget(64, 12), 3, CPU)
-    windows = sample_tokens(model, TokenBudget(64, 9, 3), 3, CPU)
-    places = []
-    for document, window in zip(documents, windows, strict=True):
-        fitting = [place for place in range(4) if torch.equal(document[place : place + 9], window)]
+END = 7
+
+
+@given(
+    st.lists(st.integers(0, 19), min_size=20, max_size=40),
+    st.integers(1, 12),
+    st.integers(0, 8),
+    st.integers(0, 2**63 - 1),
+)
+def test_windows_lie_in_their_documents(ends: list[int], length: int, lead: int, seed: int) -> None:
+    """Token i of a document is 100 + i, but for one END (none at place 0)."""
+    budget = TokenBudget(len(ends), length, lead)
+    documents = (100 + torch.arange(budget.sampled)).repeat(len(ends), 1)
+    for row, place in enumerate(ends):
+        if 0 < place < budget.sampled:
+            documents[row, place] = END
+    found = windows(documents, budget, seed, {END})
+    assert found.shape == (len(ends), length)
+    for row, (place, window) in enumerate(zip(ends, found, strict=True)):
+        fitting = [o for o in range(lead + 1) if torch.equal(documents[row, o : o + length], window)]
         assert fitting
-        places.append(fitting[0])
-    assert set(places) == {0, 1, 2, 3}
-    assert not torch.equal(windows, sample_tokens(model, TokenBudget(64, 9, 3), 4, CPU))
+        if 0 < place < budget.sampled:
+            assert fitting[0] == 0 or fitting[0] + length <= place + 1
+    assert torch.equal(found, windows(documents, budget, seed, {END}))
+
+
+def test_windows_begin_anywhere() -> None:
+    documents = torch.arange(12).repeat(400, 1)
+    found = windows(documents, TokenBudget(400, 9, 3), 5, set())[:, 0]
+    assert torch.bincount(found).min() > 60
+    assert not torch.equal(found, windows(documents, TokenBudget(400, 9, 3), 6, set())[:, 0])
+
+
+def test_sequences_are_windows_of_longer_samples(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m")
+    documents = sample_tokens(model, TokenBudget(16, 12), 3, CPU)
+    sampled = sample_tokens(model, TokenBudget(16, 9, 3), 3, CPU)
+    assert torch.equal(sampled, windows(documents, TokenBudget(16, 9, 3), 3, {2}))
 
 
 def test_samples_follow_the_model(tmp_path: Path) -> None:
