@@ -79,20 +79,21 @@ def merge_rows(rows: Tensor, groups: Groups, *, mean: bool, scale: Tensor | None
         scale: (n,) factor applied to each row of a merged group first.
 
     Returns:
-        (k, …) in the dtype of ``rows``, and transposed like a transposed matrix; sums are accumulated in float32
-        (float64 for float64).
+        (k, …) in the dtype of ``rows``, and lying in memory as they do; sums are accumulated in float32 (float64 for
+        float64).
     """
+    # Rows are taken as they lie in memory: gathering columns of a transposed matrix one by one is many times slower.
+    order = sorted(range(rows.ndim), key=rows.stride().__getitem__, reverse=True)
+    matrix, dim = rows.permute(order), order.index(0)
     k, first = len(groups.sizes), groups.first.to(rows.device)
-    dim = 1 if rows.ndim == 2 and rows.stride(0) == 1 else 0
-    matrix = rows.T if dim else rows
-    out = matrix.new_empty(len(matrix), k) if dim else matrix.new_empty(k, *matrix.shape[1:])
-    step = max(1, _BLOCK // len(rows)) if dim else len(matrix)
+    out = matrix.new_empty(*matrix.shape[:dim], k, *matrix.shape[dim + 1 :])
+    step = max(1, _BLOCK // max(1, matrix[0].numel())) if dim else len(matrix)
     for target, part in zip(torch.split(out, step), torch.split(matrix, step), strict=False):
         torch.index_select(part, dim, first, out=target)
-        for some in _pieces(groups.merged, _BLOCK // max(1, part.numel() // len(rows))):
+        for some in _pieces(groups.merged, _BLOCK * len(rows) // max(1, part.numel())):
             merged = _merged(part, dim, groups, some, mean, scale)
             target.index_copy_(dim, some.to(rows.device), merged.to(rows.dtype))
-    return out.T if dim else out
+    return out.permute([order.index(axis) for axis in range(rows.ndim)])
 
 
 def _pieces(indices: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -126,4 +127,4 @@ def scale_rows(rows: Tensor, groups: Groups, scale: Tensor) -> Tensor:
 
 
 def _along(values: Tensor, like: Tensor, dim: int = 0) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1 - dim))
+    return values.view(*[1] * dim, -1, *[1] * (like.ndim - 1 - dim))

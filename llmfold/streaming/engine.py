@@ -152,10 +152,12 @@ def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Rank
     units = ranks.mine(sorted(pending)) if first.config.independent else sorted(pending)
     method.start(start, drifted=any(index < start for index in first.plan.folded_layers))
 
+    on_gpu = first.device.type == "cuda"
     with (
-        ReadAhead(first.read_layer, first.confirm_layer, units, pin=first.device.type == "cuda") as ahead,
-        # A method that carries state must see a layer committed before it folds the next.
-        WriteBehind(enabled=isinstance(method, Merging)) as behind,
+        ReadAhead(first.read_layer, first.confirm_layer, units, pin=on_gpu) as ahead,
+        # A method that carries state must see a layer committed before it folds the next. On the host all that waits
+        # is word of what is written.
+        WriteBehind(enabled=isinstance(method, Merging), waiting=1 if on_gpu else 2 * len(runs)) as behind,
     ):
         sink = _Sink(first, method, behind)
         for index in units:

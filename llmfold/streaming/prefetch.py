@@ -1,5 +1,6 @@
 """Reading one layer ahead and writing one layer behind, so that the device does not wait for the disk."""
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -64,27 +65,45 @@ class ReadAhead:
 class WriteBehind:
     """Writes a finished layer in a thread while the next is being worked on, if enabled; at once if not.
 
-    Writes keep their order and at most one is under way. What goes wrong is raised at the next call, and on leaving the
-    block at the latest.
+    Writes keep their order. What goes wrong is raised at a later call, and on leaving the block at the latest; nothing
+    is written after it.
     """
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, *, enabled: bool, waiting: int = 1) -> None:
+        """Set up.
+
+        Args:
+            enabled: whether there is a thread.
+            waiting: writes that may be under way at once; each keeps what it holds in memory.
+        """
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="llmfold-write") if enabled else None
-        self._last: Future[None] | None = None
+        self._pending: deque[Future[None]] = deque()
+        self._waiting, self._failed = waiting, False
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Wait for the write before, then start this one."""
+        """Start a write, once there is room for it."""
         if self._pool is None:
             write()
             return
-        self.wait()
-        self._last = self._pool.submit(write)
+        self._finish(self._waiting - 1)
+        self._pending.append(self._pool.submit(self._attempt, write))
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        if self._failed:  # what follows could count as safe what was lost
+            return
+        try:
+            write()
+        except BaseException:
+            self._failed = True
+            raise
 
     def wait(self) -> None:
         """Return once everything is written."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
+        self._finish(0)
+
+    def _finish(self, left: int) -> None:
+        while len(self._pending) > left:
+            self._pending.popleft().result()
 
     def __enter__(self) -> "WriteBehind":
         return self

@@ -80,14 +80,15 @@ def test_writes_keep_their_order_and_are_done_at_the_end(enabled: bool) -> None:
     assert written == [0, 1, 2]
 
 
-@pytest.mark.parametrize("calls", [1, 2])
-def test_a_failed_write_is_raised(calls: int) -> None:
+@pytest.mark.parametrize("waiting", [1, 3])
+@pytest.mark.parametrize("calls", [1, 2, 6])
+def test_a_failed_write_is_raised_and_none_follows(calls: int, waiting: int) -> None:
     done: list[int] = []
 
     def fail() -> None:
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), WriteBehind(enabled=True) as behind:  # noqa: PT012
+    with pytest.raises(OSError, match="disk full"), WriteBehind(enabled=True, waiting=waiting) as behind:  # noqa: PT012
         behind.submit(fail)
         for call in range(calls - 1):
             behind.submit(lambda call=call: done.append(call))
