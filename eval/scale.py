@@ -263,6 +263,7 @@ def measure(part: str, bench: Bench) -> None:
         "machine": f"{machine_words()} of {os.cpu_count()} CPUs",
         "versions": versions(),
         "load_before": before,
+        **({"note": bench.arguments.note} if bench.arguments.note else {}),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{part}.json").write_text(json.dumps({**about, **found}, indent=1) + "\n", encoding="utf-8")
@@ -346,7 +347,8 @@ def page() -> None:
         _plot(parts["depth"], RESULTS / "depth.svg")
     lines += ["", "Made by:", ""]
     for part in parts.values():
-        lines.append(f"- `{part['command']}`: {part['machine']}, load {part['load_before']:.1f} before the start")
+        said = "; ".join(filter(None, (f"load {part['load_before']:.1f} before the start", part.get("note"))))
+        lines.append(f"- `{part['command']}`: {part['machine']}, {said}")
     lines += ["", ", ".join(f"{k} {v}" for k, v in next(iter(parts.values()))["versions"].items()), ""]
     (RESULTS.parent / "scale.md").write_text("\n".join(lines), encoding="utf-8")
 
@@ -381,6 +383,7 @@ def main() -> None:
     parser.add_argument("--sequence-length", default="256", help="of self")
     parser.add_argument("--refine", default="0", help="of self")
     parser.add_argument("--max-memory", default="2GiB", help="of self")
+    parser.add_argument("--note", help="to stand beside the result, for example what else ran on the machine")
     arguments = parser.parse_args()
     if arguments.part == "page":
         page()
