@@ -25,7 +25,6 @@ from support import (
 from llmfold.architectures import shape_of
 from llmfold.checkpoint import Checkpoint
 from llmfold.streaming import engine
-from llmfold.streaming.prefetch import WriteBehind
 from llmfold.verification import TOLERANCES, independent_logits
 
 IDS = torch.arange(24)[None] % 64
@@ -328,6 +327,12 @@ def test_one_file_stays_one_file(tmp_path: Path, session_model: Path) -> None:
 def test_writing_behind_changes_no_byte(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where a layer is written while the next one is folded."""
     fold(model, method="paper", ratio=0.2, output=tmp_path / "at-once")
-    monkeypatch.setattr(engine, "WriteBehind", lambda enabled: WriteBehind(enabled=True))
+    begin = engine._Sink.__init__
+
+    def all_behind(sink: Any, *arguments: Any) -> None:
+        begin(sink, *arguments)
+        sink._whole = True
+
+    monkeypatch.setattr(engine._Sink, "__init__", all_behind)
     fold(model, method="paper", ratio=0.2, output=tmp_path / "behind")
     assert tensor_hashes(tmp_path / "behind") == tensor_hashes(tmp_path / "at-once")
