@@ -98,7 +98,8 @@ class ActivationFolder:
         self, read_layer: Callable[[int], dict[Role, Tensor]], ratio: float, say: Callable[[str], None]
     ) -> Sensitivities:
         """See :func:`llmfold.methods.measure.measure`."""
-        return measure(self.on, read_layer, self.options.ridge, ratio, self.options.metric, say)
+        attempt = partial(measure, self.on, read_layer, self.options.ridge, ratio, self.options.metric, say)
+        return self.on.team.within_memory(attempt, CHUNK, "measuring the layers")[0]
 
     def summary(self) -> dict[str, Any]:
         """What the states are, for the report."""

@@ -75,6 +75,7 @@ def measure(
     ratio: float,
     metric: Tensor | None,
     say: Callable[[str], None],
+    chunk: int = CHUNK,
 ) -> Sensitivities:
     """Curves of all layers: the rise of the ridge objective along the backward elimination of neurons and heads.
 
@@ -88,24 +89,10 @@ def measure(
         ratio: about the fraction that will go, which bounds how far curves reach.
         metric: see :func:`llmfold.selection.elimination.eliminate_units`.
         say: told of every layer.
+        chunk: sequences at once.
     """
-
-    def attempt(chunk: int) -> Sensitivities:
-        return _measure(on, read_layer, ridge, ratio, metric, say, list(chunks(on.size[0], chunk)))
-
-    return on.team.within_memory(attempt, CHUNK, "measuring the layers")[0]
-
-
-def _measure(
-    on: Measurement,
-    read_layer: Callable[[int], dict[Role, Tensor]],
-    ridge: float,
-    ratio: float,
-    metric: Tensor | None,
-    say: Callable[[str], None],
-    parts: list[slice],
-) -> Sensitivities:
     states = on.first_states()
+    parts = list(chunks(on.size[0], chunk))
     rows = on.size[0] * on.size[1] * on.shape.hidden
     layers = []
     for index, layer in enumerate(on.shape.layers):
