@@ -12,7 +12,7 @@ from support import FAMILIES, edit_json, edit_tensors, fold, tiny_model
 
 from llmfold import verification
 from llmfold.errors import VerificationError
-from llmfold.streaming import engine
+from llmfold.streaming import run as run_module
 
 OPTIONS: dict[str, Any] = {"mlp_ratio": 0.25, "attention_ratio": 0.5}
 Tamper = Callable[[Path], None]
@@ -29,7 +29,7 @@ def fold_tampered(monkeypatch: pytest.MonkeyPatch, source: Path, out: Path, tamp
         return tampered
 
     first = "read_back" if options.get("verify", "full") == "full" else "verify"
-    monkeypatch.setattr(engine, first, before(getattr(verification, first)))
+    monkeypatch.setattr(run_module, first, before(getattr(verification, first)))
     fold(source, output=out, **{**OPTIONS, **options})
 
 

@@ -41,6 +41,12 @@ def allocate(fd: int, nbytes: int) -> None:
     os.ftruncate(fd, nbytes)
 
 
+def forget(fd: int) -> None:
+    """Let the system drop what memory holds of the open file ``fd`` and its disk too; raises OSError."""
+    if sys.platform == "linux":
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file's bytes, or a folder's names, to the disk; raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

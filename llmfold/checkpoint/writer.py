@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmfold.checkpoint.blocks import blocks, is_finite
 from llmfold.checkpoint.shards import Shard, ShardPlan
-from llmfold.checkpoint.storage import allocate, disk_full, free_bytes, fsync_path, pwrite_all, write_error
+from llmfold.checkpoint.storage import allocate, disk_full, forget, free_bytes, fsync_path, pwrite_all, write_error
 from llmfold.checkpoint.weights import INDEX_FILE
 from llmfold.errors import OutputError
 
@@ -82,10 +82,14 @@ class ShardWriter:
         return digest.hexdigest()
 
     def sync(self) -> None:
-        """Return once everything this process wrote is on the disk; raises OutputError when it cannot be."""
+        """Return once everything this process wrote is on the disk; raises OutputError when it cannot be.
+
+        What is read later comes from the disk, and the memory that the written bytes took serves the next ones.
+        """
         for shard, fd in list(self._open.items()):  # another thread may be opening the next
             try:
                 os.fsync(fd)
+                forget(fd)
             except OSError as error:
                 raise write_error(error, self._folder / shard, self._sizes[shard]) from error
 

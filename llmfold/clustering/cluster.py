@@ -13,7 +13,7 @@ from llmfold.clustering.gram import gram, squared_distances
 from llmfold.clustering.host import Array
 from llmfold.clustering.kmeans import hartigan, kmeans
 from llmfold.clustering.partition import numbered_by_first_occurrence
-from llmfold.clustering.quality import forest_bound, inertia_of_rows, mst_edges
+from llmfold.clustering.quality import forest_bound, inertias_of_rows, mst_edges
 from llmfold.clustering.ward import ward
 
 Method = Literal["ward", "kmeans", "hartigan"]
@@ -127,8 +127,9 @@ def cluster_at(
     fewer = sorted({k for k in ks if k < n})
     partitions = _partitions(blocks, fewer, method, seed, certificate, clock) if fewer else []
     found = {n: Clustering(torch.arange(n), n, 0.0, 0.0 if certificate else None)}
-    for k, (partition, bound) in zip(fewer, partitions, strict=True):
-        labels = numbered_by_first_occurrence(partition.cpu())
-        found[k] = Clustering(labels, k, inertia_of_rows(blocks, labels), bound)
-        clock("inertia")
+    labels = [numbered_by_first_occurrence(partition.cpu()) for partition, _ in partitions]
+    inertias = inertias_of_rows(blocks, labels)
+    clock("inertia")
+    for k, partition, inertia, (_, bound) in zip(fewer, labels, inertias, partitions, strict=True):
+        found[k] = Clustering(partition, k, inertia, bound)
     return [found[k] for k in ks]

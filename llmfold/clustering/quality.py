@@ -1,5 +1,7 @@
 """How good a partition is: its inertia, and a lower bound no partition can beat."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -57,19 +59,47 @@ def inertia_of_rows(blocks: Blocks, labels: Tensor) -> float:
     Raises:
         ValueError: unusable blocks.
     """
+    return inertias_of_rows(blocks, [labels])[0]
+
+
+def inertias_of_rows(blocks: Blocks, partitions: Sequence[Tensor]) -> list[float]:
+    """:func:`inertia_of_rows` of several partitions, bit for bit; a cluster that some share is gone through once.
+
+    Raises:
+        ValueError: unusable blocks.
+    """
     row_count(blocks)
-    labels = labels.to(blocks[0].device)
-    area = _WORK if labels.is_cuda else _HOST_WORK
-    total = torch.zeros((), dtype=torch.float64, device=labels.device)
-    for _, members in groups_by_size(labels, int(labels.max()) + 1):
-        size = members.shape[1]
-        if size == 1:
-            continue
-        for part in torch.split(members, max(1, area // (size * _WIDTH))):
-            for chunk in column_chunks(blocks, max(_WIDTH, area // part.numel())):
-                x = chunk.index_select(0, part.flatten()).double().view(*part.shape, -1)
-                total += x.sub_(x.mean(1, keepdim=True)).square_().sum()
-    return float(total)
+    clusters: dict[int, list[tuple[int, Tensor]]] = {}
+    for partition, labels in enumerate(partitions):
+        for _, members in groups_by_size(labels.cpu(), int(labels.max()) + 1):
+            clusters.setdefault(members.shape[1], []).append((partition, members))
+    totals = [0.0] * len(partitions)
+    for size in sorted(clusters.keys() - {1}):
+        stacked = torch.cat([members for _, members in clusters[size]])
+        distinct, places = torch.unique(stacked, dim=0, return_inverse=True)
+        found = _row_inertias(blocks, distinct.to(blocks[0].device)).cpu()[places]
+        parts = torch.split(found, [len(members) for _, members in clusters[size]])
+        for (partition, _), part in zip(clusters[size], parts, strict=True):
+            totals[partition] += float(part.sum())
+    return totals
+
+
+def _row_inertias(blocks: Blocks, members: Tensor) -> Tensor:
+    """Inertia of each cluster of c x m members, float64; its sums do not depend on the clusters beside it."""
+    size = members.shape[1]
+    area = _WORK if members.is_cuda else _HOST_WORK
+    width = max(_WIDTH, area // len(blocks[0]))
+    step = max(1, area // (size * width))
+    out = torch.zeros(len(members), dtype=torch.float64, device=members.device)
+    # Rows are picked for several steps at once: columns of a transposed matrix come in whole cache lines.
+    many = step * max(1, _WORK // (step * size * width))
+    for targets, some in zip(torch.split(out, many), torch.split(members, many), strict=True):
+        for chunk in column_chunks(blocks, width):
+            picked = chunk.index_select(0, some.flatten()).view(*some.shape, -1)
+            for target, part in zip(torch.split(targets, step), torch.split(picked, step), strict=True):
+                x = part.double()
+                target += x.sub_(x.mean(1, keepdim=True)).square_().sum(2).sum(1)
+    return out
 
 
 def mst_bound(distances: Tensor, k: int) -> float:

@@ -1,5 +1,6 @@
 """Clusters of units and the sums over them, in a fixed order on every device."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -88,34 +89,53 @@ def merge_rows(rows: Tensor, groups: Groups, *, mean: bool, scale: Tensor | None
     k, first = len(groups.sizes), groups.first.to(rows.device)
     out = matrix.new_empty(*matrix.shape[:dim], k, *matrix.shape[dim + 1 :])
     step = max(1, _BLOCK // max(1, matrix[0].numel())) if dim else len(matrix)
+    pieces = list(_pieces(groups, _BLOCK * len(rows) // max(1, matrix[:step].numel()), rows.device))
     for target, part in zip(torch.split(out, step), torch.split(matrix, step), strict=False):
-        torch.index_select(part, dim, first, out=target)
-        for some in _pieces(groups.merged, _BLOCK * len(rows) // max(1, part.numel())):
-            merged = _merged(part, dim, groups, some, mean, scale)
-            target.index_copy_(dim, some.to(rows.device), merged.to(rows.dtype))
+        _take(part, dim, first, out=target)
+        for piece in pieces:
+            target.index_copy_(dim, piece.groups, _merged(part, dim, piece, mean, scale).to(rows.dtype))
     return out.permute([order.index(axis) for axis in range(rows.ndim)])
 
 
-def _pieces(indices: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Indices cut into pieces; none where there are none."""
-    return torch.split(indices, max(1, size)) if len(indices) else ()
+@dataclass(frozen=True)
+class _Piece:
+    """Some of the merged groups, their sizes, and their members rank by rank: places among these groups, and units."""
+
+    groups: Tensor
+    sizes: Tensor
+    ranks: list[tuple[Tensor, Tensor]]
 
 
-def _merged(rows: Tensor, dim: int, groups: Groups, some: Tensor, mean: bool, scale: Tensor | None) -> Tensor:
-    """Sums or means along a dimension over some of the groups, in the dtype of computation."""
-    sizes = groups.sizes[some]
+def _pieces(groups: Groups, size: int, device: torch.device) -> Iterator[_Piece]:
+    """The merged groups, cut into pieces of ``size``; none where there are none."""
+    for some in torch.split(groups.merged, max(1, size)) if len(groups.merged) else ():
+        sizes, starts = groups.sizes[some], groups.starts[some]
+        alive = [torch.nonzero(sizes > rank).flatten() for rank in range(int(sizes.max()))]
+        ranks = [(a.to(device), groups.order[starts[a] + rank].to(device)) for rank, a in enumerate(alive)]
+        yield _Piece(some.to(device), sizes.to(device), ranks)
+
+
+def _take(rows: Tensor, dim: int, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """``index_select``; along the last dimension by ``gather``, which is twice as quick there."""
+    if dim < rows.ndim - 1:
+        return torch.index_select(rows, dim, index, out=out)
+    return torch.gather(rows, dim, index.expand(*rows.shape[:-1], -1), out=out)
+
+
+def _merged(rows: Tensor, dim: int, piece: _Piece, mean: bool, scale: Tensor | None) -> Tensor:
+    """Sums or means along a dimension over the groups of a piece, in the dtype of computation."""
     total = rows.new_zeros(0)
-    for rank in range(int(sizes.max())):
-        alive = torch.nonzero(sizes > rank).flatten()
-        units = groups.order[groups.starts[some[alive]] + rank].to(rows.device)
-        part = rows.index_select(dim, units).to(work_dtype(rows.dtype))
+    for rank, (places, units) in enumerate(piece.ranks):
+        part = _take(rows, dim, units).to(work_dtype(rows.dtype))
         if scale is not None:
             part *= _along(scale.to(part.device, part.dtype)[units], part, dim)
-        if rank:
-            total.index_add_(dim, alive.to(rows.device), part)
-        else:
+        if rank == 0:
             total = part
-    return total / _along(sizes.to(total.device, total.dtype), total, dim) if mean else total
+        elif len(places) == len(piece.groups):
+            total += part
+        else:
+            total.index_add_(dim, places, part)
+    return total / _along(piece.sizes.to(total.dtype), total, dim) if mean else total
 
 
 def scale_rows(rows: Tensor, groups: Groups, scale: Tensor) -> Tensor:

@@ -1,60 +1,25 @@
 """The engine: one decoder layer at a time from the source's shards, through folding, into the output's shards."""
 
-import dataclasses
-import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from llmfold.architectures import Role, tensor_name
-from llmfold.baselines import replan
-from llmfold.checkpoint import (
-    MARKER_FILE,
-    Journal,
-    ShardWriter,
-    WorkFolder,
-    plan_shards,
-)
-from llmfold.checkpoint.storage import write_error
-from llmfold.config import SELF_DATA, FoldConfig
-from llmfold.devices import pick_device
-from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
-from llmfold.folding.layer import LayerRecord
-from llmfold.hub.base_card import carried_over
+from llmfold.config import FoldConfig
+from llmfold.errors import UsageError
 from llmfold.methods.base import LayerMethod
-from llmfold.methods.build import build_method
-from llmfold.methods.measure import SENSITIVITIES_FILE
-from llmfold.methods.merging import Merging
-from llmfold.methods.source import Setting
-from llmfold.methods.tokens import TOKENS_FILE
-from llmfold.planning import FoldPlan, Sensitivities, check_machine, make_plan
-from llmfold.report.files import save_report
-from llmfold.report.record import FoldReport, machine, versions
-from llmfold.sources import locate
+from llmfold.planning import FoldPlan, check_machine
+from llmfold.report.record import FoldReport
 from llmfold.streaming.memory import PeakMemory, return_freed_blocks
-from llmfold.streaming.opening import open_source
-from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
-from llmfold.streaming.prefetch import ReadAhead, WriteBehind
+from llmfold.streaming.prefetch import ReadAhead
 from llmfold.streaming.progress import Listener, Silent
-from llmfold.streaming.provenance import provenance, public_config, public_data, source_name, text_digest, work_config
-from llmfold.streaming.ranks import FollowerError, LostError, Ranks, check_alike, join_ranks, neighbours
+from llmfold.streaming.ranks import Ranks, check_alike, join_ranks, neighbours
+from llmfold.streaming.run import Run
 from llmfold.streaming.sharing import fold_at, inherit
-from llmfold.streaming.stages import Stages, mean_seconds
-from llmfold.streaming.states import STATE_FOLDER
-from llmfold.streaming.team import Team
-from llmfold.verification import DamagedError, read_back, verify
-
-METHOD, OUTSIDE, LAYER, FINISH = "method", "outside", "layer-", "finish"
-
-
-def _layer_unit(index: int) -> str:
-    return f"{LAYER}{index}"
+from llmfold.streaming.sink import Sink
+from llmfold.streaming.stages import Stages
 
 
 def fold_checkpoint(config: FoldConfig, listener: Listener | None = None) -> FoldReport:
@@ -91,7 +56,7 @@ def fold_together(
     check_alike(ranks, torch.get_num_threads())
     with PeakMemory() as memory, ExitStack() as stack:
         stages = Stages()
-        runs = [_Run(config, listener or Silent(), ranks, stages) for config in configs]
+        runs = [Run(config, listener or Silent(), ranks, stages) for config in configs]
         ranks.lead(partial(_check_resources, runs))
         for run in runs:
             stack.enter_context(run.opened())
@@ -106,7 +71,7 @@ def fold_together(
         return [run.finish(memory) for run in runs]
 
 
-def _check_resources(runs: Sequence["_Run"]) -> None:
+def _check_resources(runs: Sequence[Run]) -> None:
     """Refuse, before anything is done, what the processes cannot do or this machine's disk or memory cannot hold."""
     config, count = runs[0].config, runs[0].ranks.count
     if config.together and neighbours() < count:
@@ -118,7 +83,7 @@ def _check_resources(runs: Sequence["_Run"]) -> None:
     check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=working)
 
 
-def _prepare(runs: Sequence["_Run"], ranks: Ranks) -> LayerMethod | None:
+def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
     """The method, on the processes that will fold by it; the widths it has settled on, on all of them."""
 
     def build() -> LayerMethod | None:
@@ -142,7 +107,7 @@ def _prepare(runs: Sequence["_Run"], ranks: Ranks) -> LayerMethod | None:
     return built[0] if built else None
 
 
-def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Ranks) -> None:
+def _fold_layers(runs: Sequence[Run], method: LayerMethod | None, ranks: Ranks) -> None:
     """Fold what is left of the layers for every run, a layer at a time."""
     first, count = runs[0], len(runs[0].shape.layers)
     pending = {i: missing for i in range(count) if (missing := [run for run in runs if not run.has(i)])}
@@ -155,15 +120,14 @@ def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Rank
     on_gpu = first.device.type == "cuda"
     with (
         ReadAhead(first.read_layer, first.confirm_layer, units, pin=on_gpu) as ahead,
-        # A method that carries state must see a layer committed before it folds the next. On the host all that waits
-        # is word of what is written.
-        WriteBehind(enabled=isinstance(method, Merging), waiting=1 if on_gpu else 2 * len(runs)) as behind,
+        Sink(runs, method) as sink,
     ):
-        sink = _Sink(first, method, behind)
         for index in units:
             first.listener.stage(f"layer {index}: read")
             with first.stages("read"):
                 weights = ahead.take(index)
+            if not on_gpu:
+                sink.copied()  # memory is for the work area now
             afters = [run.plan.after.layers[index] for run in pending[index]]
             first.listener.stage(f"layer {index}: fold")
             with torch.no_grad():
@@ -172,327 +136,8 @@ def _fold_layers(runs: Sequence["_Run"], method: LayerMethod | None, ranks: Rank
                     if ranks.leads or first.config.independent:
                         sink.put(run, index, folded, record)
             method.committed()
-        with first.stages("write"):
-            behind.wait()
+        sink.settled()
     if ranks.leads:
         for run in runs:
             if run.unfinished:
                 run.write_outside(method)
-
-
-class _Sink:
-    """Puts folded layers into their outputs, and leaves what may wait to a thread.
-
-    That is all of the writing where layers are folded on a GPU. On the host, where memory is full of the work area, it
-    is the wait for the disk.
-    """
-
-    def __init__(self, first: "_Run", method: LayerMethod, behind: WriteBehind) -> None:
-        self._first, self._method, self._behind = first, method, behind
-        self._whole = first.device.type == "cuda" and isinstance(method, Merging)
-
-    def put(self, run: "_Run", index: int, folded: dict[Role, Tensor], record: LayerRecord) -> None:
-        """Write a layer; once this or a later call, or the thread, is through with it, it is journalled."""
-        for stage, seconds in record.seconds.items():
-            run.stages.add(stage, seconds)
-        run.listener.stage(f"layer {index}: write")
-        with run.stages("write"):
-            if self._whole:
-                self._behind.submit(lambda: self._commit(run, index, run.write_layer(index, folded), record))
-                return
-            digests = run.write_layer(index, folded)
-            self._method.flush()
-            self._behind.submit(partial(self._commit, run, index, digests, record))
-
-    def _commit(self, run: "_Run", index: int, digests: dict[str, str], record: LayerRecord) -> None:
-        run.finished(_layer_unit(index), digests, dataclasses.asdict(record))
-        self._first.count_layers()
-
-
-class _Run:
-    """One fold, from source to published folder; its steps are called in their order here."""
-
-    work: WorkFolder
-    journal: Journal
-    writer: ShardWriter
-
-    def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: Stages) -> None:
-        self.config, self.listener, self.ranks = config, listener, ranks
-        self.stages, self._checks = stages, Stages()
-        self.device = pick_device(config.device)
-        self.source = locate(config.model, config.revision)
-        self.checkpoint, self.shape = open_source(self.source)
-        self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
-        self.data = public_data(config.data)
-        self._done: set[str] = set()
-        self._counted = 0
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Open the work folder and the journal, and close them after."""
-        output, ranks = self.config.output_path, self.ranks
-        with ExitStack() as stack:
-
-            def open_first() -> tuple[dict[str, Any], set[str]]:
-                head = self._head()
-                opening = WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder)
-                self.work = stack.enter_context(opening)
-                self.journal = stack.enter_context(self.work.open_journal(head))
-                stack.enter_context(_tidy(self.work, self.journal))
-                return head, set(self.journal.done)
-
-            head, self._done = ranks.lead(open_first)
-            if not ranks.leads:
-                self.work = WorkFolder.join(output)
-                self.journal = stack.enter_context(self.work.join_journal(head, ranks.rank))
-            yield
-
-    def _head(self) -> dict[str, Any]:
-        """What a resumed run must agree on: source, options, and all that can move a bit of the result."""
-        return {
-            "source": self.checkpoint.fingerprint(),
-            "config": work_config(self.config, self.source),
-            "versions": versions(),
-            "text": text_digest(self.config.data),
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-        }
-
-    def has(self, index: int) -> bool:
-        """Whether layer ``index`` was finished before this run."""
-        return _layer_unit(index) in self._done
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether what the method has to say of the tensors outside the layers is not written yet."""
-        return FINISH not in self._done
-
-    @property
-    def resumed(self) -> int:
-        """Layers that were finished before this run."""
-        return sum(unit.startswith(LAYER) for unit in self._done)
-
-    def build_method(self) -> LayerMethod | None:
-        """The method of the run, having sampled or drawn what it measures on; None where all is folded already."""
-        folded = self.resumed == len(self.shape.layers) and not self.unfinished
-        if folded and not self.config.replans:
-            return None
-        with self.stages("sample" if self.config.method == "self" else "prepare"), torch.no_grad():
-            if not self.plan.folded_layers:
-                return Merging(self.config, self.shape, self.device)
-            team = Team(self.ranks, self.device) if self.config.together else Team()
-            setting = Setting(self.config, self.checkpoint, self.shape, self.work.folder, self.device, team)
-            return build_method(setting, self.listener.stage)
-
-    def settle(self, method: LayerMethod | None) -> None:
-        """Let what the method measures decide the widths, if it may."""
-        if method is None:
-            return
-        with self.stages("widths"), torch.no_grad():
-            if self.config.measures:
-                curves = self._curves(self.work.folder, method)
-                self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
-            self.plan = replan(self.plan, method)
-        if self.ranks.leads and METHOD not in self.journal.done:
-            self.journal.append(METHOD, {}, method.summary())
-
-    def _curves(self, folder: Path, method: LayerMethod) -> Sensitivities | None:
-        path = folder / SENSITIVITIES_FILE
-        if path.exists():
-            return Sensitivities.load(path)
-        curves = method.measure(self.read_layer, float(self.config.ratio or 0.0), self.listener.stage)
-        if curves is not None and self.ranks.leads:
-            curves.save(path)
-        return curves
-
-    def begin(self) -> None:
-        """Create the shards, and copy what lies outside the layers."""
-        shards = plan_shards(self.plan.tensors, self.config.shard_bytes)
-        if OUTSIDE in self._done:
-            _check_shards_are_there(self.work.folder, [shard.name for shard in shards.shards])
-        self.writer = ShardWriter(shards, self.work.folder)
-        self.ranks.lead(self.writer.create)
-        if self.ranks.leads and OUTSIDE not in self._done:
-            self.listener.stage("embeddings")
-            self._copy_outside()
-
-    def read_layer(self, index: int) -> dict[Role, Tensor]:
-        """Stored tensors of a layer by role."""
-        roles = self.shape.layer_roles(self.shape.layers[index])
-        return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in roles}
-
-    def confirm_layer(self, index: int) -> None:
-        """Raise CheckpointError if the files of a layer changed since the run began."""
-        for role, _ in self.shape.layer_roles(self.shape.layers[index]):
-            self.checkpoint.confirm(tensor_name(index, role))
-
-    def write_layer(self, index: int, weights: dict[Role, Tensor]) -> dict[str, str]:
-        """Write the tensors of a folded layer; their digests by name."""
-        named = ((tensor_name(index, role), tensor) for role, tensor in weights.items())
-        return {name: self._write(name, tensor) for name, tensor in named}
-
-    def write_outside(self, method: LayerMethod) -> None:
-        """Write what the method changes outside the layers, once all of them are folded."""
-        self.listener.stage("final norm")
-        with self.stages("final norm"), torch.no_grad():
-            tensors, record = method.outside()
-        with self.stages("write"):
-            digests = {name: self._write(name, self._as_stored(name, t)) for name, t in tensors.items()}
-            self.finished(FINISH, digests, record)
-
-    def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor.to(self.checkpoint.tensors[name].dtype) if self.config.dtype == "auto" else tensor
-
-    def count_layers(self) -> None:
-        """Tell the listener of layers that are finished, by this process and by the others."""
-        units = {*self.journal.done, *(self.journal.units_beside() if self.ranks.count > 1 else ())} - self._done
-        finished = sum(unit.startswith(LAYER) for unit in units)
-        for _ in range(finished - self._counted):
-            self.listener.advance()
-        self._counted = finished
-
-    def finish(self, memory: PeakMemory) -> FoldReport:
-        """Check what all processes wrote, and publish it."""
-        try:
-            return self._finish(memory)
-        except DamagedError as error:
-            if self.ranks.leads and not isinstance(error.__cause__, OSError):
-                self.work.discard()
-            raise
-
-    def _finish(self, memory: PeakMemory) -> FoldReport:
-        self.writer.close()
-        if not self.ranks.leads:
-            self.journal.close()
-        self.ranks.gather(None)
-        digests = self.ranks.lead(self._all_digests)
-        if self.ranks.leads:
-            self.count_layers()
-        self.listener.stage("reload check")
-        with self._checks("check"):
-            self._read_back(digests)
-        spent = self.ranks.gather((self.stages.seconds, memory.bytes))
-        return self.ranks.lead(lambda: self._publish(memory, spent))
-
-    def _all_digests(self) -> dict[str, str]:
-        self.journal.absorb()
-        shutil.rmtree(self.work.folder / STATE_FOLDER, ignore_errors=True)
-        with _writing(self.work.folder):
-            self._write_side_files(self.work.folder)
-        return {name: d for entry in self.journal.done.values() for name, d in entry.digests.items()}
-
-    def _read_back(self, digests: dict[str, str]) -> None:
-        """Have every process read a share of the tensors back."""
-        if self.config.verify != "full":
-            return
-        failure = None
-        try:
-            read_back(self.work.folder, digests, self.ranks.mine(sorted(digests)))
-        except DamagedError as error:
-            failure = str(error)
-        failures = [found for found in self.ranks.gather(failure) if found]
-        if failures:
-            raise DamagedError(failures[0]) if self.ranks.leads else FollowerError(failures[0], DamagedError.exit_code)
-
-    def _publish(self, memory: PeakMemory, spent: Sequence[tuple[dict[str, float], int]]) -> FoldReport:
-        folder, done = self.work.folder, self.journal.done
-        with self._checks("check"):
-            verification = verify(folder, self.plan, self.config.verify, self.checkpoint.config)
-        count, facts = len(self.shape.layers), {**done[METHOD].record, **done[FINISH].record}
-        report = FoldReport(
-            output=self.work.output,
-            source=source_name(self.source),
-            config=public_config(self.config, self.source, self.data),
-            plan=self.plan.to_dict(),
-            layers=[done[_layer_unit(index)].record for index in range(count)],
-            verification=verification,
-            seconds={**self._seconds([seconds for seconds, _ in spent]), **self._checks.seconds},
-            data=facts,
-            peak_memory_bytes=max(memory.bytes, *(peak for _, peak in spent)),
-            resumed_layers=self.resumed,
-            machine={**machine(), "processes": self.ranks.count},
-            warnings=[facts["warning"]] if facts.get("warning") else [],
-            base_card=carried_over(self.source.folder),
-        )
-        with _writing(folder):
-            save_report(report, folder)
-            if self.data not in (None, SELF_DATA):
-                (folder / TOKENS_FILE).unlink(missing_ok=True)  # outside text is not ours to publish
-        self.listener.stage("publish")
-        self.work.publish()
-        return report
-
-    def _seconds(self, spent: Sequence[dict[str, float]]) -> dict[str, float]:
-        """Seconds by stage of processes that fold layers of their own, or of one that stands for all."""
-        return mean_seconds(spent) if self.config.independent else spent[0]
-
-    def _copy_outside(self) -> None:
-        inside = {
-            tensor_name(i, role)
-            for i, layer in enumerate(self.shape.layers)
-            for role, _ in self.shape.layer_roles(layer)
-        }
-        digests = {}
-        for name in self.checkpoint.tensors:
-            if name not in inside:
-                with self.stages("read"):
-                    tensor = self.checkpoint.read(name)
-                with self.stages("write"):
-                    digests[name] = self._write(name, tensor)
-        with self.stages("write"):
-            self.finished(OUTSIDE, digests, {})
-
-    def _write(self, name: str, tensor: Tensor) -> str:
-        dtype = tensor.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
-        return self.writer.write(name, tensor.to(dtype))
-
-    def finished(self, unit: str, digests: dict[str, str], record: dict[str, Any]) -> None:
-        """Put what was written on disk, and journal it."""
-        self.writer.sync()
-        self.journal.append(unit, digests, record)
-
-    def _write_side_files(self, folder: Path) -> None:
-        for path in self.checkpoint.side_files(remote_code=self.config.trust_remote_code):
-            target = folder / path.relative_to(self.source.folder)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
-        _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
-        facts = self.journal.done[METHOD].record
-        _write_json(folder / MARKER_FILE, provenance(self.config, self.source, self.plan, facts))
-        if self.plan.needs_remote_code:
-            (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")
-
-
-def _check_shards_are_there(folder: Path, names: list[str]) -> None:
-    """Refuse to resume where finished tensors have gone: new, empty files would take their place."""
-    gone = [name for name in names if not (folder / name).exists()]
-    if gone:
-        raise OutputError(f"{folder / gone[0]} of the interrupted run is gone: delete {folder} and run again")
-
-
-@contextmanager
-def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
-    """Leave nothing of a run that cannot be resumed: nothing is written, or its source or its files are damaged."""
-    try:
-        yield
-    except BaseException as error:
-        prepared_only = isinstance(error, LlmfoldError) and journal.done.keys() <= {METHOD}
-        damaged = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
-        interrupted = isinstance(error, KeyboardInterrupt | LostError)
-        kept = interrupted or not work.folder.exists() or bool(journal.units_beside())
-        if not kept and (damaged or prepared_only or not journal.done):
-            work.discard()
-        raise
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Say in a sentence why a small file could not be written into ``folder``."""
-    try:
-        yield
-    except OSError as error:
-        raise write_error(error, folder / "config.json", 0) from error
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -90,10 +90,10 @@ def test_the_source_is_called_by_its_name(report: dict[str, Any]) -> None:
 
 
 def test_a_resumed_run_says_so(tmp_path: Path, folded: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmfold.streaming import engine
+    from llmfold.streaming import run as run_module
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "verify", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(run_module, "verify", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fold(folded[0], ratio=0.2, output=tmp_path / "out")
     report = fold(folded[0], ratio=0.2, output=tmp_path / "out")

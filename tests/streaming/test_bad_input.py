@@ -15,7 +15,7 @@ from support import INDEX, SINGLE, edit_json, edit_tensors, fold, tiny_model, we
 
 from llmfold.checkpoint import Journal
 from llmfold.cli import main
-from llmfold.streaming import engine
+from llmfold.streaming import run as run_module
 
 Cli = Callable[..., tuple[int, str, str]]
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -248,9 +248,9 @@ def test_a_disk_that_fills_up_is_a_sentence_and_the_run_resumes(
             real, calls = writer.pwrite_all, iter(range(10**6))
             patch.setattr(writer, "pwrite_all", lambda *a: no_space() if next(calls) == 14 else real(*a))
         elif where == "side files":
-            patch.setattr(engine, "output_config", no_space)
+            patch.setattr(run_module, "output_config", no_space)
         else:
-            patch.setattr(engine, "save_report", no_space)
+            patch.setattr(run_module, "save_report", no_space)
         refused(llmfold(*arguments), 1, "full", "run the same command again")
     assert not (space / "out").exists()
     assert llmfold(*arguments) == (0, "", "")
@@ -307,7 +307,7 @@ def test_other_options_against_a_partial_run_exit_with_two(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "verify", interrupt)
+        patch.setattr(run_module, "verify", interrupt)
         arguments = ("--model", model, "--method", "paper", "--output", space / "out", "--quiet")
         code, _, stderr = llmfold(*arguments, "--ratio", 0.2)
     assert code == 130

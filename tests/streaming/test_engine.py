@@ -24,7 +24,8 @@ from support import (
 
 from llmfold.architectures import shape_of
 from llmfold.checkpoint import Checkpoint
-from llmfold.streaming import engine
+from llmfold.streaming import sink
+from llmfold.streaming.prefetch import WriteBehind
 from llmfold.verification import TOLERANCES, independent_logits
 
 IDS = torch.arange(24)[None] % 64
@@ -324,15 +325,14 @@ def test_one_file_stays_one_file(tmp_path: Path, session_model: Path) -> None:
     assert [path.name for path in weight_files(tmp_path / "out")] == [SINGLE]
 
 
-def test_writing_behind_changes_no_byte(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where a layer is written while the next one is folded."""
-    fold(model, method="paper", ratio=0.2, output=tmp_path / "at-once")
-    begin = engine._Sink.__init__
-
-    def all_behind(sink: Any, *arguments: Any) -> None:
-        begin(sink, *arguments)
-        sink._whole = True
-
-    monkeypatch.setattr(engine._Sink, "__init__", all_behind)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_writing_behind_changes_no_byte(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """On the host a layer is copied while the next ratio is merged, on a GPU while the next layer is folded too."""
+    if device == "cuda":
+        monkeypatch.setattr(sink.Sink, "copied", lambda _: None)
     fold(model, method="paper", ratio=0.2, output=tmp_path / "behind")
+    monkeypatch.setattr(sink, "WriteBehind", lambda **_: WriteBehind(enabled=False))
+    fold(model, method="paper", ratio=0.2, output=tmp_path / "at-once")
     assert tensor_hashes(tmp_path / "behind") == tensor_hashes(tmp_path / "at-once")

@@ -27,7 +27,7 @@ def test_three_times_the_layers_take_no_more_memory(
 ) -> None:
     """Layers of 15 MB: were a part of each kept, eight more would show it; the whole of one is allowed as noise."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    options = {"method": "paper", "mlp_ratio": 0.25, "attention_ratio": 0.5}
+    options = {"method": "paper", "mlp_ratio": 0.25, "attention_ratio": 0.5, "fidelity_tokens": 0}
     few, many = (experiment.measure(tmp_path, n, 1024, 1024, options, from_disk=True) for n in (4, 12))
     layer = experiment.layer_bytes(1024, 1024)
     growth = [found["peak"] - found["base"] for found in (few, many)]

@@ -17,7 +17,7 @@ from support import edit_tensors, environment, file_hashes, fold, forked, tiny_m
 from llmfold import verification
 from llmfold.checkpoint import Journal, ShardWriter, WorkFolder
 from llmfold.errors import CheckpointError, OutputError, UsageError, VerificationError
-from llmfold.streaming import engine
+from llmfold.streaming import run as run_module
 
 LAYERS = 4
 OPTIONS: dict[str, Any] = {"mlp_ratio": 0.25, "attention_ratio": 0.5, "max_shard_size": 40_000, "cluster": "kmeans"}
@@ -85,10 +85,10 @@ MOMENTS = {
     "after the first layer is journaled": (Journal, "append", "layer-0", True, 1),
     "in the middle of the third layer": (ShardWriter, "write", "model.layers.2.mlp.up_proj.weight", False, 2),
     "after the last layer": (Journal, "append", f"layer-{LAYERS - 1}", True, LAYERS),
-    "while the config is written": (engine, "output_config", 1, False, LAYERS),
-    "during the reload check": (engine, "verify", 1, False, LAYERS),
+    "while the config is written": (run_module, "output_config", 1, False, LAYERS),
+    "during the reload check": (run_module, "verify", 1, False, LAYERS),
     "in the middle of the reload check": (verification, "_logits", 1, False, LAYERS),
-    "after the reload check": (engine, "verify", 1, True, LAYERS),
+    "after the reload check": (run_module, "verify", 1, True, LAYERS),
     "before it is published": (WorkFolder, "publish", 1, False, LAYERS),
 }
 

@@ -11,7 +11,7 @@ import llmfold
 from llmfold import UsageError
 from llmfold.clustering import cluster, cluster_at
 from llmfold.folding import layer as layer_module
-from llmfold.streaming.engine import _Run
+from llmfold.streaming.run import Run
 
 RATIOS = (0.1, 0.3, 0.2)
 
@@ -68,15 +68,15 @@ def test_each_layer_is_clustered_once(tmp_path: Path, source: Path, monkeypatch:
 def test_an_interrupted_sweep_keeps_what_is_finished(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, publish, published = tmp_path / "sweep", _Run._publish, []
+    out, publish, published = tmp_path / "sweep", Run._publish, []
 
-    def struck(self: _Run, *rest: Any) -> Any:
+    def struck(self: Run, *rest: Any) -> Any:
         if len(published) == 1:
             raise KeyboardInterrupt
         published.append(publish(self, *rest))
         return published[-1]
 
-    monkeypatch.setattr(_Run, "_publish", struck)
+    monkeypatch.setattr(Run, "_publish", struck)
     with pytest.raises(KeyboardInterrupt):
         llmfold.sweep(source, RATIOS, output=out, method="paper", fidelity_tokens=0)
     monkeypatch.undo()
