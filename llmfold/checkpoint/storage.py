@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from llmfold.errors import OutputError
@@ -42,9 +43,10 @@ def allocate(fd: int, nbytes: int) -> None:
 
 
 def forget(fd: int) -> None:
-    """Let the system drop what memory holds of the open file ``fd`` and its disk too; raises OSError."""
+    """Let the system drop what its cache holds of the open file ``fd`` and the disk does too, where it takes advice."""
     if sys.platform == "linux":
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):  # a file system without advice keeps its cache
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def fsync_path(path: Path) -> None:

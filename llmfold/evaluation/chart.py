@@ -7,6 +7,8 @@ from llmfold.evaluation.results import Row
 from llmfold.evaluation.table import data_kind
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart
 
+_MOST_LINES = 8
+
 
 def chart(model: str, text: str, dense: float, rows: Sequence[Row], *, decoder: bool) -> str | None:
     """Draw all rows that were measured.
@@ -29,10 +31,8 @@ def chart(model: str, text: str, dense: float, rows: Sequence[Row], *, decoder: 
     mean = f", mean and spread of {seeds} seeds" if seeds > 1 else ""
     whole = "decoder parameters" if decoder else "parameters"
     if len({tuple(row.amount.items()) for row in rows}) > 1:
-        methods = dict.fromkeys(row.method for row in drawn)
-        series = [Series(m, sorted((_point(r, decoder) for r in drawn if r.method == m), key=_x)) for m in methods]
         return line_chart(
-            series,
+            [Series(name, sorted((_point(r, decoder) for r in line), key=_x)) for name, line in _lines(drawn).items()],
             title=f"{model}: perplexity against what is removed",
             subtitle=f"on {text}, lower is better{mean}",
             x_label=f"fraction of {whole} removed",
@@ -54,6 +54,28 @@ def chart(model: str, text: str, dense: float, rows: Sequence[Row], *, decoder: 
         subtitle=f"log(perplexity / dense {dense:.2f}) on {text}, shorter is better{mean}",
         x_label="excess log-perplexity",
     )
+
+
+def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by line of the picture: by variant; where those are too many, of every method the best at each amount."""
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(row.method, []).append(row)
+    if len(lines) <= _MOST_LINES:
+        return lines
+    variants: dict[str, list[str]] = {}
+    for name in lines:
+        variants.setdefault(name.partition(":")[0], []).append(name)
+    return {
+        method if len(names) == 1 else f"{method}, best of {len(names)}": _best([r for n in names for r in lines[n]])
+        for method, names in variants.items()
+    }
+
+
+def _best(rows: Sequence[Row]) -> list[Row]:
+    """The row of lowest perplexity at each amount."""
+    worst_first = sorted(rows, key=lambda row: -row.perplexity.mean if row.perplexity else 0.0)
+    return list({tuple(row.amount.items()): row for row in worst_first}.values())
 
 
 def _note(row: Row) -> str:

@@ -1,7 +1,5 @@
 """``llmfold compare``: fold a model by every method, measure all of them alike, and write the table and its picture."""
 
-import hashlib
-import json
 import math
 import re
 import shutil
@@ -23,6 +21,7 @@ from llmfold.evaluation import fidelity
 from llmfold.evaluation.chart import chart
 from llmfold.evaluation.document import document
 from llmfold.evaluation.judge import Judge
+from llmfold.evaluation.keys import key_of, tokens_digest
 from llmfold.evaluation.loading import Loading
 from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Windows, text_windows
@@ -178,9 +177,9 @@ class _Comparing:
 
     def _dense_key(self) -> str:
         tokens = self.windows.tokens
-        return _digest(
+        return key_of(
             self.checkpoint.fingerprint(),
-            hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest(),
+            tokens_digest(tokens),
             [self.text.name, *tokens.shape, self.windows.stride, self.settings.dtype, str(self.device)],
             [self.settings.fidelity_tokens, fidelity.LENGTH, fidelity.SEED],
             {name: versions()[name] for name in _DECIDING},
@@ -192,7 +191,7 @@ class _Comparing:
             path = Path(config.data).expanduser()
             inside = file_sha256(path) if path.is_file() else None
             work["data"] = [public_file(config.data), inside]
-        return _digest(self._dense_key(), work)
+        return key_of(self._dense_key(), work)
 
     def _rows(self) -> list[Row]:
         groups: dict[tuple[str, ...], list[Run]] = {}
@@ -258,10 +257,6 @@ def _outcome(run: Run) -> str:
 def _public(message: str) -> str:
     """A message without folders of this machine and in one line."""
     return _FOLDERS.sub("", " ".join(message.split()))
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _remove_if_empty(folder: Path) -> None:

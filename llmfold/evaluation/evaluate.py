@@ -1,7 +1,5 @@
 """``llmfold eval``: perplexity, zero-shot accuracy, fidelity and speed of a model, beside the dense one."""
 
-import hashlib
-import json
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +16,7 @@ from llmfold.devices import pick_device
 from llmfold.errors import LlmfoldError, UsageError
 from llmfold.evaluation.fidelity import TOKENS, Fidelity
 from llmfold.evaluation.judge import Judge
+from llmfold.evaluation.keys import key_of, tokens_digest
 from llmfold.evaluation.loading import DTYPES, Loading, opened
 from llmfold.evaluation.perplexity import BATCH, Perplexity, Windows, text_windows
 from llmfold.evaluation.scores import Evaluation, Finished, ModelScores, task_score
@@ -149,7 +148,7 @@ class _Evaluating:
         tokens = settings.fidelity_tokens if self.dense else 0
         if windows is None and not tokens:
             return
-        cut = windows and [windows.protocol, _digest(windows.tokens.contiguous().numpy().tobytes())]
+        cut = windows and [windows.protocol, tokens_digest(windows.tokens)]
         key = self._key("judge", [cut, tokens], self.source, self.dense)
         found = self.finished.get(key, lambda: self._judge(windows, tokens))
         perplexities = {name: Perplexity(**value) for name, value in found["perplexity"].items()}
@@ -232,9 +231,4 @@ class _Evaluating:
         models = [source and Checkpoint.open(source.folder).fingerprint() for source in sources]
         found = versions(*_DECIDING)
         place = [self.loading.dtype, str(self.loading.device), self.settings.trust_remote_code]
-        return f"{what}-{_digest([options, models, place, [found[name] for name in _DECIDING]])}"
-
-
-def _digest(content: Any) -> str:
-    raw = content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode()
-    return hashlib.sha256(raw).hexdigest()[:32]
+        return f"{what}-{key_of(options, models, place, [found[name] for name in _DECIDING])}"
