@@ -7,7 +7,7 @@ from typing import Any
 
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import UsageError
-from llmfold.evaluation.afterwards import measure_afterwards, prepare_afterwards
+from llmfold.evaluation.afterwards import finished, measure_afterwards, prepare_afterwards
 from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
 from llmfold.report.record import FoldReport
@@ -72,8 +72,9 @@ def fold_configs(
     with Silent(announce) if quiet or not on_terminal() or not leads() else Bar(announce) as listener:
         reports = work(configs, listener)
         if leads():
-            for report, config in zip(reports, configs, strict=True):
-                measure_afterwards(report, config, suite, listener.stage)
+            with finished([report.output for report in reports]):
+                for report, config in zip(reports, configs, strict=True):
+                    measure_afterwards(report, config, suite, listener.stage)
     return reports
 
 

@@ -1,9 +1,12 @@
 """What a fold measures when it is done: how close the folded model is to the dense one, and the tasks of ``--eval``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from llmfold.config import FoldConfig
 from llmfold.devices import pick_device
+from llmfold.errors import LlmfoldError
 from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
 from llmfold.evaluation.loading import Loading, fits
 from llmfold.evaluation.suite import Suite, prepare
@@ -19,6 +22,19 @@ def prepare_afterwards(config: FoldConfig) -> Suite:
         UsageError: an unknown task, data that cannot be had.
     """
     return prepare(config.eval, text=config.eval_text, data_dir=config.eval_data_dir, limit=config.eval_limit)
+
+
+@contextmanager
+def finished(outputs: Sequence[Path]) -> Iterator[None]:
+    """Have whatever ends the measurement of published folds say that they stand, since running again would not."""
+    places = " and ".join(map(str, outputs))
+    stands = f"the fold is finished and stands at {places}: llmfold eval measures it, llmfold push pushes it"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted while measuring; {stands}") from None
+    except LlmfoldError as error:
+        raise type(error)(f"{error}; {stands}") from error
 
 
 def measure_afterwards(report: FoldReport, config: FoldConfig, suite: Suite, say: Callable[[str], None]) -> None:

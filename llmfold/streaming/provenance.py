@@ -1,14 +1,19 @@
 """What may be published of a fold's options and source, and what names the text that it read."""
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmfold.checkpoint import Source
+import torch
+
+from llmfold.checkpoint import Checkpoint, Source
 from llmfold.checkpoint.storage import file_sha256
 from llmfold.config import FoldConfig
+from llmfold.devices import pick_device
 from llmfold.planning import FoldPlan
 from llmfold.report.record import versions
 from llmfold.sources import locate, public_name
@@ -19,10 +24,38 @@ def source_name(source: Source) -> dict[str, Any]:
     return {"name": public_name(source), "revision": source.revision}
 
 
-def provenance(config: FoldConfig, source: Source, plan: FoldPlan, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of the file that marks an output as llmfold's; ``facts`` are what the method says of its data."""
+def origin(config: FoldConfig, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+    """All that can move a bit of the result: the source's files, options, text, versions, device and threads."""
+    return {
+        "source": checkpoint.fingerprint(),
+        "config": work_config(config, source),
+        "versions": versions(),
+        "text": text_digest(config.data),
+        "device": str(pick_device(config.device)),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def origin_digest(head: Mapping[str, Any]) -> str:
+    """SHA-256 of what :func:`origin` returned."""
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+
+
+def provenance(
+    config: FoldConfig, source: Source, plan: FoldPlan, facts: Mapping[str, Any], head: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Content of the file that marks an output as llmfold's.
+
+    Args:
+        config: options of the fold.
+        source: the model that was read.
+        plan: the fold.
+        facts: what the method says of its data.
+        head: as of :func:`origin`; a digest of it tells this output from one of other weights under the same name.
+    """
     return {
         "made_by": "llmfold",
+        "origin_sha256": origin_digest(head),
         "source": source_name(source),
         "config": work_config(config, source),
         "plan": plan.to_dict(),

@@ -22,7 +22,7 @@ from llmfold.checkpoint import (
 from llmfold.checkpoint.storage import write_error
 from llmfold.config import SELF_DATA, FoldConfig
 from llmfold.devices import pick_device
-from llmfold.errors import CheckpointError, LlmfoldError, OutputError
+from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
 from llmfold.hub.base_card import carried_over
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
@@ -32,13 +32,13 @@ from llmfold.methods.source import Setting
 from llmfold.methods.tokens import TOKENS_FILE
 from llmfold.planning import Sensitivities, make_plan
 from llmfold.report.files import save_report
-from llmfold.report.record import FoldReport, machine, versions
+from llmfold.report.record import FoldReport, machine
 from llmfold.sources import locate
 from llmfold.streaming.memory import PeakMemory
 from llmfold.streaming.opening import open_source
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
 from llmfold.streaming.progress import Listener
-from llmfold.streaming.provenance import provenance, public_config, public_data, source_name, text_digest, work_config
+from llmfold.streaming.provenance import origin, provenance, public_config, public_data, source_name
 from llmfold.streaming.ranks import FollowerError, LostError, Ranks
 from llmfold.streaming.stages import Stages, mean_seconds
 from llmfold.streaming.states import STATE_FOLDER
@@ -67,6 +67,7 @@ class Run:
         self.checkpoint, self.shape = open_source(self.source)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
         self.data = public_data(config.data)
+        self._head = origin(config, self.source, self.checkpoint)
         self._done: set[str] = set()
         self._counted = 0
 
@@ -77,29 +78,17 @@ class Run:
         with ExitStack() as stack:
 
             def open_first() -> tuple[dict[str, Any], set[str]]:
-                head = self._head()
                 opening = WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder)
                 self.work = stack.enter_context(opening)
-                self.journal = stack.enter_context(self.work.open_journal(head))
+                self.journal = stack.enter_context(self.work.open_journal(self._head))
                 stack.enter_context(_tidy(self.work, self.journal))
-                return head, set(self.journal.done)
+                return self._head, set(self.journal.done)
 
             head, self._done = ranks.lead(open_first)
             if not ranks.leads:
                 self.work = WorkFolder.join(output)
                 self.journal = stack.enter_context(self.work.join_journal(head, ranks.rank))
             yield
-
-    def _head(self) -> dict[str, Any]:
-        """What a resumed run must agree on: source, options, and all that can move a bit of the result."""
-        return {
-            "source": self.checkpoint.fingerprint(),
-            "config": work_config(self.config, self.source),
-            "versions": versions(),
-            "text": text_digest(self.config.data),
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-        }
 
     def has(self, index: int) -> bool:
         """Whether layer ``index`` was finished before this run."""
@@ -301,7 +290,7 @@ class Run:
             shutil.copyfile(path, target)
         _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
         facts = self.journal.done[METHOD].record
-        _write_json(folder / MARKER_FILE, provenance(self.config, self.source, self.plan, facts))
+        _write_json(folder / MARKER_FILE, provenance(self.config, self.source, self.plan, facts, self._head))
         if self.plan.needs_remote_code:
             (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")
 
@@ -315,17 +304,28 @@ def _check_shards_are_there(folder: Path, names: list[str]) -> None:
 
 @contextmanager
 def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
-    """Leave nothing of a run that cannot be resumed: nothing is written, or its source or its files are damaged."""
+    """Leave nothing of a run that cannot be resumed: nothing was made yet, or its source or its files are damaged."""
     try:
         yield
     except BaseException as error:
-        prepared_only = isinstance(error, LlmfoldError) and journal.done.keys() <= {METHOD}
-        damaged = isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError)
         interrupted = isinstance(error, KeyboardInterrupt | LostError)
         kept = interrupted or not work.folder.exists() or bool(journal.units_beside())
-        if not kept and (damaged or prepared_only or not journal.done):
+        if not kept and (_damaged(error) or not _worth_keeping(work, journal, error)):
             work.discard()
         raise
+
+
+def _damaged(error: BaseException) -> bool:
+    """Whether a checkpoint is not what it should be; one with a cause could not be read, and may be next time."""
+    return isinstance(error, CheckpointError) and error.__cause__ is None
+
+
+def _worth_keeping(work: WorkFolder, journal: Journal, error: BaseException) -> bool:
+    """Whether there are finished tensors, or hours of sampling and measuring that no bad option has brought about."""
+    if journal.done.keys() - {METHOD} or (journal.done and not isinstance(error, LlmfoldError)):
+        return True
+    measured = any((work.folder / name).exists() for name in (TOKENS_FILE, SENSITIVITIES_FILE))
+    return measured and not isinstance(error, UsageError)
 
 
 @contextmanager

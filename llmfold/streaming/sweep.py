@@ -1,7 +1,6 @@
 """Several ratios in one command, each with an output of its own."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,11 @@ from llmfold.config import FoldConfig
 from llmfold.errors import UsageError
 from llmfold.report.record import REPORT_FILE, FoldReport
 from llmfold.report.saved import load_report
+from llmfold.sources import locate
 from llmfold.streaming.engine import fold_together
+from llmfold.streaming.opening import open_source
 from llmfold.streaming.progress import Listener
-from llmfold.streaming.provenance import work_config
+from llmfold.streaming.provenance import origin, origin_digest
 
 ONE_PASS = ("paper", "random", "magnitude")
 """Methods that fold every layer to all ratios at once; the others run ratio by ratio and share what they measured."""
@@ -59,12 +60,12 @@ def fold_sweep(configs: Sequence[FoldConfig], listener: Listener | None = None) 
 
 
 def finished_report(config: FoldConfig) -> FoldReport | None:
-    """The report of an output that a run with these very options has published; None without one."""
+    """The report of an output that a run with these options, of this very source, has published; None without one."""
     folder = config.output_path
     if config.overwrite or not (folder / MARKER_FILE).is_file():
         return None
-    found = read_object(folder / MARKER_FILE, unique_keys=False)
-    wanted = json.loads(json.dumps(work_config(config)))
-    if found.get("config") != wanted:
+    source = locate(config.model, config.revision)
+    wanted = origin_digest(origin(config, source, open_source(source)[0]))
+    if read_object(folder / MARKER_FILE, unique_keys=False).get("origin_sha256") != wanted:
         return None
     return load_report(folder) if (folder / REPORT_FILE).is_file() else None

@@ -7,6 +7,7 @@ from support import edit_tensors, tiny_model
 
 import llmfold as package
 from llmfold import FoldConfig, UsageError
+from llmfold.errors import CheckpointError
 from llmfold.evaluation import afterwards as module
 from llmfold.evaluation.fidelity import Fidelity
 
@@ -78,3 +79,20 @@ def test_a_model_far_from_the_dense_one_gets_a_warning(tmp_path: Path, space: Pa
     assert report.quality["fidelity"]["top1"] < 0.5
     assert "next tokens only" in report.warnings[0]
     assert "next tokens only" in (report.output / "report.html").read_text()
+
+
+@pytest.mark.parametrize("struck", [KeyboardInterrupt(), CheckpointError("transformers cannot load it")])
+def test_a_fold_that_is_finished_is_not_to_be_run_again(
+    session_model: Path, space: Path, llmfold: Any, monkeypatch: pytest.MonkeyPatch, struck: BaseException
+) -> None:
+    def strike(*_: Any, **__: Any) -> None:
+        raise struck
+
+    monkeypatch.setattr(module, "evaluate", strike)
+    command = ("--model", session_model, "--ratio", 0.2, "--method", "paper", "--quiet", "--output", space / "out")
+    code, _, said = llmfold(*command)
+    assert code == (130 if isinstance(struck, KeyboardInterrupt) else 1)
+    assert f"the fold is finished and stands at {space / 'out'}" in said
+    assert str(struck) in said
+    assert "same command again" not in said
+    assert (space / "out" / "config.json").exists()

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from support import FAMILIES, SINGLE, file_hashes, fold, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmfold.errors import OutputError
 from llmfold.methods import tokens as tk
 from llmfold.methods.population import Population
+from llmfold.planning import Sensitivities
 
 MEASURED = {"num_samples": 16, "sequence_length": 32}
 
@@ -207,3 +209,20 @@ def test_a_model_offloaded_while_it_samples_folds_to_the_same_bytes(
         "README.md",
         "llmfold.json",
     }  # which name the option
+
+
+def test_what_was_sampled_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out = tiny_model(tmp_path / "m"), tmp_path / "out"
+    partial = tmp_path / ".out.llmfold-partial"
+
+    def full(*_: Any) -> None:
+        raise OutputError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sensitivities, "save", full)
+        with pytest.raises(OutputError, match="full"):
+            fold(model, method="self", ratio=0.25, output=out, **MEASURED)
+    assert (partial / tk.TOKENS_FILE).exists()
+    monkeypatch.setattr(tk, "sample_tokens", full)
+    fold(model, method="self", ratio=0.25, output=out, **MEASURED)
+    assert not partial.exists()

@@ -90,6 +90,18 @@ def test_an_interrupted_sweep_keeps_what_is_finished(
     }
 
 
+@pytest.mark.parametrize("method", ["paper", "weights"])
+def test_a_finished_output_of_another_model_by_the_same_name_is_no_result(tmp_path: Path, method: str) -> None:
+    models = [tiny_model(tmp_path / folder / "model", seed=seed) for seed, folder in enumerate("ab")]
+    options: dict[str, Any] = {"output": tmp_path / "sweep", "method": method, "fidelity_tokens": 0}
+    made = llmfold.sweep(models[0], (0.1, 0.2), **options)
+    before = {report.output: file_hashes(report.output) for report in made}
+    with pytest.raises(UsageError, match="exists"):
+        llmfold.sweep(models[1], (0.1, 0.2), **options)
+    assert {folder: file_hashes(folder) for folder in before} == before
+    assert [report.output for report in llmfold.sweep(models[0], (0.1, 0.2), **options)] == list(before)
+
+
 def test_a_ratio_that_stands_twice_is_refused(source: Path) -> None:
     with pytest.raises(UsageError, match=r"--ratio names 0.2 twice"):
         llmfold.sweep(source, (0.1, 0.2, 0.2), method="paper")
