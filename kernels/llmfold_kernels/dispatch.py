@@ -1,6 +1,7 @@
 """Which of a kernel's two versions runs: Triton where it can, the torch twin everywhere else."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 
@@ -32,6 +33,11 @@ def on_triton(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = KERNEL_DTYPES)
 def _is_capable(device: torch.device) -> bool:
     """Whether this is a GPU from Ampere on: bf16 tensor cores, and shared memory for the tiles."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def launching_on(tensor: Tensor) -> AbstractContextManager[object]:
+    """Make the tensor's GPU the current one: Triton launches there, wherever its arguments lie."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def tiles(interpreted_size: int, **usual: int) -> dict[str, int]:

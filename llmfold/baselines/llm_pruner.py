@@ -22,7 +22,6 @@ the backward pass recomputes one layer at a time. It takes layers x tokens x hid
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +33,7 @@ from llmfold.checkpoint import Checkpoint
 from llmfold.methods.measure import Measurement
 from llmfold.methods.streams import chunks
 from llmfold.streaming.forward import decoder_layer, rms_norm
-from llmfold.streaming.states import STATE_FOLDER, read, write
+from llmfold.streaming.states import STATE_FOLDER, mapped, read, write
 
 
 class TaylorPruner(Pruner):
@@ -93,7 +92,7 @@ class _Trace:
         self._path = on.work / STATE_FOLDER / "trace.npy"
         self._path.parent.mkdir(exist_ok=True)
         shape = (len(on.shape.layers) + 1, *on.size, on.shape.hidden)
-        self._rows = np.lib.format.open_memmap(self._path, mode="w+", dtype=np.float32, shape=shape)
+        self._rows = mapped(self._path, shape)
         for part, hidden in zip(chunks(on.size[0]), on.start(), strict=True):
             write(self._rows[0], part, hidden)
 

@@ -31,7 +31,7 @@ def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def allocate(fd: int, nbytes: int) -> None:
-    """Give the empty file ``fd`` its final length, reserving the blocks where the file system can; raises OSError."""
+    """Give the file ``fd`` its final length, reserving the blocks where the file system can; raises OSError."""
     if sys.platform == "linux":
         try:
             os.posix_fallocate(fd, 0, nbytes)

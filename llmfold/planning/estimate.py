@@ -110,7 +110,7 @@ def check_machine(plans: Sequence[FoldPlan], *, on_host: bool, processes: int = 
     folders = [partial_folder(plan.config.output_path.absolute()) for plan in plans]
     check_disk(folders, sum(map(disk_needed, plans)))
     if on_host:
-        check_memory(processes * max(map(memory_needed, plans)), available_memory())
+        check_memory(max(memory_needed(plan, processes) for plan in plans), available_memory())
 
 
 def disk_needed(plan: FoldPlan) -> int:
@@ -118,8 +118,8 @@ def disk_needed(plan: FoldPlan) -> int:
     return plan.bytes_after + (_measuring(plan).state_bytes if _measures(plan) else 0)
 
 
-def memory_needed(plan: FoldPlan) -> int:
-    """Peak anonymous memory of the host: of folding a layer, of sampling, or of the reload check."""
+def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
+    """Peak anonymous memory of the host: of folding a layer, or in one of the processes of sampling or the check."""
     shape, matrices = plan.before, 2 if plan.config.cluster == "hartigan" else 1
     work_area = folded = 0
     sizes = {s.name: s.nbytes for s in plan.tensors}
@@ -132,10 +132,11 @@ def memory_needed(plan: FoldPlan) -> int:
         work_area = max(work_area, _measuring(plan).work_area)
         folded += 2 * 4 * max(map(shape.layer_parameters, shape.layers))
         if plan.config.method == "self":
-            sampling = min(plan.bytes_before, _room(plan)) + min(cache_limit(plan.config, "cpu"), _cache_bytes(plan))
+            sampling = _held_while_sampling(plan) + _cache_bytes(plan)
     check = 4 * max(shape.vocabulary * shape.hidden, *map(plan.after.layer_parameters, plan.after.layers))
     small = plan.bytes_after < CHECKED_IN_MEMORY_BYTES or plan.config.verify != "full"
-    return BASE_BYTES + max(work_area + folded + PANEL_BYTES * bool(work_area), sampling, 0 if small else 2 * check)
+    layers = processes * (work_area + folded + PANEL_BYTES * bool(work_area))
+    return processes * BASE_BYTES + max(layers, sampling, 0 if small else 2 * check)
 
 
 def _measures(plan: FoldPlan) -> bool:
@@ -150,15 +151,18 @@ def cache_limit(config: FoldConfig, device: int | str) -> int:
 
 
 def _cache_bytes(plan: FoldPlan) -> int:
+    """Bytes of the key/value cache of sampling on the host."""
     sequences, length = _tokens(plan)
     length *= _SAMPLED_LENGTHS
-    return sum(2 * 4 * layer.kv_heads * plan.before.head_dim for layer in plan.before.layers) * sequences * length
+    whole = sum(2 * 4 * layer.kv_heads * plan.before.head_dim for layer in plan.before.layers) * sequences * length
+    return min(cache_limit(plan.config, "cpu"), whole)
 
 
-def _room(plan: FoldPlan) -> int:
-    """Bytes of the model that sampling may hold on the host."""
-    limits = plan.config.memory_limits
-    return min(int(IN_MEMORY_SHARE * available_memory()), limits.get("cpu", limits.get("all", plan.bytes_before)))
+def _held_while_sampling(plan: FoldPlan) -> int:
+    """Bytes of the model that the host holds while it samples, in what the cache leaves; the rest is offloaded."""
+    limits, room = plan.config.memory_limits, int(IN_MEMORY_SHARE * available_memory())
+    room = min(room, limits.get("cpu", limits.get("all", room)))
+    return min(plan.bytes_before, max(room - _cache_bytes(plan), 0))
 
 
 @dataclass(frozen=True)
@@ -195,13 +199,16 @@ def _measuring(plan: FoldPlan) -> _Measuring:
     states = 16 * tokens * hidden
     if refits:
         states += 4 * (depth + 1) * weighed * length * hidden + 8 * depth * hidden**2
+    if plan.config.method == "llm-pruner":  # goes back through all layers
+        states += 4 * (depth + 1) * tokens * hidden
     return _Measuring(2.0 * tokens * decoder * passes + 2 * grams, _GRAMS * 8 * widest**2, states)
 
 
 def _sampling_seconds(plan: FoldPlan) -> float:
     """Every position of all documents reads the whole model once: from memory, or from disk where it does not fit."""
     _, length = _tokens(plan)
-    rate = MEMORY_BYTES_PER_SECOND if plan.bytes_before <= _room(plan) else DISK_BYTES_PER_SECOND
+    fits = plan.bytes_before <= _held_while_sampling(plan)
+    rate = MEMORY_BYTES_PER_SECOND if fits else DISK_BYTES_PER_SECOND
     return _SAMPLED_LENGTHS * length * plan.bytes_before / rate
 
 

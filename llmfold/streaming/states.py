@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmfold.checkpoint.storage import disk_full, free_bytes, fsync_path
+from llmfold.checkpoint.storage import allocate, disk_full, free_bytes, fsync_path, write_error
 
 STATE_FOLDER = "states"
 
@@ -48,7 +48,7 @@ class HiddenStates:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def mapped(path: Path, create: tuple[int, int, int] | None) -> np.memmap:
+def mapped(path: Path, create: tuple[int, ...] | None) -> np.memmap:
     """Map a float32 file of states: a new one of the shape ``create``, or the one that is there.
 
     Raises:
@@ -59,7 +59,13 @@ def mapped(path: Path, create: tuple[int, int, int] | None) -> np.memmap:
     needed = math.prod(create) * 4
     if free_bytes(path.parent) < needed:
         raise disk_full(path.parent, needed - free_bytes(path.parent))
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=create)
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=create)
+    try:
+        with path.open("r+b") as file:
+            allocate(file.fileno(), path.stat().st_size)
+    except OSError as error:
+        raise write_error(error, path, needed) from error
+    return rows
 
 
 def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:

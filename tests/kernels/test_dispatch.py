@@ -1,3 +1,7 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -31,6 +35,16 @@ def test_gpus_before_ampere_use_torch(
     dispatch._is_capable.cache_clear()
     assert dispatch._is_capable(torch.device("cuda", 0)) == expected
     dispatch._is_capable.cache_clear()
+
+
+def test_kernels_are_launched_where_their_rows_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(chosen.append(device)))
+    second: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    with dispatch.launching_on(second):
+        assert chosen == [second.device]
+    with dispatch.launching_on(torch.ones(1)):
+        assert len(chosen) == 1
 
 
 @pytest.mark.parametrize("programs", [0, 1, 100, 263, 264, 10_000])

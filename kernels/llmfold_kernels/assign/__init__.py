@@ -6,7 +6,7 @@ from torch import Tensor
 
 from llmfold_kernels.assign import naive
 from llmfold_kernels.centroids import Segments
-from llmfold_kernels.dispatch import on_triton
+from llmfold_kernels.dispatch import launching_on, on_triton
 
 
 class Assignment(NamedTuple):
@@ -44,7 +44,8 @@ def assign_rows(rows: Tensor, centroids: Tensor) -> Assignment:
     if on_triton(rows, centroids):
         from llmfold_kernels.assign import kernel
 
-        return Assignment(*kernel.assign_rows(rows, centroids))
+        with launching_on(rows):
+            return Assignment(*kernel.assign_rows(rows, centroids))
     return Assignment(*naive.assign_rows(rows, centroids))
 
 
@@ -64,5 +65,6 @@ def nearest_centre(gram: Tensor, parts: Segments, offset: Tensor, scale: Tensor,
     if on_triton(gram, offset, scale) and gram.stride(1) == 1:
         from llmfold_kernels.assign import kernel
 
-        return Nearest(*kernel.nearest_centre(gram, *parts, offset, scale, labels))
+        with launching_on(gram):
+            return Nearest(*kernel.nearest_centre(gram, *parts, offset, scale, labels))
     return Nearest(*naive.nearest_centre(gram, parts.order, parts.starts, parts.sizes, offset, scale, labels))

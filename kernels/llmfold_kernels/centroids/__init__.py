@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llmfold_kernels.centroids import naive
-from llmfold_kernels.dispatch import on_triton
+from llmfold_kernels.dispatch import launching_on, on_triton
 
 
 class Segments(NamedTuple):
@@ -76,5 +76,6 @@ def segment_sums(rows: Tensor, parts: Segments, *, mean: bool = False) -> Tensor
     if on_triton(rows):
         from llmfold_kernels.centroids import kernel
 
-        return kernel.segment_sums(rows, *parts, mean=mean)
+        with launching_on(rows):
+            return kernel.segment_sums(rows, *parts, mean=mean)
     return naive.segment_sums(rows, parts.order, parts.starts, parts.sizes, mean=mean)

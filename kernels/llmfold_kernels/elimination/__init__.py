@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from llmfold_kernels.dispatch import on_triton
+from llmfold_kernels.dispatch import launching_on, on_triton
 from llmfold_kernels.elimination import naive
 
 
@@ -33,5 +33,6 @@ def eliminate(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Te
     if on_triton(inverse, products, dtypes=wide):
         from llmfold_kernels.elimination import kernel
 
-        return kernel.eliminate(inverse.contiguous(), products.contiguous(), steps)
+        with launching_on(inverse):
+            return kernel.eliminate(inverse.contiguous(), products.contiguous(), steps)
     return naive.eliminate(inverse, products, steps)

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from llmfold_kernels.dispatch import on_triton
+from llmfold_kernels.dispatch import launching_on, on_triton
 from llmfold_kernels.gram import naive
 
 Epilogue = Literal["products", "distances", "costs"]
@@ -40,5 +40,6 @@ def gram(blocks: Sequence[Tensor], *, epilogue: Epilogue = "products", weights: 
     if on_triton(*blocks):
         from llmfold_kernels.gram import kernel
 
-        return Gram(*kernel.gram(blocks, epilogue, weights))
+        with launching_on(blocks[0]):
+            return Gram(*kernel.gram(blocks, epilogue, weights))
     return Gram(*naive.gram(blocks, epilogue, weights))

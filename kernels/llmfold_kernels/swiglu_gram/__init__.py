@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from llmfold_kernels.dispatch import on_triton
+from llmfold_kernels.dispatch import launching_on, on_triton
 from llmfold_kernels.swiglu_gram import naive
 
 
@@ -29,5 +29,6 @@ def swiglu_gram(gate: Tensor, up: Tensor, targets: Tensor, weights: Tensor | Non
     if on_triton(gate, up, targets):
         from llmfold_kernels.swiglu_gram import kernel
 
-        return kernel.swiglu_gram(gate.contiguous(), up.contiguous(), targets.contiguous(), weights)
+        with launching_on(gate):
+            return kernel.swiglu_gram(gate.contiguous(), up.contiguous(), targets.contiguous(), weights)
     return naive.swiglu_gram(gate, up, targets, weights)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from llmfold_kernels.dispatch import on_triton
+from llmfold_kernels.dispatch import launching_on, on_triton
 from llmfold_kernels.ward import naive
 
 
@@ -33,7 +33,8 @@ def merge_greedily(costs: Tensor, weights: Tensor, merges: int) -> tuple[Tensor,
     if on_triton(*batch, dtypes=(torch.float32,)) and all(t.is_contiguous() for t in batch):
         from llmfold_kernels.ward import kernel
 
-        pairs, prices = kernel.merge_greedily(*batch, merges)
+        with launching_on(costs):
+            pairs, prices = kernel.merge_greedily(*batch, merges)
     else:
         found = [naive.merge_greedily(c, w, merges) for c, w in zip(*batch, strict=True)]
         pairs, prices = torch.stack([pair for pair, _ in found]), torch.stack([price for _, price in found])
