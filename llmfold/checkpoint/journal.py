@@ -59,10 +59,11 @@ class Journal:
             raise OutputError(f"{path} cannot be read: {error.strerror}") from error
         first_line = _line(head)
         found, done, end = _parse(written)
-        if found is not None and found != json.loads(first_line):
+        wanted = json.loads(first_line)
+        if found is not None and found != wanted:
             raise UsageError(
-                f"a partial run with other options or another source lies at {path.parent}; "
-                "pass --overwrite to discard it"
+                f"a partial run lies at {path.parent} that differs in its {_differences(found, wanted)}: "
+                "run as it was run, or pass --overwrite to discard it"
             )
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -135,6 +136,16 @@ class Journal:
         except OSError as error:
             raise write_error(error, self.path, len(line)) from error
         self._end += len(line)
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Names of the values that differ, and of those inside them where both have names: ``source, config (ratio)``."""
+    words = []
+    for name in sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name)):
+        first, second = one.get(name), other.get(name)
+        inside = _differences(first, second) if isinstance(first, dict) and isinstance(second, dict) else ""
+        words.append(f"{name} ({inside})" if inside else name)
+    return ", ".join(words)
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,9 +59,9 @@ class WorkFolder:
         lock = FileLock.acquire(output.with_name(f".{output.name}.llmfold-lock"), busy)
         try:
             recover(output)
-            _journal_aside(output).unlink(missing_ok=True)
-            check_replaceable(output, overwrite)
             folder = partial_folder(output)
+            _bring_back_journal(folder)
+            check_replaceable(output, overwrite)
             work = cls(output, folder, lock, overwrite)
             folder.mkdir(exist_ok=True)
             if folder.is_symlink():
@@ -137,7 +138,7 @@ class WorkFolder:
             check_replaceable(self.output, self._overwrite)
             for path in sorted(self.folder.rglob("*")):
                 fsync_path(path)
-            with _set_aside(self.folder / JOURNAL_FILE, _journal_aside(self.output)):
+            with _set_aside(self.folder / JOURNAL_FILE, _journal_aside(self.folder)):
                 fsync_path(self.folder)
                 if is_occupied(self.output):
                     replace_folder(self.folder, self.output)
@@ -185,8 +186,18 @@ def partial_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.llmfold-partial")
 
 
-def _journal_aside(output: Path) -> Path:
-    return output.with_name(f".{output.name}.llmfold-journal")
+def _journal_aside(folder: Path) -> Path:
+    """Where the journal of a work folder waits while the folder is renamed; it tells which folder that was."""
+    return folder.with_name(f"{folder.name}-journal-{folder.stat().st_ino}")
+
+
+def _bring_back_journal(folder: Path) -> None:
+    """Undo what a crash inside ``publish`` left: the journal goes back to its folder, or goes if that was published."""
+    for aside in folder.parent.glob(f"{escape(folder.name)}-journal-*"):
+        if folder.is_dir() and aside == _journal_aside(folder) and not (folder / JOURNAL_FILE).exists():
+            os.rename(aside, folder / JOURNAL_FILE)
+        else:
+            aside.unlink()
 
 
 def _not_writable(folder: Path, error: OSError) -> OutputError:

@@ -312,7 +312,7 @@ def test_other_options_against_a_partial_run_exit_with_two(
         code, _, stderr = llmfold(*arguments, "--ratio", 0.2)
     assert code == 130
     assert "resume" in stderr
-    refused(llmfold(*arguments, "--ratio", 0.3), 2, "other options", "--overwrite")
+    refused(llmfold(*arguments, "--ratio", 0.3), 2, "differs in its config (ratio)", "--overwrite")
     assert llmfold(*arguments, "--ratio", 0.3, "--overwrite") == (0, "", "")
 
 

@@ -15,7 +15,7 @@ import pytest
 from support import edit_tensors, environment, file_hashes, fold, forked, tiny_model
 
 from llmfold import verification
-from llmfold.checkpoint import Journal, ShardWriter, WorkFolder
+from llmfold.checkpoint import Journal, ShardWriter, WorkFolder, publish
 from llmfold.errors import CheckpointError, OutputError, UsageError, VerificationError
 from llmfold.streaming import run as run_module
 
@@ -118,8 +118,29 @@ def test_killed_between_the_renames_of_publishing(tmp_path: Path, source: Path, 
         out = tmp_path / f"out{number}"
         killed_run(source, out, os, "rename", number)
         assert not out.exists()
-        fold(source, output=out, **OPTIONS)
+        assert fold(source, output=out, **OPTIONS).resumed_layers == LAYERS
         assert file_hashes(out) == undisturbed
+    assert sorted(os.listdir(tmp_path)) == ["out1", "out2"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_while_an_earlier_output_is_replaced(
+    tmp_path: Path, source: Path, undisturbed: dict[str, str], after: bool
+) -> None:
+    out = tmp_path / "out"
+    fold(source, output=out, **{**OPTIONS, "mlp_ratio": 0.5})
+    earlier = file_hashes(out)
+
+    def work() -> None:
+        at_call(publish, "replace_folder", 1, lambda: os.kill(os.getpid(), signal.SIGKILL), after=after)
+        fold(source, output=out, overwrite=True, **OPTIONS)
+
+    assert forked(work) == -signal.SIGKILL
+    assert file_hashes(out) == (undisturbed if after else earlier)
+    again = fold(source, output=out, overwrite=True, **OPTIONS)
+    assert again.resumed_layers == (0 if after else LAYERS)
+    assert file_hashes(out) == undisturbed
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_killed_again_and_again_at_random_moments(tmp_path: Path, source: Path, undisturbed: dict[str, str]) -> None:
@@ -185,7 +206,7 @@ def interrupted(tmp_path: Path, source: Path) -> Path:
 
 
 def test_other_options_against_a_partial_run_are_refused(source: Path, interrupted: Path) -> None:
-    with pytest.raises(UsageError, match=r"partial run with other options.*--overwrite"):
+    with pytest.raises(UsageError, match=r"differs in its config \(mlp_ratio\).*--overwrite"):
         fold(source, output=interrupted, **{**OPTIONS, "mlp_ratio": 0.5})
     assert layers_done(interrupted) == 2
 
@@ -202,7 +223,7 @@ def test_a_source_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
     source, out = tiny_model(tmp_path / "m"), tmp_path / "out"
     killed_run(source, out, Journal, "append", "layer-0", after=True)
     edit_tensors(source, lambda t: t["model.layers.1.mlp.up_proj.weight"].mul_(2))
-    with pytest.raises(UsageError, match="another source"):
+    with pytest.raises(UsageError, match="differs in its source"):
         fold(source, output=out, **OPTIONS)
     assert not out.exists()
 
