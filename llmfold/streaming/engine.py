@@ -18,6 +18,7 @@ from llmfold.streaming.progress import Listener, Silent
 from llmfold.streaming.ranks import Ranks, check_alike, join_ranks, neighbours
 from llmfold.streaming.run import Run
 from llmfold.streaming.sharing import fold_at, inherit
+from llmfold.streaming.shortage import said_plainly
 from llmfold.streaming.sink import Sink
 from llmfold.streaming.stages import Stages
 
@@ -54,7 +55,7 @@ def fold_together(
     return_freed_blocks()
     ranks = join_ranks()
     check_alike(ranks, torch.get_num_threads())
-    with PeakMemory() as memory, ExitStack() as stack:
+    with said_plainly(), PeakMemory() as memory, ExitStack() as stack:
         stages = Stages()
         runs = [Run(config, listener or Silent(), ranks, stages) for config in configs]
         ranks.lead(partial(_check_resources, runs))

@@ -5,12 +5,14 @@ come from transformers' own table, since they are definitions rather than code.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -119,12 +121,18 @@ def attention_heads(x: Tensor, weights: Weights, layer: LayerShape, context: For
     q, k, v = rotate(heads("q"), context), rotate(heads("k"), context), heads("v")
     k, v = (t.repeat_interleave(layer.group_size, dim=1) for t in (k, v))
     window = context.windows[index]
-    if window is not None and window < tokens:
-        distance = torch.arange(tokens, device=x.device)[:, None] - torch.arange(tokens, device=x.device)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance < window))
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    with _repeatable(q):
+        if window is not None and window < tokens:
+            distance = torch.arange(tokens, device=x.device)[:, None] - torch.arange(tokens, device=x.device)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance < window))
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return out.transpose(1, 2).reshape(batch, tokens, -1)
+
+
+def _repeatable(q: Tensor) -> AbstractContextManager[None]:
+    """Where a GPU is to give gradients, attention that adds them up in the same order every time."""
+    return sdpa_kernel(SDPBackend.MATH) if q.is_cuda and q.requires_grad else nullcontext()
 
 
 def mlp_neurons(x: Tensor, weights: Weights, context: ForwardContext) -> Tensor:

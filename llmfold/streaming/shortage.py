@@ -1,7 +1,8 @@
 """What happens when the memory of a GPU runs out: smaller chunks or the host, and one line that says so."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -10,6 +11,22 @@ from llmfold.errors import DeviceError
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+
+_ADVICE = "pass --device cpu, or free what else uses the GPU"
+
+
+@contextmanager
+def said_plainly() -> Iterator[None]:
+    """Say in a sentence that the GPU's memory has run out where nothing smaller could be tried.
+
+    Raises:
+        DeviceError: it has.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"the memory of the GPU does not suffice: {_ADVICE}") from error
 
 
 def in_smaller_chunks(work: Callable[[int], T], size: int, what: str) -> tuple[T, int]:
@@ -32,8 +49,7 @@ def in_smaller_chunks(work: Callable[[int], T], size: int, what: str) -> tuple[T
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise DeviceError(
-                    f"{what} does not fit in the memory of the GPU, even one sequence at a time: pass --device cpu, "
-                    "or free what else uses the GPU"
+                    f"{what} does not fit in the memory of the GPU, even one sequence at a time: {_ADVICE}"
                 ) from error
         size //= 2
         torch.cuda.empty_cache()

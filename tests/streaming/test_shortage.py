@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from support import SINGLE, fold, tiny_model
 
 from llmfold.errors import DeviceError
-from llmfold.methods import activations, importance, measure
+from llmfold.methods import activations, importance, measure, tokens
 from llmfold.streaming.shortage import in_smaller_chunks, on_host_instead
 
 ROOM = 3
@@ -95,3 +95,12 @@ def test_a_fold_in_smaller_chunks_is_the_same_but_for_rounding(
     first = "model.layers.0.mlp.down_proj.weight"
     expected, got = (load_file(tmp_path / name / SINGLE)[first] for name in ("roomy", "scarce"))
     torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-3)
+
+
+def test_where_nothing_smaller_can_be_tried_it_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tokens, "sample_tokens", out_of_memory)
+    with pytest.raises(DeviceError, match="the memory of the GPU does not suffice: pass --device cpu"):
+        fold(tiny_model(tmp_path / "m"), method="self", ratio=0.25, output=tmp_path / "out", num_samples=8)
