@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from llmfold.repair import refine
-from llmfold.repair.refine import Loader, RefineOptions, Rows, refine_gate_up
+from llmfold.repair.refine import Loader, RefineOptions, Rows, _tensor_cores, refine_gate_up
 
 
 def planted(bias: bool = False, rows: int = 512, width: int = 12, hidden: int = 8) -> tuple[list[Loader], ...]:
@@ -70,3 +70,11 @@ def test_what_is_held_in_memory_does_not_move_a_bit(monkeypatch: pytest.MonkeyPa
         again = refine_gate_up(gate, up, loaders[:7], loaders[7:], F.silu, RefineOptions())
         assert torch.equal(found[0], again[0])
         assert torch.equal(found[1], again[1])
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "high"), ("cpu", "highest")])
+def test_only_the_search_for_a_step_is_coarse_and_only_on_a_gpu(device: str, precision: str) -> None:
+    with pytest.raises(ArithmeticError), _tensor_cores(torch.device(device)):  # noqa: PT012
+        assert torch.get_float32_matmul_precision() == precision
+        raise ArithmeticError
+    assert torch.get_float32_matmul_precision() == "highest"
