@@ -41,13 +41,10 @@ def origin_digest(head: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
 
 
-def provenance(
-    config: FoldConfig, source: Source, plan: FoldPlan, facts: Mapping[str, Any], head: Mapping[str, Any]
-) -> dict[str, Any]:
+def provenance(source: Source, plan: FoldPlan, facts: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
     """Content of the file that marks an output as llmfold's.
 
     Args:
-        config: options of the fold.
         source: the model that was read.
         plan: the fold.
         facts: what the method says of its data.
@@ -57,10 +54,10 @@ def provenance(
         "made_by": "llmfold",
         "origin_sha256": origin_digest(head),
         "source": source_name(source),
-        "config": work_config(config, source),
+        "config": head["config"],
         "plan": plan.to_dict(),
         "data": facts.get("data", "none"),
-        "versions": versions(),
+        "versions": head["versions"],
     }
 
 

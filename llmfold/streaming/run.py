@@ -49,6 +49,7 @@ METHOD, OUTSIDE, LAYER, FINISH = "method", "outside", "layer-", "finish"
 
 
 def layer_unit(index: int) -> str:
+    """What the journal calls a layer."""
     return f"{LAYER}{index}"
 
 
@@ -58,6 +59,7 @@ class Run:
     work: WorkFolder
     journal: Journal
     writer: ShardWriter
+    _head: dict[str, Any]
 
     def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: Stages) -> None:
         self.config, self.listener, self.ranks = config, listener, ranks
@@ -67,7 +69,6 @@ class Run:
         self.checkpoint, self.shape = open_source(self.source)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
         self.data = public_data(config.data)
-        self._head = origin(config, self.source, self.checkpoint)
         self._done: set[str] = set()
         self._counted = 0
 
@@ -78,16 +79,17 @@ class Run:
         with ExitStack() as stack:
 
             def open_first() -> tuple[dict[str, Any], set[str]]:
+                head = origin(self.config, self.source, self.checkpoint)
                 opening = WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder)
                 self.work = stack.enter_context(opening)
-                self.journal = stack.enter_context(self.work.open_journal(self._head))
+                self.journal = stack.enter_context(self.work.open_journal(head))
                 stack.enter_context(_tidy(self.work, self.journal))
-                return self._head, set(self.journal.done)
+                return head, set(self.journal.done)
 
-            head, self._done = ranks.lead(open_first)
+            self._head, self._done = ranks.lead(open_first)
             if not ranks.leads:
                 self.work = WorkFolder.join(output)
-                self.journal = stack.enter_context(self.work.join_journal(head, ranks.rank))
+                self.journal = stack.enter_context(self.work.join_journal(self._head, ranks.rank))
             yield
 
     def has(self, index: int) -> bool:
@@ -290,7 +292,7 @@ class Run:
             shutil.copyfile(path, target)
         _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
         facts = self.journal.done[METHOD].record
-        _write_json(folder / MARKER_FILE, provenance(self.config, self.source, self.plan, facts, self._head))
+        _write_json(folder / MARKER_FILE, provenance(self.source, self.plan, facts, self._head))
         if self.plan.needs_remote_code:
             (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")
 
