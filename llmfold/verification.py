@@ -4,6 +4,7 @@ import gc
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llmfold.planning import FoldPlan
 from llmfold.planning.estimate import CHECKED_IN_MEMORY_BYTES
 from llmfold.quiet import quiet_transformers
 from llmfold.streaming.forward import ForwardContext, decoder_layer, forward_context, rms_norm
+from llmfold.streaming.ranks import Ranks
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1.5e-1}
 """Allowed root-mean-square difference of logits over their root mean square, by the dtype the model runs in."""
@@ -31,19 +33,26 @@ class DamagedError(VerificationError):
     """The disk does not hold what was written there; nothing of it is worth resuming."""
 
 
-def verify(folder: Path, plan: FoldPlan, mode: str, source_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the written folder before it is published.
+def verify(
+    folder: Path,
+    plan: FoldPlan,
+    source_config: Mapping[str, Any],
+    digests: Mapping[str, str],
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """Check the written folder before it is published, each of the processes a share of it.
 
-    ``shapes`` builds the stock model without weights and compares every name and shape. ``full`` also loads the folder
-    strictly with stock transformers, runs a few tokens, and compares the logits with an independent forward pass of the
-    tensors, once :func:`read_back` has shown that they are those produced: in float32 arithmetic, and in the stored
-    dtype as users will run it. Models above ``IN_MEMORY_BYTES`` are read layer by layer from disk by both.
+    ``--verify shapes`` builds the stock model without weights and compares every name and shape. ``full`` also reads
+    back every tensor, loads the folder strictly with stock transformers, runs a few tokens, and compares the logits
+    with an independent forward pass of the tensors: in float32 arithmetic, and in the stored dtype as users will run
+    it. Models above ``IN_MEMORY_BYTES`` are read layer by layer from disk by both.
 
     Args:
         folder: the finished work folder.
-        plan: the fold it came from.
-        mode: ``full``, ``shapes`` or ``off``.
+        plan: the fold it came from; its config says how much to check.
         source_config: raw config of the model that was read, which the written one must agree with.
+        digests: SHA-256 of each tensor's bytes by name, taken when it was produced.
+        ranks: the processes of the run, all of which call this.
 
     Returns:
         What was compared, for the report.
@@ -52,32 +61,62 @@ def verify(folder: Path, plan: FoldPlan, mode: str, source_config: Mapping[str, 
         VerificationError: anything differs; the folder must not be published. A :class:`DamagedError` where the files
             themselves are not what was written.
     """
+    ranks, mode = ranks or Ranks(), plan.config.verify
     if mode == "off":
         return {"mode": mode}
-    try:
-        checkpoint = Checkpoint.open(folder)
-        check_tensors(plan.after, {t.name: t.shape for t in checkpoint.tensors.values()})
-    except CheckpointError as error:
-        raise DamagedError(f"what was written does not read back: {error}") from error
-    check_stock_shapes(folder, checkpoint, remote_code=plan.needs_remote_code)
-    _check_config(checkpoint.config, source_config, plan.after)
+    if mode == "full":
+        ranks.everyone(lambda: read_back(folder, digests, ranks.mine(sorted(digests))))
+    ranks.lead(lambda: check_structure(folder, plan, source_config))
     if mode == "shapes":
         return {"mode": mode}
-    tokens = probe_tokens(plan.after.vocabulary)
-    reference = independent_logits(checkpoint, source_config, plan.after, tokens)
-    stored = plan.tensors[0].dtype
-    differences = {}
-    for dtype in dict.fromkeys((torch.float32, stored)):
-        logits = _stock_logits(folder, tokens, dtype, plan)
-        gc.collect()  # the hooks of accelerate and their module hold one another
-        differences[str(dtype).removeprefix("torch.")] = _compare(logits, reference, dtype, folder)
+    tokens, stored = probe_tokens(plan.after.vocabulary), plan.tensors[0].dtype
+    dtypes = list(dict.fromkeys((torch.float32, stored)))
+
+    def logits(dtype: torch.dtype | None) -> Tensor:
+        if dtype is None:
+            return independent_logits(_opened(folder), source_config, plan.after, tokens)
+        return _stock_logits(folder, tokens, dtype, plan)
+
+    passes = [None, *dtypes]
+    shares = ranks.everyone(lambda: [(dtype, logits(dtype)) for dtype in ranks.mine(passes)])
+    found = dict(chain.from_iterable(shares))
+    differences = ranks.lead(lambda: [_compare(found[dtype], found[None], dtype, folder) for dtype in dtypes])
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
     return {
         "mode": mode,
-        "tensors": len(checkpoint.tensors),
+        "tensors": len(digests),
         "tokens": tokens.shape[1],
-        "relative_logit_difference": differences,
-        "tolerance": {str(d).removeprefix("torch."): TOLERANCES[d] for d in dict.fromkeys((torch.float32, stored))},
+        "relative_logit_difference": dict(zip(names, differences, strict=True)),
+        "tolerance": dict(zip(names, map(TOLERANCES.__getitem__, dtypes), strict=True)),
     }
+
+
+def check_structure(folder: Path, plan: FoldPlan, source_config: Mapping[str, Any]) -> None:
+    """Compare names, shapes and config with the plan, the stock model and the source.
+
+    Raises:
+        VerificationError: they differ.
+    """
+    checkpoint = _opened(folder)
+    with _reading():
+        check_tensors(plan.after, {t.name: t.shape for t in checkpoint.tensors.values()})
+    check_stock_shapes(folder, checkpoint, remote_code=plan.needs_remote_code)
+    _check_config(checkpoint.config, source_config, plan.after)
+
+
+def _opened(folder: Path) -> Checkpoint:
+    with _reading():
+        return Checkpoint.open(folder)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Tell an output that is damaged from one that cannot be read now."""
+    try:
+        yield
+    except CheckpointError as error:
+        kind = VerificationError if isinstance(error.__cause__, OSError) else DamagedError
+        raise kind(f"what was written does not read back: {error}") from error
 
 
 def probe_tokens(vocabulary: int) -> Tensor:
@@ -135,14 +174,13 @@ def read_back(folder: Path, digests: Mapping[str, str], names: Sequence[str]) ->
 
     Raises:
         DamagedError: the files are not what was written.
+        VerificationError: they cannot be read.
     """
-    try:
-        checkpoint = Checkpoint.open(folder)
+    checkpoint = _opened(folder)
+    with _reading():
         for name in names:
             if sha256(checkpoint.read(name, check_finite=False)) != digests[name]:
                 raise DamagedError(f"tensor {name} on disk is not what was produced; the disk may be failing")
-    except CheckpointError as error:
-        raise DamagedError(f"what was written does not read back: {error}") from error
 
 
 def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape: ModelShape, tokens: Tensor) -> Tensor:
@@ -177,7 +215,8 @@ def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape:
 def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan) -> Tensor:
     """Logits of stock transformers, loaded strictly; from disk layer by layer where the model is large."""
     size = plan.after.parameters * dtype.itemsize
-    with _scratch(folder.with_name(f"{folder.name}-offload")) as offload, quiet_transformers():
+    scratch = folder.with_name(f"{folder.name}-offload-{str(dtype).removeprefix('torch.')}")
+    with _scratch(scratch) as offload, quiet_transformers():
         placement: dict[str, Any] = {}
         if size > IN_MEMORY_BYTES:
             placement = {"device_map": _disk_map(len(plan.after.layers)), "offload_folder": offload}
@@ -197,6 +236,9 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
         except Exception as error:
             reason = " ".join(str(error).split())
             raise VerificationError(f"transformers cannot run the folded checkpoint: {reason}") from error
+        finally:
+            del model
+            gc.collect()  # the hooks of accelerate and their module hold one another
 
 
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:

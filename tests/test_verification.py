@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from support import FAMILIES, edit_json, edit_tensors, fold, tiny_model
 
 from llmfold import verification
-from llmfold.errors import VerificationError
+from llmfold.checkpoint import Checkpoint
+from llmfold.errors import CheckpointError, VerificationError
 from llmfold.streaming import run as run_module
 
 OPTIONS: dict[str, Any] = {"mlp_ratio": 0.25, "attention_ratio": 0.5}
@@ -21,15 +23,11 @@ Tamper = Callable[[Path], None]
 def fold_tampered(monkeypatch: pytest.MonkeyPatch, source: Path, out: Path, tamper: Tamper, **options: Any) -> None:
     """Fold, with ``tamper`` at work between the last write and the check."""
 
-    def before(check: Callable[..., Any]) -> Callable[..., Any]:
-        def tampered(folder: Path, *args: Any, **kwargs: Any) -> Any:
-            tamper(folder)
-            return check(folder, *args, **kwargs)
+    def tampered(folder: Path, *args: Any) -> Any:
+        tamper(folder)
+        return verification.verify(folder, *args)
 
-        return tampered
-
-    first = "read_back" if options.get("verify", "full") == "full" else "verify"
-    monkeypatch.setattr(run_module, first, before(getattr(verification, first)))
+    monkeypatch.setattr(run_module, "verify", tampered)
     fold(source, output=out, **{**OPTIONS, **options})
 
 
@@ -85,6 +83,21 @@ def test_a_tampered_output_is_not_published(
         fold_tampered(monkeypatch, session_model, space / "out", TAMPERINGS[tampering])
     assert "\n" not in str(caught.value)
     assert not (space / "out").exists()
+
+
+@pytest.mark.parametrize("cause", [OSError("stale file handle"), SafetensorError("broken")])
+def test_an_output_is_kept_where_it_cannot_be_read_and_not_where_it_is_damaged(
+    space: Path, session_model: Path, monkeypatch: pytest.MonkeyPatch, cause: Exception
+) -> None:
+    def unreadable(self: Checkpoint, name: str, **options: Any) -> torch.Tensor:
+        raise CheckpointError(f"tensor {name!r} cannot be read: {cause}") from cause
+
+    with monkeypatch.context() as patch, pytest.raises(VerificationError, match="cannot be read"):
+        fold_tampered(patch, session_model, space / "out", lambda _: patch.setattr(Checkpoint, "read", unreadable))
+    kept = isinstance(cause, OSError)
+    assert bool(os.listdir(space)) is kept
+    resumed = fold(session_model, output=space / "out", **OPTIONS).resumed_layers
+    assert bool(resumed) is kept
 
 
 def test_a_flag_that_unties_the_head_is_found(tmp_path: Path, space: Path, monkeypatch: pytest.MonkeyPatch) -> None:

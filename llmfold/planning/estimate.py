@@ -32,6 +32,8 @@ CACHE_BYTES = 4_000_000_000
 CHECKED_IN_MEMORY_BYTES = 300_000_000
 """Below this size the reload check holds the model in memory; above, accelerate reads it layer by layer from disk."""
 MERGING = ("paper", "random", "magnitude")
+_CHECKS = 3
+"""Forward passes of the reload check, which processes deal out."""
 _PROBE = 768
 _SAMPLED_LENGTHS = 2
 """Tokens sampled for one that is measured on: sequences are windows of documents of up to twice their length."""
@@ -102,7 +104,7 @@ def check_machine(plans: Sequence[FoldPlan], *, on_host: bool, processes: int = 
     Args:
         plans: folds of one run, whose outputs lie on one disk.
         on_host: whether layers are folded in the host's memory, not on an accelerator.
-        processes: how many work side by side on this machine.
+        processes: how many of the run are on this machine.
 
     Raises:
         OutputError: its disk or its memory cannot suffice.
@@ -119,7 +121,7 @@ def disk_needed(plan: FoldPlan) -> int:
 
 
 def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
-    """Peak anonymous memory of the host: of folding a layer, or in one of the processes of sampling or the check."""
+    """Peak anonymous memory of the host: of folding a layer, of sampling in one of the processes, or of the check."""
     shape, matrices = plan.before, 2 if plan.config.cluster == "hartigan" else 1
     work_area = folded = 0
     sizes = {s.name: s.nbytes for s in plan.tensors}
@@ -135,8 +137,9 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
             sampling = _held_while_sampling(plan) + _cache_bytes(plan)
     check = 4 * max(shape.vocabulary * shape.hidden, *map(plan.after.layer_parameters, plan.after.layers))
     small = plan.bytes_after < CHECKED_IN_MEMORY_BYTES or plan.config.verify != "full"
-    layers = processes * (work_area + folded + PANEL_BYTES * bool(work_area))
-    return processes * BASE_BYTES + max(layers, sampling, 0 if small else 2 * check)
+    folding, checking = processes if plan.config.shared else 1, min(processes, _CHECKS)
+    layers = folding * (work_area + folded + PANEL_BYTES * bool(work_area))
+    return processes * BASE_BYTES + max(layers, sampling, 0 if small else checking * 2 * check)
 
 
 def _measures(plan: FoldPlan) -> bool:

@@ -80,8 +80,7 @@ def _check_resources(runs: Sequence[Run]) -> None:
             f"--method {config.method} shares hidden states between its processes, which one machine must hold, but "
             f"{count} were started on several; start them all on one, or use --method paper"
         )
-    working = neighbours() if config.shared else 1
-    check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=working)
+    check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=neighbours())
 
 
 def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:

@@ -96,6 +96,29 @@ class Ranks:
         self.lead(lambda: result.append(work()))
         return result[0] if result else work()
 
+    def everyone(self, work: Callable[[], T]) -> list[T]:
+        """Have all processes do their share of something, and give every result to all, by rank.
+
+        Raises:
+            LlmfoldError: on rank 0, what the first process that failed has raised.
+            FollowerError: on the other processes, where any has failed.
+        """
+        if self.count == 1:
+            return [work()]
+        outcome: T | LlmfoldError
+        try:
+            outcome = work()
+        except LostError:
+            raise
+        except LlmfoldError as error:
+            outcome = error
+        found = self.gather(outcome)
+        found[self.rank] = outcome  # the error itself, with its traceback
+        for result in found:
+            if isinstance(result, LlmfoldError):
+                raise result if self.leads else FollowerError(str(result), result.exit_code)
+        return [result for result in found if not isinstance(result, LlmfoldError)]
+
     def gather(self, value: T) -> list[T]:
         """The value of every process, by rank; all wait for one another."""
         if self.count == 1:

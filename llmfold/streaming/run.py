@@ -39,11 +39,11 @@ from llmfold.streaming.opening import open_source
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
 from llmfold.streaming.progress import Listener
 from llmfold.streaming.provenance import origin, provenance, public_config, public_data, source_name
-from llmfold.streaming.ranks import FollowerError, LostError, Ranks
+from llmfold.streaming.ranks import LostError, Ranks
 from llmfold.streaming.stages import Stages, mean_seconds
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.streaming.team import Team
-from llmfold.verification import DamagedError, read_back, verify
+from llmfold.verification import DamagedError, verify
 
 METHOD, OUTSIDE, LAYER, FINISH = "method", "outside", "layer-", "finish"
 
@@ -189,8 +189,8 @@ class Run:
         """Check what all processes wrote, and publish it."""
         try:
             return self._finish(memory)
-        except DamagedError as error:
-            if self.ranks.leads and not isinstance(error.__cause__, OSError):
+        except DamagedError:
+            if self.ranks.leads:
                 self.work.discard()
             raise
 
@@ -204,9 +204,9 @@ class Run:
             self.count_layers()
         self.listener.stage("reload check")
         with self._checks("check"):
-            self._read_back(digests)
+            verification = verify(self.work.folder, self.plan, self.checkpoint.config, digests, self.ranks)
         spent = self.ranks.gather((self.stages.seconds, memory.bytes))
-        return self.ranks.lead(lambda: self._publish(memory, spent))
+        return self.ranks.lead(lambda: self._publish(memory, spent, verification))
 
     def _all_digests(self) -> dict[str, str]:
         self.journal.absorb()
@@ -215,23 +215,10 @@ class Run:
             self._write_side_files(self.work.folder)
         return {name: d for entry in self.journal.done.values() for name, d in entry.digests.items()}
 
-    def _read_back(self, digests: dict[str, str]) -> None:
-        """Have every process read a share of the tensors back."""
-        if self.config.verify != "full":
-            return
-        failure = None
-        try:
-            read_back(self.work.folder, digests, self.ranks.mine(sorted(digests)))
-        except DamagedError as error:
-            failure = str(error)
-        failures = [found for found in self.ranks.gather(failure) if found]
-        if failures:
-            raise DamagedError(failures[0]) if self.ranks.leads else FollowerError(failures[0], DamagedError.exit_code)
-
-    def _publish(self, memory: PeakMemory, spent: Sequence[tuple[dict[str, float], int]]) -> FoldReport:
+    def _publish(
+        self, memory: PeakMemory, spent: Sequence[tuple[dict[str, float], int]], verification: dict[str, Any]
+    ) -> FoldReport:
         folder, done = self.work.folder, self.journal.done
-        with self._checks("check"):
-            verification = verify(folder, self.plan, self.config.verify, self.checkpoint.config)
         count, facts = len(self.shape.layers), {**done[METHOD].record, **done[FINISH].record}
         report = FoldReport(
             output=self.work.output,

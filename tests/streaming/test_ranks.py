@@ -163,6 +163,72 @@ def test_a_team_of_three_computes_every_block_once_and_hears_of_all_in_order(tmp
     assert done.stdout.count("agreed") == 3
 
 
+EVERYONE = """
+from llmfold.errors import OutputError
+from llmfold.streaming.ranks import FollowerError, join_ranks
+from llmfold.verification import DamagedError
+
+ranks = join_ranks()
+assert ranks.everyone(lambda: 10 * ranks.rank) == [0, 10, 20]
+
+def fail():
+    if ranks.rank == 1:
+        raise DamagedError("tensor a is lost")
+    if ranks.rank == 2:
+        raise OutputError("never told")
+
+try:
+    ranks.everyone(fail)
+except DamagedError as error:
+    assert ranks.leads and str(error) == "tensor a is lost"
+except FollowerError as error:
+    assert not ranks.leads and str(error) == "tensor a is lost" and error.exit_code == DamagedError.exit_code
+else:
+    raise AssertionError("nobody heard of it")
+print("agreed", flush=True)
+"""
+TAMPERING = """
+import os, sys
+from llmfold import verification
+from llmfold.cli import main
+
+if os.environ["STRIKE"] == "a tensor":
+    compare = verification.read_back
+
+    def struck(folder, digests, names):
+        if os.environ["RANK"] == "1":
+            digests = {**digests, names[0]: "0" * 64}
+        compare(folder, digests, names)
+
+    verification.read_back = struck
+else:
+    original = verification._logits
+    verification._logits = lambda model, tokens: original(model, tokens) * (2 if os.environ["RANK"] == "1" else 1)
+sys.exit(main())
+"""
+
+
+def test_everyone_hears_of_all_results_and_of_the_first_failure(tmp_path: Path) -> None:
+    program = tmp_path / "everyone.py"
+    program.write_text(EVERYONE)
+    done = launch(3, (str(program),))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("agreed") == 3
+
+
+@pytest.mark.parametrize(("strike", "said"), [("a tensor", "is not what was produced"), ("logits", "logits differ")])
+def test_what_the_second_process_finds_in_the_check_stops_the_publication(
+    tmp_path: Path, source: Path, strike: str, said: str
+) -> None:
+    program = tmp_path / "tampering.py"
+    program.write_text(TAMPERING)
+    done = two((str(program),), source, tmp_path / "out", STRIKE=strike)
+    assert done.returncode == 1
+    assert len(sentences(done)) == 1, done.stderr
+    assert said in sentences(done)[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_refusal_is_told_once(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()
@@ -181,6 +247,7 @@ def test_units_are_dealt_out_whole_and_once() -> None:
 
 
 def test_alone_nothing_is_shared() -> None:
+    assert Ranks().everyone(lambda: 3) == [3]
     assert (launched(), neighbours(), leads()) == (1, 1, True)
     assert Ranks().lead(lambda: 3) == Ranks().first(lambda: 3) == 3
     assert Ranks().gather("x") == ["x"]
