@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("gram", "assign", "centroids", "ward", "elimination", "swiglu_gram", "clustering")
+NAMES = ("gram", "assign", "centroids", "ward", "elimination", "swiglu_gram", "clustering", "fold")
 
 
 def main() -> int:

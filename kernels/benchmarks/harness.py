@@ -204,10 +204,9 @@ def table(rows: Sequence[Row], flops_rate: float, bytes_rate: float) -> list[str
     return lines
 
 
-def command(options: argparse.Namespace) -> str:
-    """The command that made a table; of an absolute output folder only the last name, since it is a machine's own."""
-    output = str(options.output) if options.output and options.output.is_absolute() else None
-    words = [options.output.name if word == output else word for word in sys.argv[1:]]
+def command(options: Sequence[str]) -> str:
+    """The command that made a table; of an absolute folder only the last name, since it is a machine's own."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in options]
     return shlex.join(["python", f"kernels/benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
@@ -235,7 +234,7 @@ def run(
         *table(rows, flops_rate, bytes_rate),
         "",
         *after(rows),
-        f"Command: `{command(options)}`",
+        f"Command: `{command(sys.argv[1:])}`",
         "",
         f"{device_name(device)}; Python {platform.python_version()}, {installed()}",
     ]

@@ -15,11 +15,10 @@ from transformers import AutoModelForCausalLM
 from llmfold.architectures import stock_config
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError
-from llmfold.planning.limits import available_memory
+from llmfold.planning.limits import available_memory, room
 from llmfold.quiet import quiet_transformers
 
 DTYPES = ("float32", "auto")
-_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ def opened(folder: Path, loading: Loading, *, remote_code: bool = False) -> Iter
 def placed(folder: Path, loading: Loading) -> Iterator[dict[str, Any]]:
     """Arguments of ``from_pretrained`` that place the model: none where it fits, else offloading by accelerate.
 
-    A model fits if its weights take at most ``_SHARE`` of the device's free memory. What is offloaded to disk lies in a
-    temporary folder that goes away on leaving.
+    What is offloaded to disk lies in a temporary folder that goes away on leaving.
     """
     with tempfile.TemporaryDirectory(prefix="llmfold-offload-") as scratch:
         offloading = {"device_map": "auto", "offload_folder": scratch, "max_memory": _rooms()}
@@ -87,7 +85,7 @@ def placed(folder: Path, loading: Loading) -> Iterator[dict[str, Any]]:
 
 
 def fits(folder: Path, loading: Loading, limit: int | None = None) -> bool:
-    """Whether the weights take at most ``_SHARE`` of the device's free memory, and no more than ``limit`` bytes."""
+    """Whether the weights find room in the device's free memory, and take no more than ``limit`` bytes."""
     tensors = Checkpoint.open(folder).tensors.values()
     wide = 4 if loading.dtype == "float32" else 0
     size = sum(t.nbytes * max(1.0, wide / t.dtype.itemsize) for t in tensors)
@@ -97,6 +95,6 @@ def fits(folder: Path, loading: Loading, limit: int | None = None) -> bool:
 
 def _rooms() -> dict[int | str, int]:
     """Bytes that a model may take by device; of the host, no more than the cgroup of this process leaves it."""
-    found: dict[int | str, int] = {device: int(_SHARE * size) for device, size in get_max_memory().items()}
-    found["cpu"] = min(found.get("cpu", 0), int(_SHARE * available_memory()))
-    return found
+    free: dict[int | str, int] = dict(get_max_memory())
+    free["cpu"] = min(free.get("cpu", 0), available_memory())
+    return {device: room(device, size) for device, size in free.items()}

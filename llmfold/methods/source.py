@@ -17,8 +17,8 @@ from llmfold.methods import tokens as tk
 from llmfold.methods.measure import Measurement
 from llmfold.methods.streams import TokenStream
 from llmfold.plain_text import UNREADABLE, read_plain_text
-from llmfold.planning.estimate import IN_MEMORY_SHARE, cache_limit
-from llmfold.planning.limits import available_memory
+from llmfold.planning.estimate import cache_limit
+from llmfold.planning.limits import available_memory, room
 from llmfold.streaming.forward import forward_context
 from llmfold.streaming.team import Team
 
@@ -123,13 +123,9 @@ def _placement(setting: Setting, budget: tk.TokenBudget, offload: Path) -> dict[
     size = sum(t.nbytes for t in setting.checkpoint.tensors.values())
     stock = stock_config(setting.checkpoint.config)
     cache = min(cache_limit(setting.config, own), budget.sequences * tk.cache_bytes(stock, budget.sampled))
-
-    def room(name: int | str, free: int) -> int:
-        return min(int(IN_MEMORY_SHARE * free), limits.get(name, limits.get("all", free)))
-
-    rooms: dict[int | str, int] = {"cpu": room("cpu", available_memory())}
+    rooms: dict[int | str, int] = {"cpu": room("cpu", available_memory(), limits)}
     if own != "cpu":
-        rooms[own] = room(own, int(torch.cuda.mem_get_info(device)[0]))
+        rooms[own] = room(own, int(torch.cuda.mem_get_info(device)[0]), limits)
     rooms[own] = max(rooms[own] - cache, 0)
     if size <= rooms[own]:
         return {}

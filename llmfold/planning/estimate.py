@@ -11,7 +11,7 @@ from llmfold.architectures import LayerShape, tensor_name
 from llmfold.checkpoint import partial_folder
 from llmfold.clustering import gram
 from llmfold.config import FoldConfig
-from llmfold.planning.limits import available_memory, check_disk, check_memory
+from llmfold.planning.limits import available_memory, check_disk, check_memory, room
 from llmfold.planning.plan import FoldPlan
 
 BASE_BYTES = 350_000_000
@@ -23,8 +23,6 @@ SECONDS_PER_ENTRY = 3e-8
 """Distances, their spanning tree, inertia and merging together, by entry of the Gram; measured at n = 11,008."""
 MEMORY_BYTES_PER_SECOND = 10e9
 TOKENS_PER_SEQUENCE = 256
-IN_MEMORY_SHARE = 0.8
-"""Share of the free memory that a model may fill while tokens are sampled from it."""
 PANEL_BYTES = 200_000_000
 """What clustering holds beside its matrix."""
 CACHE_BYTES = 4_000_000_000
@@ -163,9 +161,8 @@ def _cache_bytes(plan: FoldPlan) -> int:
 
 def _held_while_sampling(plan: FoldPlan) -> int:
     """Bytes of the model that the host holds while it samples, in what the cache leaves; the rest is offloaded."""
-    limits, room = plan.config.memory_limits, int(IN_MEMORY_SHARE * available_memory())
-    room = min(room, limits.get("cpu", limits.get("all", room)))
-    return min(plan.bytes_before, max(room - _cache_bytes(plan), 0))
+    left = room("cpu", available_memory(), plan.config.memory_limits) - _cache_bytes(plan)
+    return min(plan.bytes_before, max(left, 0))
 
 
 @dataclass(frozen=True)

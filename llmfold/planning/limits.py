@@ -1,14 +1,28 @@
 """What this machine offers a process: memory within its cgroup, and disk; and a refusal where that is too little."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmfold.checkpoint import free_bytes
 from llmfold.errors import OutputError
 
+IN_MEMORY_SHARE = 0.8
+"""Share of a device's free memory that a model may fill."""
 _PROC = Path("/proc")
+
+
+def room(device: int | str, free: int, limits: Mapping[int | str, int] | None = None) -> int:
+    """Bytes that a model, with what it needs to run, may take on a device, by accelerate's name for it.
+
+    Args:
+        device: "cpu", or the number of a GPU.
+        free: bytes free there.
+        limits: bounds by device, or under "all" for those not named.
+    """
+    limits = limits or {}
+    return min(int(IN_MEMORY_SHARE * free), limits.get(device, limits.get("all", free)))
 
 
 def available_memory(proc: Path = _PROC) -> int:

@@ -6,12 +6,14 @@ from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from llmfold.architectures import Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.merging import Merging
+from llmfold.streaming.lane import Lane
 from llmfold.streaming.prefetch import WriteBehind
 from llmfold.streaming.run import Run, layer_unit
 
@@ -23,7 +25,7 @@ class Sink:
     """
 
     def __init__(self, runs: Sequence[Run], method: LayerMethod) -> None:
-        self._first, self._method = runs[0], method
+        self._first, self._method, self._lane = runs[0], method, Lane(runs[0].device)
         threads = isinstance(method, Merging)
         self._copies = WriteBehind(enabled=threads)
         self._commits = WriteBehind(enabled=threads, waiting=2 * len(runs))
@@ -35,10 +37,13 @@ class Sink:
             run.stages.add(stage, seconds)
         run.listener.stage(f"layer {index}: write")
         with run.stages("write"):
-            self._copies.submit(partial(self._copy, run, index, folded, record))
+            self._copies.submit(partial(self._copy, run, index, folded, record, self._lane.mark()))
 
-    def _copy(self, run: Run, index: int, folded: dict[Role, Tensor], record: LayerRecord) -> None:
-        digests = run.write_layer(index, folded)
+    def _copy(
+        self, run: Run, index: int, folded: dict[Role, Tensor], record: LayerRecord, mark: torch.cuda.Event | None
+    ) -> None:
+        with self._lane.after(mark):
+            digests = run.write_layer(index, folded)
         self._method.flush()
         self._commits.submit(partial(self._commit, run, index, digests, record))
 

@@ -9,18 +9,29 @@ from support import ROOT, environment
 
 from llmfold_kernels.dispatch import interpreted
 
+pytestmark = pytest.mark.skipif(interpreted(), reason="benchmarks do not interpret")
 
-@pytest.mark.skipif(interpreted(), reason="benchmarks do not interpret")
-def test_a_table_with_command_and_device(tmp_path: Path) -> None:
-    script = ROOT / "kernels" / "benchmarks" / "clustering.py"
-    words = ["--size", "tiny", "--repeats", "1", "--device", "cpu", "--only", "torch", "llmfold", "flash"]
-    command = [sys.executable, script, *words, "--output", tmp_path / "tables"]
+
+def table(tmp_path: Path, name: str, *words: str) -> str:
+    script, common = ROOT / "kernels" / "benchmarks" / f"{name}.py", ["--size", "tiny", "--device", "cpu"]
+    command = [sys.executable, script, *common, "--repeats", "1", *words, "--output", tmp_path / "tables"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "tables" / "clustering.md").read_text(encoding="utf-8")
-    assert "`python kernels/benchmarks/clustering.py --size tiny" in text
+    text = (tmp_path / "tables" / f"{name}.md").read_text(encoding="utf-8")
+    assert f"`python kernels/benchmarks/{name}.py --size tiny" in text
     assert str(tmp_path) not in text
+    return text
+
+
+def test_a_table_with_command_and_device(tmp_path: Path) -> None:
+    text = table(tmp_path, "clustering", "--only", "torch", "llmfold", "flash")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "inertia / bound 1.0" in rows["llmfold Gram + Ward"]
     assert "not run" in rows["flash-kmeans, 10 iterations"]
     assert "over one full product" in text
+
+
+def test_a_whole_fold_beside_a_copy(tmp_path: Path) -> None:
+    text = table(tmp_path, "fold", "--layers", "2")
+    assert "clustering of 2 layers" in text
+    assert "over copy of the files: " in text

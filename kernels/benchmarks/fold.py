@@ -1,0 +1,105 @@
+"""A whole fold by the published method against a copy of the same files: reading, folding and writing on one machine.
+
+    python kernels/benchmarks/fold.py --output results
+    python kernels/benchmarks/fold.py --device cpu --size small --layers 4 --folder /data
+
+The checkpoint is made in ``--folder`` (27 GB beside its 13.5 at the size llama-7b) and removed again. The reload check
+is left out; the page cache is as each contender's last turn left it, for both alike.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from harness import Contender, Row, arguments, run
+
+import llmfold
+from llmfold.report.record import FoldReport
+
+SYNTHETIC = Path(__file__).parents[2] / "eval" / "synthetic_checkpoint.py"
+SCALE_DOWN = {"llama-7b": 1, "small": 4, "tiny": 16}
+CLUSTERING = ("gram", "distances", "bound", "cluster", "inertia")
+COPY, FOLD = "copy of the files", "llmfold, method paper"
+
+
+def copied(model: Path, target: Path) -> Callable[[], object]:
+    """Copy every file and wait for the disk."""
+
+    def call() -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(model, target)
+        for path in target.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    return call
+
+
+def folded(model: Path, target: Path, device: str) -> Callable[[], object]:
+    """Fold 20 % away; what is written is on the disk when it ends."""
+    options = {"method": "paper", "ratio": 0.2, "verify": "off", "fidelity_tokens": 0, "device": device}
+
+    def call() -> FoldReport:
+        shutil.rmtree(target, ignore_errors=True)
+        return llmfold.fold(model, output=target, quiet=True, **options)
+
+    return call
+
+
+def stages(result: object) -> str:
+    """Seconds of the clustering of all layers, and of the other stages."""
+    assert isinstance(result, FoldReport)
+    clustering = sum(result.seconds.get(stage, 0.0) for stage in CLUSTERING)
+    others = {stage: s for stage, s in result.seconds.items() if stage not in CLUSTERING and s > 0.001}
+    words = [f"clustering of {len(result.layers)} layers {clustering:.3g} s"]
+    return ", ".join([*words, *(f"{stage} {seconds:.3g} s" for stage, seconds in others.items())])
+
+
+def over_copy(rows: list[Row]) -> list[str]:
+    """The fold in copies of the files."""
+    medians = {row.contender.name: statistics.median(row.seconds) for row in rows if row.seconds}
+    if COPY not in medians or FOLD not in medians:
+        return []
+    return [f"{FOLD} over {COPY}: {medians[FOLD] / medians[COPY]:.3f}.", ""]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of every benchmark, and where and how long the checkpoint is."""
+    found = arguments(__doc__)
+    found.add_argument("--folder", type=Path, help="where the checkpoint is made; the system's temporary folder")
+    found.add_argument("--layers", type=int, help="cut the model to its first N layers")
+    return found
+
+
+def main() -> None:
+    """Make the checkpoint, run both, write the table."""
+    options = parser().parse_args()
+    size = options.size or ("llama-7b" if torch.device(options.device).type == "cuda" else "small")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
+        words = [folder / "model", "--scale-down", SCALE_DOWN[size], "--seed", options.seed]
+        words += ["--layers", options.layers] if options.layers else []
+        subprocess.run([sys.executable, SYNTHETIC, "llama-7b", *map(str, words)], stdout=sys.stderr, check=True)
+        model = folder / "model"
+        nbytes = sum(path.stat().st_size for path in model.iterdir())
+        contenders = [
+            Contender(COPY, lambda: copied(model, folder / "copy")),
+            Contender(FOLD, lambda: folded(model, folder / "out", options.device), judge=stages),
+        ]
+        about = (
+            f"The shape of LLaMA-7B, widths over {SCALE_DOWN[size]}, {nbytes / 1e9:.3g} GB of random bf16 weights with "
+            "planted near-duplicates, 20 % folded away, without the reload check."
+        )
+        run("fold", "A whole fold against copying its files", about, contenders, options, over_copy)
+
+
+if __name__ == "__main__":
+    main()

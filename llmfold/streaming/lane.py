@@ -1,0 +1,37 @@
+"""A stream of the GPU beside the one that computes, so that what is copied off it does not wait for the next layer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Lane:
+    """Work that starts once the device has come to a marked point; on the CPU, where all is done in order, nothing.
+
+    What is allocated before a mark must be held until the work after it is over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def mark(self) -> torch.cuda.Event | None:
+        """The point that this thread's work on the device has come to."""
+        if self._stream is None:
+            return None
+        found: torch.cuda.Event = torch.cuda.current_stream(self._stream.device).record_event()
+        return found
+
+    @contextmanager
+    def after(self, mark: torch.cuda.Event | None) -> Iterator[None]:
+        """Work on the lane from ``mark`` on; all of it is over when the block is left."""
+        if self._stream is None or mark is None:
+            yield
+            return
+        self._stream.wait_event(mark)
+        with torch.cuda.stream(self._stream):
+            try:
+                yield
+            finally:
+                self._stream.synchronize()
