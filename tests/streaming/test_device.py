@@ -13,11 +13,15 @@ import llmfold
 from llmfold.streaming.lane import Lane
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SAMPLED: dict[str, Any] = {"ratio": 0.25, "num_samples": 16, "sequence_length": 16}
 METHODS: dict[str, dict[str, Any]] = {
     "paper": {"method": "paper", "ratio": 0.25},
     "aligned": {"method": "paper", "ratio": 0.25, "align": "gauge", "repair": "variance", "cluster": "hartigan"},
-    "self": {"method": "self", "ratio": 0.25, "num_samples": 16, "sequence_length": 16},
+    "self": {"method": "self", **SAMPLED},
+    "adaptive": {"method": "self", "allocation": "adaptive", "refine": 0, **SAMPLED},
     "weights": {"method": "weights", "ratio": 0.25},
+    "llm-pruner": {"method": "llm-pruner", "data": "self", **SAMPLED},
+    "flap": {"method": "flap", "data": "self", **SAMPLED},
 }
 
 
@@ -80,12 +84,11 @@ def test_a_lane_sees_what_was_done_before_its_mark() -> None:
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="there is no GPU whose memory could run out")
-def test_where_memory_runs_out_the_host_folds_the_same(
-    tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    total = torch.cuda.get_device_properties(DEVICE).total_memory
+def test_where_memory_runs_out_the_host_folds_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The weights of a layer fit, its Gram matrix of four megabytes does not."""
+    source = tiny_model(tmp_path / "m", hidden_size=64, intermediate_size=1024, num_hidden_layers=1)
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(2**21 / total)
+    torch.cuda.set_per_process_memory_fraction(3 * 2**20 / torch.cuda.get_device_properties(DEVICE).total_memory)
     try:
         fold(source, output=tmp_path / "scarce", device=str(DEVICE), **METHODS["paper"])
     finally:
