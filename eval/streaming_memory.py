@@ -95,6 +95,7 @@ def fold_here(
     from llmfold.streaming.memory import anonymous_bytes
 
     limit, verification.IN_MEMORY_BYTES = verification.IN_MEMORY_BYTES, 0
+    options = {"fidelity_tokens": 0, **options}  # what is measured afterwards is no part of the fold
     llmfold.fold(toy, output=output.with_name("toy-out"), quiet=True, **options)
     if not from_disk:
         verification.IN_MEMORY_BYTES = limit
