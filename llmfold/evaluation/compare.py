@@ -21,7 +21,7 @@ from llmfold.evaluation import fidelity
 from llmfold.evaluation.chart import chart
 from llmfold.evaluation.document import document
 from llmfold.evaluation.judge import Judge
-from llmfold.evaluation.keys import key_of, tokens_digest
+from llmfold.evaluation.keys import key_of
 from llmfold.evaluation.loading import Loading
 from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Windows, text_windows
@@ -30,6 +30,7 @@ from llmfold.evaluation.settings import Amount, Settings, describe
 from llmfold.evaluation.table import Section
 from llmfold.evaluation.texts import Text, read_text
 from llmfold.evaluation.variants import Variant, public_file
+from llmfold.methods.tokens import digest
 from llmfold.report.record import versions
 from llmfold.sources import locate, public_name
 
@@ -179,7 +180,7 @@ class _Comparing:
         tokens = self.windows.tokens
         return key_of(
             self.checkpoint.fingerprint(),
-            tokens_digest(tokens),
+            digest(tokens),
             [self.text.name, *tokens.shape, self.windows.stride, self.settings.dtype, str(self.device)],
             [self.settings.fidelity_tokens, fidelity.LENGTH, fidelity.SEED],
             {name: versions()[name] for name in _DECIDING},

@@ -16,7 +16,7 @@ from llmfold.devices import pick_device
 from llmfold.errors import LlmfoldError, UsageError
 from llmfold.evaluation.fidelity import TOKENS, Fidelity
 from llmfold.evaluation.judge import Judge
-from llmfold.evaluation.keys import key_of, tokens_digest
+from llmfold.evaluation.keys import key_of
 from llmfold.evaluation.loading import DTYPES, Loading, opened
 from llmfold.evaluation.perplexity import BATCH, Perplexity, Windows, text_windows
 from llmfold.evaluation.scores import Evaluation, Finished, ModelScores, task_score
@@ -25,6 +25,7 @@ from llmfold.evaluation.suite import SPEED, Suite, prepare
 from llmfold.evaluation.texts import Text
 from llmfold.evaluation.variants import public_file
 from llmfold.evaluation.zeroshot import AUTO
+from llmfold.methods.tokens import digest
 from llmfold.report.record import versions
 from llmfold.sources import locate, public_name
 
@@ -148,7 +149,7 @@ class _Evaluating:
         tokens = settings.fidelity_tokens if self.dense else 0
         if windows is None and not tokens:
             return
-        cut = windows and [windows.protocol, tokens_digest(windows.tokens)]
+        cut = windows and [windows.protocol, digest(windows.tokens)]
         key = self._key("judge", [cut, tokens], self.source, self.dense)
         found = self.finished.get(key, lambda: self._judge(windows, tokens))
         perplexities = {name: Perplexity(**value) for name, value in found["perplexity"].items()}

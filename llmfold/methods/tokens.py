@@ -267,7 +267,7 @@ def stored(path: Path, make: Callable[[], Tensor]) -> Tensor:
 
 
 def digest(tokens: Tensor) -> str:
-    """SHA-256 of the tokens as int32, for the report."""
+    """SHA-256 of the tokens as int32, which names them."""
     return hashlib.sha256(tokens.numpy().astype(np.int32).tobytes()).hexdigest()
 
 
