@@ -234,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(str(stop) or interrupted, debug)
         return INTERRUPTED
     except Exception as error:  # a person at the prompt gets a sentence, whatever broke
-        _complain(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)
+        if speaks(error):
+            _complain(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)
         return 1
     return 0
 

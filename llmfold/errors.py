@@ -26,7 +26,7 @@ class DeviceError(LlmfoldError):
 
 
 class VerificationError(OutputError):
-    """The written checkpoint does not compute what llmfold produced; it was not published."""
+    """The written checkpoint could not be shown to compute what llmfold produced; it was not published."""
 
 
 class HubError(LlmfoldError):

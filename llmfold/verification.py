@@ -4,7 +4,6 @@ import gc
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,20 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check_tensors, shape_of, tensor_name
-from llmfold.checkpoint import Checkpoint, sha256
+from llmfold.checkpoint import Checkpoint, is_damage, sha256
+from llmfold.checkpoint.storage import write_error
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.planning import FoldPlan
-from llmfold.planning.estimate import CHECKED_IN_MEMORY_BYTES
+from llmfold.planning.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULARY
 from llmfold.quiet import quiet_transformers
 from llmfold.streaming.forward import ForwardContext, decoder_layer, forward_context, rms_norm
-from llmfold.streaming.ranks import Ranks
+from llmfold.streaming.ranks import LostError, Ranks
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1.5e-1}
 """Allowed root-mean-square difference of logits over their root mean square, by the dtype the model runs in."""
 PROBE_TOKENS = 16
 IN_MEMORY_BYTES = CHECKED_IN_MEMORY_BYTES
-_VOCABULARY_BLOCK = 16_384
+_OWN = "llmfold"
 
 
 class DamagedError(VerificationError):
@@ -38,7 +38,7 @@ def verify(
     plan: FoldPlan,
     source_config: Mapping[str, Any],
     digests: Mapping[str, str],
-    ranks: Ranks | None = None,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Check the written folder before it is published, each of the processes a share of it.
 
@@ -61,7 +61,7 @@ def verify(
         VerificationError: anything differs; the folder must not be published. A :class:`DamagedError` where the files
             themselves are not what was written.
     """
-    ranks, mode = ranks or Ranks(), plan.config.verify
+    mode = plan.config.verify
     if mode == "off":
         return {"mode": mode}
     if mode == "full":
@@ -70,24 +70,24 @@ def verify(
     if mode == "shapes":
         return {"mode": mode}
     tokens, stored = probe_tokens(plan.after.vocabulary), plan.tensors[0].dtype
-    dtypes = list(dict.fromkeys((torch.float32, stored)))
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, stored)}
 
-    def logits(dtype: torch.dtype | None) -> Tensor:
-        if dtype is None:
+    def logits(name: str) -> Tensor:
+        if name == _OWN:
             return independent_logits(_opened(folder), source_config, plan.after, tokens)
-        return _stock_logits(folder, tokens, dtype, plan)
+        return _stock_logits(folder, tokens, dtypes[name], plan)
 
-    passes = [None, *dtypes]
-    shares = ranks.everyone(lambda: [(dtype, logits(dtype)) for dtype in ranks.mine(passes)])
-    found = dict(chain.from_iterable(shares))
-    differences = ranks.lead(lambda: [_compare(found[dtype], found[None], dtype, folder) for dtype in dtypes])
-    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    passes, mine = [_OWN, *dtypes], {}
+    ranks.everyone(lambda: mine.update({name: logits(name) for name in ranks.mine(passes)}))
+    owners = {name: place % ranks.count for place, name in enumerate(passes)}
+    found = {name: ranks.tensors_of(owners[name], (mine[name],) if name in mine else None)[0] for name in passes}
+    differences = ranks.lead(lambda: {n: _compare(found[n], found[_OWN], d, folder) for n, d in dtypes.items()})
     return {
         "mode": mode,
         "tensors": len(digests),
         "tokens": tokens.shape[1],
-        "relative_logit_difference": dict(zip(names, differences, strict=True)),
-        "tolerance": dict(zip(names, map(TOLERANCES.__getitem__, dtypes), strict=True)),
+        "relative_logit_difference": differences,
+        "tolerance": {name: TOLERANCES[dtype] for name, dtype in dtypes.items()},
     }
 
 
@@ -115,8 +115,22 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        kind = VerificationError if isinstance(error.__cause__, OSError) else DamagedError
-        raise kind(f"what was written does not read back: {error}") from error
+        if is_damage(error):
+            raise DamagedError(f"what was written does not read back: {error}") from error
+        raise VerificationError(
+            f"what was written cannot be read back now ({error}): it is kept, run the same command again"
+        ) from error
+
+
+@contextmanager
+def _transformers(what: str) -> Iterator[None]:
+    """Whatever stops transformers, which raises errors of many kinds, would stop a user too."""
+    try:
+        yield
+    except LostError:
+        raise
+    except Exception as error:
+        raise VerificationError(f"transformers cannot {what}: {' '.join(str(error).split())}") from error
 
 
 def probe_tokens(vocabulary: int) -> Tensor:
@@ -130,13 +144,9 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
     Raises:
         VerificationError: transformers refuses the config, or a parameter differs.
     """
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote_code)
-    except Exception as error:  # transformers raises many kinds for a config it cannot build
-        reason = " ".join(str(error).split())
-        raise VerificationError(f"transformers cannot build a model from the folded config: {reason}") from error
+    with _transformers("build a model from the folded config"), quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote_code)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     found = {t.name: t.shape for t in checkpoint.tensors.values()}
     tied = {HEAD, EMBEDDING} if config.tie_word_embeddings else set()
@@ -208,7 +218,7 @@ def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape:
             x = decoder_layer(x, weights, layer, context, index)
             del weights  # or the next layer would be read while this one is held
         x = rms_norm(x, checkpoint.read(FINAL_NORM, check_finite=False).float(), context.eps)
-        blocks = torch.split(checkpoint.read(head, check_finite=False), _VOCABULARY_BLOCK)
+        blocks = torch.split(checkpoint.read(head, check_finite=False), CHECKED_VOCABULARY)
         return torch.cat([F.linear(x, block.float()) for block in blocks], dim=-1)
 
 
@@ -220,22 +230,16 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
         placement: dict[str, Any] = {}
         if size > IN_MEMORY_BYTES:
             placement = {"device_map": _disk_map(len(plan.after.layers)), "offload_folder": offload}
-        try:
+        with _transformers("load the folded checkpoint"):
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, trust_remote_code=plan.needs_remote_code, **placement
             )
-        except Exception as error:  # whatever stops a user from loading it must stop the publication
-            reason = " ".join(str(error).split())
-            raise VerificationError(f"transformers cannot load the folded checkpoint: {reason}") from error
         for kind, names in info.items():
             if names:
                 raise VerificationError(f"transformers reports {kind.replace('_', ' ')}: {sorted(map(str, names))[0]}")
         try:
-            with torch.inference_mode():
+            with _transformers("run the folded checkpoint"), torch.inference_mode():
                 return _logits(model, tokens)
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise VerificationError(f"transformers cannot run the folded checkpoint: {reason}") from error
         finally:
             del model
             gc.collect()  # the hooks of accelerate and their module hold one another
@@ -268,7 +272,10 @@ def _compare(logits: Tensor, reference: Tensor, dtype: torch.dtype, folder: Path
 def _scratch(folder: Path) -> Iterator[Path]:
     """A folder for the time of a check; what a killed run left in it goes first."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise write_error(error, folder, 0) from error
     try:
         yield folder
     finally:

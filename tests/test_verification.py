@@ -85,16 +85,19 @@ def test_a_tampered_output_is_not_published(
     assert not (space / "out").exists()
 
 
-@pytest.mark.parametrize("cause", [OSError("stale file handle"), SafetensorError("broken")])
+@pytest.mark.parametrize(
+    "cause", [OSError("stale file handle"), RuntimeError("unable to mmap"), SafetensorError("broken")]
+)
 def test_an_output_is_kept_where_it_cannot_be_read_and_not_where_it_is_damaged(
     space: Path, session_model: Path, monkeypatch: pytest.MonkeyPatch, cause: Exception
 ) -> None:
     def unreadable(self: Checkpoint, name: str, **options: Any) -> torch.Tensor:
         raise CheckpointError(f"tensor {name!r} cannot be read: {cause}") from cause
 
-    with monkeypatch.context() as patch, pytest.raises(VerificationError, match="cannot be read"):
+    with monkeypatch.context() as patch, pytest.raises(VerificationError, match="read back") as caught:
         fold_tampered(patch, session_model, space / "out", lambda _: patch.setattr(Checkpoint, "read", unreadable))
-    kept = isinstance(cause, OSError)
+    kept = not isinstance(cause, SafetensorError)
+    assert ("run the same command again" in str(caught.value)) is kept
     assert bool(os.listdir(space)) is kept
     resumed = fold(session_model, output=space / "out", **OPTIONS).resumed_layers
     assert bool(resumed) is kept

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from harness import Contender, Row, arguments, run
+from harness import Contender, Row, arguments, run, wanted
 
 import llmfold
 from llmfold.report.record import FoldReport
@@ -82,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Make the checkpoint, run both, write the table."""
     options = parser().parse_args()
+    if not any(wanted(name, options) for name in (COPY, FOLD)):
+        return
     size = options.size or ("llama-7b" if torch.device(options.device).type == "cuda" else "small")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))

@@ -3,6 +3,7 @@
 import argparse
 import gc
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -94,6 +95,11 @@ def size_of(options: argparse.Namespace) -> Size:
     return SIZES[options.size or ("llama-7b" if options.device.startswith("cuda") else "small")]
 
 
+def wanted(name: str, options: argparse.Namespace) -> bool:
+    """Whether a contender is among those that were asked for."""
+    return not options.only or any(word in name for word in options.only)
+
+
 def wait(device: torch.device) -> None:
     """Return when the device has done all it was given."""
     if device.type == "cuda":
@@ -126,7 +132,7 @@ def measure(contenders: Sequence[Contender], repeats: int, device: torch.device)
             continue
         except Exception as error:  # a contender that fails is a line of the table, not the end of it
             calls.pop(row.contender.name, None)
-            row.note = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+            row.note = f"failed: {type(error).__name__}: {public(str(error)).partition(chr(10))[0][:80]}"
             continue
         row.note = row.contender.judge(result)
         if seconds > _WARM_SECONDS:
@@ -204,10 +210,14 @@ def table(rows: Sequence[Row], flops_rate: float, bytes_rate: float) -> list[str
     return lines
 
 
-def command(options: Sequence[str]) -> str:
-    """The command that made a table; of an absolute folder only the last name, since it is a machine's own."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in options]
-    return shlex.join(["python", f"kernels/benchmarks/{Path(sys.argv[0]).name}", *words])
+def public(text: str) -> str:
+    """Text without absolute paths, which are a machine's own: of each only the last name is left."""
+    return re.sub(r"(?<![^\s='\"])/(?:\S*/)?([^\s/]+)", r"\1", text)
+
+
+def command(words: Sequence[str]) -> str:
+    """The command that made a table."""
+    return shlex.join(["python", f"kernels/benchmarks/{Path(words[0]).name}", *map(public, words[1:])])
 
 
 def run(
@@ -220,7 +230,7 @@ def run(
 ) -> None:
     """Time the contenders and write ``name``.md into the output folder, or print it."""
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
-    chosen = [c for c in contenders if not options.only or any(word in c.name for word in options.only)]
+    chosen = [c for c in contenders if wanted(c.name, options)]
     rows = measure(chosen, options.repeats, device)
     flops_rate, bytes_rate = matmul_rate(dtype, device), copy_rate(device)
     lines = [
@@ -234,7 +244,7 @@ def run(
         *table(rows, flops_rate, bytes_rate),
         "",
         *after(rows),
-        f"Command: `{command(sys.argv[1:])}`",
+        f"Command: `{command(sys.argv)}`",
         "",
         f"{device_name(device)}; Python {platform.python_version()}, {installed()}",
     ]

@@ -4,7 +4,7 @@ from llmfold.checkpoint.blocks import sha256
 from llmfold.checkpoint.journal import Entry, Journal
 from llmfold.checkpoint.preflight import MARKER_FILE
 from llmfold.checkpoint.publish import JOURNAL_FILE, WorkFolder, partial_folder
-from llmfold.checkpoint.reader import Checkpoint, TensorInfo
+from llmfold.checkpoint.reader import Checkpoint, TensorInfo, is_damage
 from llmfold.checkpoint.shards import ShardPlan, TensorSpec, parse_size, plan_shards
 from llmfold.checkpoint.source import Source, resolve
 from llmfold.checkpoint.storage import free_bytes
@@ -23,6 +23,7 @@ __all__ = [
     "TensorSpec",
     "WorkFolder",
     "free_bytes",
+    "is_damage",
     "parse_size",
     "partial_folder",
     "plan_shards",

@@ -118,6 +118,11 @@ class Checkpoint:
             self.tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, entry.nbytes, shard)
 
 
+def is_damage(error: CheckpointError) -> bool:
+    """Whether the files themselves are wrong; what has another cause, such as a lack of memory, may be read later."""
+    return error.__cause__ is None or isinstance(error.__cause__, SafetensorError)
+
+
 def _confirm(header: Header) -> None:
     status = header.path.stat()
     if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):

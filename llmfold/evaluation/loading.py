@@ -89,8 +89,8 @@ def fits(folder: Path, loading: Loading, limit: int | None = None) -> bool:
     tensors = Checkpoint.open(folder).tensors.values()
     wide = 4 if loading.dtype == "float32" else 0
     size = sum(t.nbytes * max(1.0, wide / t.dtype.itemsize) for t in tensors)
-    room = int(_rooms().get(loading.device.index or 0 if loading.device.type == "cuda" else "cpu", 0))
-    return bool(size <= (room if limit is None else min(room, limit)))
+    most = int(_rooms().get(loading.device.index or 0 if loading.device.type == "cuda" else "cpu", 0))
+    return bool(size <= (most if limit is None else min(most, limit)))
 
 
 def _rooms() -> dict[int | str, int]:

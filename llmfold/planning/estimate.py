@@ -29,9 +29,9 @@ CACHE_BYTES = 4_000_000_000
 """Bound on the key/value cache of sampling."""
 CHECKED_IN_MEMORY_BYTES = 300_000_000
 """Below this size the reload check holds the model in memory; above, accelerate reads it layer by layer from disk."""
+CHECKED_VOCABULARY = 16_384
+"""Rows of the output embedding that the reload check's own forward pass multiplies at once."""
 MERGING = ("paper", "random", "magnitude")
-_CHECKS = 3
-"""Forward passes of the reload check, which processes deal out."""
 _PROBE = 768
 _SAMPLED_LENGTHS = 2
 """Tokens sampled for one that is measured on: sequences are windows of documents of up to twice their length."""
@@ -133,11 +133,15 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
         folded += 2 * 4 * max(map(shape.layer_parameters, shape.layers))
         if plan.config.method == "self":
             sampling = _held_while_sampling(plan) + _cache_bytes(plan)
-    check = 4 * max(shape.vocabulary * shape.hidden, *map(plan.after.layer_parameters, plan.after.layers))
+    layer = max(map(plan.after.layer_parameters, plan.after.layers))
+    check = (
+        4 * 2 * max(shape.vocabulary * shape.hidden, layer)
+    )  # stock transformers in float32; in bf16 files are mapped
+    beside = 4 * (layer + CHECKED_VOCABULARY * shape.hidden) if processes > 1 else 0
     small = plan.bytes_after < CHECKED_IN_MEMORY_BYTES or plan.config.verify != "full"
-    folding, checking = processes if plan.config.shared else 1, min(processes, _CHECKS)
+    folding = processes if plan.config.shared else 1
     layers = folding * (work_area + folded + PANEL_BYTES * bool(work_area))
-    return processes * BASE_BYTES + max(layers, sampling, 0 if small else checking * 2 * check)
+    return processes * BASE_BYTES + max(layers, sampling, 0 if small else check + beside)
 
 
 def _measures(plan: FoldPlan) -> bool:

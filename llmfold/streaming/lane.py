@@ -30,7 +30,8 @@ class Lane:
             yield
             return
         self._stream.wait_event(mark)
-        with torch.cuda.stream(self._stream):
+        # A thread begins on the first GPU, and returning to a stream there would take memory of it.
+        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
             try:
                 yield
             finally:

@@ -35,7 +35,7 @@ class LostError(LlmfoldError):
 
 
 class FollowerError(LlmfoldError):
-    """Rank 0 has refused or failed, and has said why; the other processes end without a word."""
+    """The run has been refused or has failed, and rank 0 says why; the other processes end without a word."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

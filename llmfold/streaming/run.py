@@ -17,6 +17,7 @@ from llmfold.checkpoint import (
     Journal,
     ShardWriter,
     WorkFolder,
+    is_damage,
     plan_shards,
 )
 from llmfold.checkpoint.storage import write_error
@@ -305,8 +306,8 @@ def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
 
 
 def _damaged(error: BaseException) -> bool:
-    """Whether a checkpoint is not what it should be; one with a cause could not be read, and may be next time."""
-    return isinstance(error, CheckpointError) and error.__cause__ is None
+    """Whether a checkpoint is not what it should be; one that could not be read may be next time."""
+    return isinstance(error, CheckpointError) and is_damage(error)
 
 
 def _worth_keeping(work: WorkFolder, journal: Journal, error: BaseException) -> bool:

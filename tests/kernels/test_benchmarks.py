@@ -32,6 +32,22 @@ def test_a_table_with_command_and_device(tmp_path: Path) -> None:
 
 
 def test_a_whole_fold_beside_a_copy(tmp_path: Path) -> None:
-    text = table(tmp_path, "fold", "--layers", "2")
+    text = table(tmp_path, "fold", "--layers", "2", f"--folder={tmp_path}")
     assert "clustering of 2 layers" in text
     assert "over copy of the files: " in text
+
+
+def test_nothing_is_made_for_a_fold_that_is_not_wanted(tmp_path: Path) -> None:
+    script = ROOT / "kernels" / "benchmarks" / "fold.py"
+    command = [
+        sys.executable,
+        script,
+        "--only",
+        "no such thing",
+        "--folder",
+        tmp_path / "missing",
+        "--output",
+        tmp_path,
+    ]
+    subprocess.run(command, env=environment(), check=True)
+    assert not list(tmp_path.iterdir())

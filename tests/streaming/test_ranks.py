@@ -188,11 +188,27 @@ else:
 print("agreed", flush=True)
 """
 TAMPERING = """
-import os, sys
+import os, signal, sys
+import time
+from pathlib import Path
 from llmfold import verification
 from llmfold.cli import main
 
-if os.environ["STRIKE"] == "a tensor":
+verification.IN_MEMORY_BYTES = 0
+if os.environ["STRIKE"] == "a signal":
+
+    def sleep(model, tokens):
+        there = Path(os.environ["BOTH_THERE"])
+        if os.environ["RANK"] == "0":
+            there.touch()
+        else:
+            while not there.exists():
+                time.sleep(0.01)
+            os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
+
+    verification._logits = sleep
+elif os.environ["STRIKE"] == "a tensor":
     compare = verification.read_back
 
     def struck(folder, digests, names):
@@ -216,17 +232,24 @@ def test_everyone_hears_of_all_results_and_of_the_first_failure(tmp_path: Path) 
     assert done.stdout.count("agreed") == 3
 
 
-@pytest.mark.parametrize(("strike", "said"), [("a tensor", "is not what was produced"), ("logits", "logits differ")])
-def test_what_the_second_process_finds_in_the_check_stops_the_publication(
-    tmp_path: Path, source: Path, strike: str, said: str
+@pytest.mark.parametrize(
+    ("strike", "said", "kept"),
+    [("a tensor", "is not what was produced", False), ("logits", "logits differ", True), ("a signal", "resume", True)],
+)
+def test_what_happens_to_one_process_in_the_check_stops_the_publication(
+    tmp_path: Path, source: Path, strike: str, said: str, kept: bool
 ) -> None:
     program = tmp_path / "tampering.py"
     program.write_text(TAMPERING)
-    done = two((str(program),), source, tmp_path / "out", STRIKE=strike)
-    assert done.returncode == 1
+    options = {"method": "paper", "dtype": "bfloat16", **OPTIONS}  # both have a pass by transformers to do
+    done = two((str(program),), source, tmp_path / "out", options, STRIKE=strike, BOTH_THERE=str(tmp_path / "there"))
+    assert done.returncode != 0
     assert len(sentences(done)) == 1, done.stderr
     assert said in sentences(done)[0]
+    assert "transformers cannot" not in sentences(done)[0]
     assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.llmfold-partial").exists() is kept
+    assert not list(tmp_path.glob("*-offload-*"))
 
 
 def test_a_refusal_is_told_once(tmp_path: Path, source: Path) -> None:
