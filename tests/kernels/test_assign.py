@@ -73,7 +73,8 @@ def test_nearest_centre_in_gram_space(draw: Draw, n: int, k: int) -> None:
     gram = rows @ rows.T
     labels = (torch.rand(n, generator=torch.Generator().manual_seed(3)) ** 2 * k).long().to(gram.device)
     offset, scale, expected = scores(gram, labels, k)
-    found = nearest_centre(gram, segments(labels, k), offset.float(), scale.float(), labels)
+    strided = torch.stack([offset, scale], 1).float().unbind(1)
+    found = nearest_centre(gram, segments(labels, k), *strided, labels)
     tolerance = {"rtol": 1e-5, "atol": 2e-5 * float(gram.diagonal().max())}
     torch.testing.assert_close(found.scores.double(), expected.amin(0), **tolerance)
     torch.testing.assert_close(expected.gather(0, found.labels[None]).squeeze(0), expected.amin(0), **tolerance)

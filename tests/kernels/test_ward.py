@@ -4,21 +4,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmfold.clustering import ward
 from llmfold_kernels import gram, merge_greedily
+from llmfold_kernels.ward import naive
 
 Draw = Callable[..., Tensor]
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 1), (17, 17), (17, 1), (129, 100)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_same_merges_as_on_the_host(draw: Draw, n: int, k: int, weighted: bool) -> None:
+def test_the_same_merges_as_by_definition(draw: Draw, n: int, k: int, weighted: bool) -> None:
     rows = draw(n, 20)
     weights = draw(n).abs() + 0.5 if weighted else torch.ones(n, device=rows.device)
-    expected = ward(gram([rows], epilogue="distances").matrix, k, weights=weights)
-    pairs, costs = merge_greedily(gram([rows], epilogue="costs", weights=weights).matrix, weights.clone(), n - k)
-    assert torch.equal(pairs, expected.pairs)
-    torch.testing.assert_close(costs.double(), expected.costs, rtol=1e-4, atol=1e-5)
+    matrix = gram([rows], epilogue="costs", weights=weights).matrix
+    expected, prices = naive.merge_greedily(matrix.cpu().clone(), weights.cpu().clone(), n - k)
+    pairs, costs = merge_greedily(matrix, weights.clone(), n - k)
+    assert torch.equal(pairs, expected)
+    torch.testing.assert_close(costs, prices, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+def test_costs_that_are_or_become_infinite_are_refused(device: torch.device, bad: float) -> None:
+    costs = torch.full((9, 9), bad, device=device).fill_diagonal_(0)
+    with pytest.raises(ValueError, match="finite"):
+        merge_greedily(costs, torch.ones(9, device=device), 6)
 
 
 def test_a_batch_merges_each_matrix_by_itself(draw: Draw) -> None:

@@ -66,5 +66,5 @@ def nearest_centre(gram: Tensor, parts: Segments, offset: Tensor, scale: Tensor,
         from llmfold_kernels.assign import kernel
 
         with launching_on(gram):
-            return Nearest(*kernel.nearest_centre(gram, *parts, offset, scale, labels))
+            return Nearest(*kernel.nearest_centre(gram, *parts, offset.contiguous(), scale.contiguous(), labels))
     return Nearest(*naive.nearest_centre(gram, parts.order, parts.starts, parts.sizes, offset, scale, labels))

@@ -15,10 +15,27 @@ DELAY, TOGETHER, BLOCK = 64, 8, 256
 
 
 @triton.jit
-def _keep_cheapest(cost, unit, values, units, program):
+def _divide(x, y):
+    # Plain division of float32 is approximate on a GPU; that of float64 is not.
+    if x.dtype == tl.float32:
+        return tl.div_rn(x, y)
+    else:
+        return x / y
+
+
+@triton.jit
+def _root(x):
+    if x.dtype == tl.float32:
+        return tl.sqrt_rn(x)
+    else:
+        return tl.sqrt(x)
+
+
+@triton.jit
+def _keep_cheapest(cost, unit, alive, values, units, program):
     least = tl.min(cost, 0)
     tl.store(values + program, least)
-    tl.store(units + program, tl.min(tl.where(cost == least, unit, 2147483647), 0))
+    tl.store(units + program, tl.min(tl.where(alive & (cost == least), unit, 2147483647), 0))
 
 
 @triton.jit
@@ -26,10 +43,10 @@ def first_costs_kernel(p_diagonal, k_diagonal, values, units, n, BLOCK: tl.const
     unit = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     p = tl.load(p_diagonal + unit, mask=unit < n, other=1.0)
     k = tl.load(k_diagonal + unit, mask=unit < n, other=float("inf"))
-    _keep_cheapest(k / p, unit, values, units, tl.program_id(0))
+    _keep_cheapest(_divide(k, p), unit, unit < n, values, units, tl.program_id(0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step", "pending"])
 def step_kernel(
     inverse,
     products,
@@ -61,6 +78,7 @@ def step_kernel(
     cost = tl.min(value, 0)
     candidate = tl.load(units + part, mask=part < programs, other=2147483647)
     unit = tl.min(tl.where((value == cost) & (part < programs), candidate, 2147483647), 0)
+    unit = tl.minimum(unit, n - 1)  # where all is NaN there is no cheapest: any unit that exists will do
     row = unit.to(tl.int64) * n
 
     waiting = tl.arange(0, DELAY)
@@ -70,7 +88,8 @@ def step_kernel(
     kappa_waiting = tl.load(kappas + waiting, mask=live, other=0.0)
     mixed = k_unit - kappa_waiting * p_unit
     pivot = tl.maximum(tl.load(inverse + row + unit) - tl.sum(p_unit * p_unit, 0), TINY)
-    kappa = (tl.load(products + row + unit) - tl.sum(p_unit * mixed, 0) - tl.sum(k_unit * p_unit, 0)) / pivot
+    kappa = tl.load(products + row + unit) - tl.sum(p_unit * mixed, 0) - tl.sum(k_unit * p_unit, 0)
+    kappa = _divide(kappa, pivot)
 
     other = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = other < n
@@ -86,9 +105,9 @@ def step_kernel(
         kappa_at = tl.load(kappas + s, mask=s < pending, other=0.0)
         p -= tl.sum(p_s * p_at[:, None], 0)
         k -= tl.sum(p_s * (k_at - kappa_at * p_at)[:, None] + k_s * p_at[:, None], 0)
-    root = tl.sqrt(pivot)
-    p /= root
-    k /= root
+    root = _root(pivot)
+    p = _divide(p, root)
+    k = _divide(k, root)
     tl.store(ps + pending * n + other, p, mask=inside)
     tl.store(ks + pending * n + other, k, mask=inside)
     p_own = tl.load(p_diagonal + other, mask=inside, other=1.0) - p * p
@@ -97,8 +116,8 @@ def step_kernel(
     tl.store(k_diagonal + other, k_own, mask=inside)
     dead = (tl.load(gone + other, mask=inside, other=1) != 0) | (other == unit)
     tl.store(gone + other, dead.to(tl.int32), mask=inside)
-    following = tl.where(dead, float("inf"), k_own / p_own)
-    _keep_cheapest(following, other, next_values, next_units, tl.program_id(0))
+    following = tl.where(dead, float("inf"), _divide(k_own, p_own))
+    _keep_cheapest(following, other, inside & ~dead, next_values, next_units, tl.program_id(0))
     if tl.program_id(0) == 0:
         tl.store(kappas + pending, kappa)
         tl.store(removed + step, unit)

@@ -155,7 +155,7 @@ def gram(blocks: Sequence[Tensor], epilogue: str, weights: Tensor | None) -> tup
         column_strides,
         out,
         norms,
-        norms if weights is None else weights.to(device, torch.float32),
+        norms if weights is None else weights.to(device, torch.float32).contiguous(),
         n,
         EPILOGUE=EPILOGUES[fused],
         WEIGHTED=weights is not None,

@@ -78,7 +78,7 @@ def swiglu_gram(gate: Tensor, up: Tensor, targets: Tensor, weights: Tensor | Non
     shape = config(gate.dtype)
     square, cross = torch.empty(n, n, device=gate.device), torch.empty(n, m, device=gate.device)
     down, across = blocks_of(n, shape["BLOCK"]), blocks_of(m, shape["BLOCK"])
-    masses = gate if weights is None else weights
+    masses = gate if weights is None else weights.to(gate.device, torch.float32).contiguous()
     for out, width, programs in ((square, n, down * (down + 1) // 2), (cross, m, down * across)):
         swiglu_gram_kernel[(programs,)](
             gate,

@@ -22,7 +22,7 @@ def merge_greedily(costs: Tensor, weights: Tensor, merges: int) -> tuple[Tensor,
         CPU, with a leading L for a batch.
 
     Raises:
-        ValueError: shapes that do not fit, or merges outside 0..n-1.
+        ValueError: shapes that do not fit, merges outside 0..n-1, or costs that are not finite or become infinite.
     """
     n = weights.shape[-1]
     if costs.shape != (*weights.shape, n) or costs.ndim not in (2, 3):
@@ -38,4 +38,6 @@ def merge_greedily(costs: Tensor, weights: Tensor, merges: int) -> tuple[Tensor,
     else:
         found = [naive.merge_greedily(c, w, merges) for c, w in zip(*batch, strict=True)]
         pairs, prices = torch.stack([pair for pair, _ in found]), torch.stack([price for _, price in found])
+    if not bool(prices.isfinite().all()):
+        raise ValueError("merge costs must be finite, and far enough from the largest float32")
     return (pairs, prices) if costs.ndim == 3 else (pairs[0], prices[0])

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, WARPS, REGISTERS = 2048, 16, 128
+BLOCK, WARPS, REGISTERS = 4096, 32, 64
 _FAR = 2**31 - 1
 
 
@@ -48,7 +48,8 @@ def _cheapest(bounds, n, BLOCK: tl.constexpr):
         bound = tl.load(bounds + row, mask=row < n, other=float("inf"))
         closer = bound < best
         best, where = tl.where(closer, bound, best), tl.where(closer, row, where)
-    return tl.min(tl.where(best == tl.min(best, 0), where, 2147483647), 0)
+    # Where all is infinite or NaN there is no cheapest: any row that exists will do.
+    return tl.minimum(tl.min(tl.where(best == tl.min(best, 0), where, 2147483647), 0), n - 1)
 
 
 @triton.jit
@@ -82,7 +83,7 @@ def merge_kernel(costs, weights, gone, bounds, neighbours, stamps, pairs, prices
             tl.store(neighbours + a, tl.min(tl.where(best == least, where, 2147483647), 0))
             tl.debug_barrier()
             a = _cheapest(bounds, n, BLOCK)
-        b = tl.load(neighbours + a)
+        b = tl.minimum(tl.load(neighbours + a), n - 1)
         price = tl.load(bounds + a)
         of_a, of_b = tl.load(weights + a), tl.load(weights + b)
         stamp_a, stamp_b = tl.load(stamps + a), tl.load(stamps + b)
@@ -99,7 +100,8 @@ def merge_kernel(costs, weights, gone, bounds, neighbours, stamps, pairs, prices
             to_b = tl.load(costs + _at(b, stamp_b, row, other, n), mask=live, other=0.0)
             own = tl.load(weights + row, mask=live, other=1.0)
             # Lance-Williams update of Ward's criterion, in merge costs.
-            merged = ((own + of_a) * to_a + (own + of_b) * to_b - own * price) / (own + (of_a + of_b))
+            merged = (own + of_a) * to_a + (own + of_b) * to_b - own * price
+            merged = tl.div_rn(merged, own + (of_a + of_b))  # plain division is approximate, and ties would not be ties
             merged = tl.where(live, merged, float("inf"))
             tl.store(costs + a.to(tl.int64) * n + row, merged, mask=row < n)
             above = live & (row > a)
