@@ -134,14 +134,13 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
         if plan.config.method == "self":
             sampling = _held_while_sampling(plan) + _cache_bytes(plan)
     layer = max(map(plan.after.layer_parameters, plan.after.layers))
-    check = (
-        4 * 2 * max(shape.vocabulary * shape.hidden, layer)
-    )  # stock transformers in float32; in bf16 files are mapped
-    beside = 4 * (layer + CHECKED_VOCABULARY * shape.hidden) if processes > 1 else 0
+    # Of the passes of the check, stock float32 takes most; llmfold's own may run beside it, the stored dtype is mapped.
+    check = 4 * 2 * max(shape.vocabulary * shape.hidden, layer)
+    check += 4 * (layer + CHECKED_VOCABULARY * shape.hidden) if processes > 1 else 0
     small = plan.bytes_after < CHECKED_IN_MEMORY_BYTES or plan.config.verify != "full"
     folding = processes if plan.config.shared else 1
     layers = folding * (work_area + folded + PANEL_BYTES * bool(work_area))
-    return processes * BASE_BYTES + max(layers, sampling, 0 if small else check + beside)
+    return processes * BASE_BYTES + max(layers, sampling, 0 if small else check)
 
 
 def _measures(plan: FoldPlan) -> bool:
