@@ -155,14 +155,6 @@ print("agreed", flush=True)
 """
 
 
-def test_a_team_of_three_computes_every_block_once_and_hears_of_all_in_order(tmp_path: Path) -> None:
-    program = tmp_path / "team.py"
-    program.write_text(TEAM)
-    done = launch(3, (str(program),))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("agreed") == 3
-
-
 EVERYONE = """
 from llmfold.errors import OutputError
 from llmfold.streaming.ranks import FollowerError, join_ranks
@@ -224,12 +216,12 @@ sys.exit(main())
 """
 
 
-def test_everyone_hears_of_all_results_and_of_the_first_failure(tmp_path: Path) -> None:
-    program = tmp_path / "everyone.py"
-    program.write_text(EVERYONE)
+def test_three_processes_share_blocks_results_and_failures(tmp_path: Path) -> None:
+    program = tmp_path / "three.py"
+    program.write_text(TEAM + EVERYONE)
     done = launch(3, (str(program),))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("agreed") == 3
+    assert done.stdout.count("agreed") == 6
 
 
 @pytest.mark.parametrize(
