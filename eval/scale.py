@@ -30,6 +30,8 @@ from typing import Any
 
 from synthetic_checkpoint import config_of, write_checkpoint
 
+from llmfold.checkpoint.storage import fsync_path
+
 RESULTS = Path(__file__).parent / "results" / "scale"
 Found = dict[str, Any]
 
@@ -122,8 +124,7 @@ def whole(bench: Bench) -> Found:
     start = time.perf_counter()
     shutil.copytree(model, copy := bench.folder / "scale-copy")
     for path in copy.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync_path(path)
     found["copy_seconds"] = time.perf_counter() - start
     shutil.rmtree(copy)
     floor = found["gram_seconds"] + found["copy_seconds"]

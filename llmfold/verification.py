@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check_tensors, shape_of, tensor_name
 from llmfold.checkpoint import Checkpoint, is_damage, sha256
+from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.checkpoint.storage import write_error
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.planning import FoldPlan
@@ -21,6 +22,7 @@ from llmfold.planning.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULAR
 from llmfold.quiet import quiet_transformers
 from llmfold.streaming.forward import ForwardContext, decoder_layer, forward_context, rms_norm
 from llmfold.streaming.ranks import LostError, Ranks
+from llmfold.streaming.team import Team
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1.5e-1}
 """Allowed root-mean-square difference of logits over their root mean square, by the dtype the model runs in."""
@@ -70,7 +72,7 @@ def verify(
     if mode == "shapes":
         return {"mode": mode}
     tokens, stored = probe_tokens(plan.after.vocabulary), plan.tensors[0].dtype
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, stored)}
+    dtypes = {dtype_name(dtype): dtype for dtype in (torch.float32, stored)}
 
     def logits(name: str) -> Tensor:
         if name == _OWN:
@@ -79,8 +81,8 @@ def verify(
 
     passes, mine = [_OWN, *dtypes], {}
     ranks.everyone(lambda: mine.update({name: logits(name) for name in ranks.mine(passes)}))
-    owners = {name: place % ranks.count for place, name in enumerate(passes)}
-    found = {name: ranks.tensors_of(owners[name], (mine[name],) if name in mine else None)[0] for name in passes}
+    shared = Team(ranks).in_order(passes, lambda name: (mine[name],))
+    found = {name: tensor for name, (tensor,) in zip(passes, shared, strict=True)}
     differences = ranks.lead(lambda: {n: _compare(found[n], found[_OWN], d, folder) for n, d in dtypes.items()})
     return {
         "mode": mode,
@@ -225,7 +227,7 @@ def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape:
 def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan) -> Tensor:
     """Logits of stock transformers, loaded strictly; from disk layer by layer where the model is large."""
     size = plan.after.parameters * dtype.itemsize
-    scratch = folder.with_name(f"{folder.name}-offload-{str(dtype).removeprefix('torch.')}")
+    scratch = folder.with_name(f"{folder.name}-offload-{dtype_name(dtype)}")
     with _scratch(scratch) as offload, quiet_transformers():
         placement: dict[str, Any] = {}
         if size > IN_MEMORY_BYTES:
@@ -256,7 +258,7 @@ def _disk_map(layers: int) -> dict[str, str]:
 
 
 def _compare(logits: Tensor, reference: Tensor, dtype: torch.dtype, folder: Path) -> float:
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     if not torch.isfinite(logits).all():
         raise VerificationError(f"the folded checkpoint computes NaN or Inf in {name}; {folder} was not published")
     difference = float((logits - reference).square().mean().sqrt() / reference.square().mean().sqrt().clamp_min(1e-30))

@@ -3,11 +3,10 @@
 python kernels/benchmarks/clustering.py --size llama-7b --device cpu --only torch "Gram + Ward" PCA --repeats 3
 """
 
-import statistics
 from collections.abc import Callable
 
 import torch
-from harness import DTYPES, Contender, Row, Size, arguments, planted, run, size_of
+from harness import DTYPES, Contender, Row, Size, arguments, medians, planted, run, size_of
 from torch import Tensor
 
 from llmfold.clustering import Method, cluster, gram, inertia_of_rows, mst_bound, squared_distances
@@ -94,13 +93,12 @@ def judged(rows: Tensor, k: int, bound: float) -> Callable[[object], str]:
 
 def ratios(rows: list[Row]) -> list[str]:
     """What the layer costs in full products, and against the published pipeline."""
-    medians = {row.contender.name: statistics.median(row.seconds) for row in rows if row.seconds}
-    lines = []
-    if OURS in medians and FULL in medians:
-        lines.append(f"{OURS} over one full product: {medians[OURS] / medians[FULL]:.3f}.")
-    peer = next((name for name in medians if name.startswith(PEER)), None)
-    if OURS in medians and peer:
-        lines.append(f"{OURS} over {peer}: {medians[OURS] / medians[peer]:.3f}.")
+    seconds, lines = medians(rows), []
+    if OURS in seconds and FULL in seconds:
+        lines.append(f"{OURS} over one full product: {seconds[OURS] / seconds[FULL]:.3f}.")
+    peer = next((name for name in seconds if name.startswith(PEER)), None)
+    if OURS in seconds and peer:
+        lines.append(f"{OURS} over {peer}: {seconds[OURS] / seconds[peer]:.3f}.")
     return [*lines, ""] if lines else []
 
 

@@ -7,21 +7,17 @@ The checkpoint is made in ``--folder`` (27 GB beside its 13.5 at the size llama-
 is left out; the page cache is as each contender's last turn left it, for both alike.
 """
 
-import argparse
-import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-from harness import Contender, Row, arguments, run, wanted
+from harness import Contender, Row, arguments, medians, run, size_name, wanted
 
 import llmfold
+from llmfold.checkpoint.storage import fsync_path
 from llmfold.report.record import FoldReport
 
 SYNTHETIC = Path(__file__).parents[2] / "eval" / "synthetic_checkpoint.py"
@@ -37,8 +33,7 @@ def copied(model: Path, target: Path) -> Callable[[], object]:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(model, target)
         for path in target.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            fsync_path(path)
 
     return call
 
@@ -65,39 +60,33 @@ def stages(result: object) -> str:
 
 def over_copy(rows: list[Row]) -> list[str]:
     """The fold in copies of the files."""
-    medians = {row.contender.name: statistics.median(row.seconds) for row in rows if row.seconds}
-    if COPY not in medians or FOLD not in medians:
+    seconds = medians(rows)
+    if COPY not in seconds or FOLD not in seconds:
         return []
-    return [f"{FOLD} over {COPY}: {medians[FOLD] / medians[COPY]:.3f}.", ""]
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of every benchmark, and where and how long the checkpoint is."""
-    found = arguments(__doc__)
-    found.add_argument("--folder", type=Path, help="where the checkpoint is made; the system's temporary folder")
-    found.add_argument("--layers", type=int, help="cut the model to its first N layers")
-    return found
+    return [f"{FOLD} over {COPY}: {seconds[FOLD] / seconds[COPY]:.3f}.", ""]
 
 
 def main() -> None:
     """Make the checkpoint, run both, write the table."""
-    options = parser().parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--folder", type=Path, help="where the checkpoint is made; the system's temporary folder")
+    parser.add_argument("--layers", type=int, help="cut the model to its first N layers")
+    options = parser.parse_args()
     if not any(wanted(name, options) for name in (COPY, FOLD)):
         return
-    size = options.size or ("llama-7b" if torch.device(options.device).type == "cuda" else "small")
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
-        words = [folder / "model", "--scale-down", SCALE_DOWN[size], "--seed", options.seed]
+    narrower = SCALE_DOWN[size_name(options)]
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        model, copy, out = (Path(name) / part for part in ("model", "copy", "out"))
+        words = [model, "--scale-down", narrower, "--seed", options.seed]
         words += ["--layers", options.layers] if options.layers else []
         subprocess.run([sys.executable, SYNTHETIC, "llama-7b", *map(str, words)], stdout=sys.stderr, check=True)
-        model = folder / "model"
         nbytes = sum(path.stat().st_size for path in model.iterdir())
         contenders = [
-            Contender(COPY, lambda: copied(model, folder / "copy")),
-            Contender(FOLD, lambda: folded(model, folder / "out", options.device), judge=stages),
+            Contender(COPY, lambda: copied(model, copy)),
+            Contender(FOLD, lambda: folded(model, out, options.device), judge=stages),
         ]
         about = (
-            f"The shape of LLaMA-7B, widths over {SCALE_DOWN[size]}, {nbytes / 1e9:.3g} GB of random bf16 weights with "
+            f"The shape of LLaMA-7B, widths over {narrower}, {nbytes / 1e9:.3g} GB of random bf16 weights with "
             "planted near-duplicates, 20 % folded away, without the reload check."
         )
         run("fold", "A whole fold against copying its files", about, contenders, options, over_copy)

@@ -90,9 +90,14 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def size_name(options: argparse.Namespace) -> str:
+    """Name of the chosen size, or of the default of the device."""
+    return options.size or ("llama-7b" if options.device.startswith("cuda") else "small")
+
+
 def size_of(options: argparse.Namespace) -> Size:
     """The chosen size, or the default of the device."""
-    return SIZES[options.size or ("llama-7b" if options.device.startswith("cuda") else "small")]
+    return SIZES[size_name(options)]
 
 
 def wanted(name: str, options: argparse.Namespace) -> bool:
@@ -144,6 +149,11 @@ def measure(contenders: Sequence[Contender], repeats: int, device: torch.device)
             if row.contender.name in calls and len(row.seconds) < repeats:
                 row.seconds.append(once(calls[row.contender.name], device)[0])
     return rows
+
+
+def medians(rows: Sequence[Row]) -> dict[str, float]:
+    """Median seconds by contender, of those that ran."""
+    return {row.contender.name: statistics.median(row.seconds) for row in rows if row.seconds}
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:

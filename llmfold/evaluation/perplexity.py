@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmfold.checkpoint import Checkpoint
+from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.loading import Loading, max_positions, opened
 from llmfold.evaluation.texts import Text
@@ -142,7 +143,7 @@ def score(model: Any, windows: Windows, *, batch: int = BATCH, advance: Callable
     if not math.isfinite(nll):
         raise CheckpointError("the model computes NaN or infinity on this text, so it has no perplexity")
     value = math.exp(nll) if nll < 700 else math.inf
-    precision = str(logits.dtype).removeprefix("torch.")
+    precision = dtype_name(logits.dtype)
     return Perplexity(value, nll, tokens, count, f"{windows.protocol}; {tokens:,} predicted tokens, {precision}")
 
 

@@ -180,8 +180,7 @@ else:
 print("agreed", flush=True)
 """
 TAMPERING = """
-import os, signal, sys
-import time
+import os, signal, sys, time
 from pathlib import Path
 from llmfold import verification
 from llmfold.cli import main

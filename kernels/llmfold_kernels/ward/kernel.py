@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK, WARPS, REGISTERS = 4096, 32, 64
-_FAR = 2**31 - 1
 
 
 @triton.jit
