@@ -17,7 +17,8 @@ from llmfold.architectures import EMBEDDING, HEAD, shape_of
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.loading import Loading, max_positions, placed
-from llmfold.methods.tokens import TokenBudget, input_device, sample_tokens
+from llmfold.methods.sampling import Sampling, sample_tokens
+from llmfold.methods.tokens import TokenBudget, input_device
 
 SEED = 2**40 + 17
 """Of the held-back tokens: none that a person would fold with."""
@@ -83,7 +84,7 @@ def held_back_tokens(
     length = min(length, max_positions(Checkpoint.open(folder)))
     budget = TokenBudget(max(1, tokens // length), length)
     with placed(folder, loading) as options:
-        return sample_tokens(folder, budget, seed, loading.device, **options)
+        return sample_tokens(folder, Sampling(budget, seed), loading.device, **options)
 
 
 def reference(folder: Path, model: Any, tokens: Tensor, *, batch: int = 8) -> Reference:

@@ -1,0 +1,116 @@
+"""How sampled documents begin, and what begins where one of them ends."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfold.errors import CheckpointError
+from llmfold.methods.tokens import load_tokenizer
+
+UNSET = -1
+"""Where a prompt leaves the token to the model."""
+_WORD_MARKS = "Ġ▁"
+"""What stands before the first letter of a word in the vocabularies of byte-level BPE and of sentencepiece."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the documents by their beginning.
+
+    Attributes:
+        words: share that begins with the token that separates documents, and a random word; the others begin with the
+            model's start token. Chat models write nothing but chat after that one.
+    """
+
+    words: float = 0.5
+
+
+MIXTURE = Mixture()
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """What a model knows of documents.
+
+    Attributes:
+        start: token that a document begins with.
+        ends: tokens that end one; the first of them separates documents.
+        words: token that a text begins with, by capitalised word of the vocabulary; empty where no tokenizer tells.
+    """
+
+    start: int
+    ends: tuple[int, ...]
+    words: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, folder: Path, settings: Any, config: Any) -> "Beginnings":
+        """Read the generation config, then the config, then the tokenizer of a checkpoint.
+
+        Raises:
+            CheckpointError: nothing says how a document begins.
+        """
+        stop = settings.eos_token_id if settings.eos_token_id is not None else getattr(config, "eos_token_id", None)
+        ends = tuple(map(int, [] if stop is None else stop if isinstance(stop, list) else [stop]))
+        begins = (settings.bos_token_id, getattr(config, "bos_token_id", None), *ends)
+        start = next((token for token in begins if token is not None), None)
+        if start is None:
+            raise CheckpointError(
+                "config.json names neither bos_token_id nor eos_token_id, so self tokens have no beginning"
+            )
+        return cls(int(start), ends, _words(folder, int(config.vocab_size)) if ends else ())
+
+    def following(self, previous: Tensor, worded: Tensor, chances: Tensor) -> Tensor:
+        """What must follow: after its end a document's next one begins as it has begun itself.
+
+        Args:
+            previous: (documents,) int64 last tokens.
+            worded: (documents,) bool, those that began with a word.
+            chances: (documents,) uniform in [0, 1), which choose the words.
+
+        Returns:
+            (documents,) int64, ``UNSET`` where no document has ended.
+        """
+        ended = torch.isin(previous, torch.tensor(self.ends, dtype=torch.int64))
+        begun = torch.full_like(previous, self.start)
+        if self.words:
+            begun = torch.where(worded, torch.tensor(self.words)[(chances * len(self.words)).long()], begun)
+        return torch.where(ended & (worded | (previous != self.start)), begun, UNSET)
+
+
+def starts(beginnings: Beginnings, mixture: Mixture, documents: range, generator: torch.Generator) -> Tensor:
+    """Prompts of documents, whose kinds alternate in the mixture's shares.
+
+    Args:
+        beginnings: of the model.
+        mixture: of the kinds; without words all documents begin with the start token.
+        documents: their numbers among all.
+        generator: draws the words.
+
+    Returns:
+        (documents, 2) int64; ``UNSET`` where the model chooses.
+    """
+    prompts = torch.full((len(documents), 2), UNSET, dtype=torch.int64)
+    prompts[:, 0] = beginnings.start
+    if beginnings.words:
+        words = torch.tensor(beginnings.words)
+        drawn = words[torch.randint(len(words), (len(documents),), generator=generator)]
+        numbers = torch.arange(documents.start, documents.stop, dtype=torch.float64)
+        worded = ((numbers + 1) * mixture.words).floor() > (numbers * mixture.words).floor()
+        prompts[worded] = torch.stack([torch.full_like(drawn, beginnings.ends[0]), drawn], 1)[worded]
+    return prompts
+
+
+def _words(folder: Path, vocabulary: int) -> tuple[int, ...]:
+    """First token of every capitalised word that the vocabulary holds, as the tokenizer begins a text with it."""
+    try:
+        tokenizer = load_tokenizer(folder)
+        tokens = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), vocabulary))))
+    except Exception:  # a checkpoint may come without a tokenizer, or with one that lacks its own packages
+        return ()
+    words = [t[1:] for t in tokens if t and t[0] in _WORD_MARKS and t[1:].isascii() and t[1:].isalpha()]
+    words = [word for word in words if word[0].isupper()]
+    first = (ids[0] for ids in tokenizer(words, add_special_tokens=False).input_ids) if words else ()
+    return tuple(token for token in first if token < vocabulary)
