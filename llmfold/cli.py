@@ -76,6 +76,11 @@ def build_parser() -> Parser:
     how.add_argument("--repair", choices=config.REPAIRS, help="variance: the paper's Fold-AR correction")
     how.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
     how.add_argument("--dtype", choices=config.DTYPES, help="dtype written (default: auto, as stored)")
+    how.add_argument(
+        "--compute-dtype",
+        choices=config.DTYPES,
+        help="dtype of forward passes (default: auto, a stored half dtype where the device multiplies it, else float32)",
+    )
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
     run = parser.add_argument_group("the run")
     after = parser.add_argument_group("what to measure afterwards")

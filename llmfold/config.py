@@ -37,6 +37,7 @@ _CHOICES = {
     "allocation": ALLOCATIONS,
     "ratio_of": RATIO_BASES,
     "dtype": DTYPES,
+    "compute_dtype": DTYPES,
     "verify": VERIFICATIONS,
 }
 
@@ -79,6 +80,8 @@ class FoldConfig:
         layers: overrides by layer index.
         seed: seed of everything random.
         dtype: dtype of the folded tensors; ``auto`` keeps each tensor's own.
+        compute_dtype: dtype of sampling, of forward passes and of what is measured afterwards; ``auto`` decides by device
+            and processor, see :func:`llmfold.devices.compute_dtype`.
         device: torch device of the computation; ``auto`` is CUDA when present.
         max_memory: how much of the model may be held while tokens are sampled from it, the rest being read from disk
             for every token: a size such as ``"4GiB"`` for every device and the host, or by device as in
@@ -116,6 +119,7 @@ class FoldConfig:
     layers: Mapping[int, LayerOverride] = field(default_factory=dict)
     seed: int = 0
     dtype: str = "auto"
+    compute_dtype: str = "auto"
     device: str = "auto"
     max_memory: int | str | None = None
     max_shard_size: int | str = "5GB"
