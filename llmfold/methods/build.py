@@ -24,7 +24,7 @@ from llmfold.streaming.states import STATE_FOLDER, stored_array
 
 
 def build_method(setting: Setting, say: Callable[[str], None]) -> LayerMethod:
-    """Prepare the method of ``setting.config``; sampling happens here, once, and is stored in the work folder.
+    """Prepare the method of ``setting.config``; what is sampled is stored in the work folder.
 
     Args:
         setting: where to work.

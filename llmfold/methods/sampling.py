@@ -156,7 +156,9 @@ def draw(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:
 
 
 class _Preallocated(DynamicLayer):  # type: ignore[misc]
-    """Keys and values in room for a whole document: nothing is copied when a token comes, and only seen ones are read."""
+    """Keys and values in room for a whole document: none is copied when a token comes, and only seen ones are read."""
+
+    is_initialized: bool
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -166,7 +168,9 @@ class _Preallocated(DynamicLayer):  # type: ignore[misc]
         first = self.get_seq_length()
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self._rooms = [new.new_empty(*new.shape[:2], self._length, new.shape[3]) for new in (key_states, value_states)]
+            self._rooms = [
+                new.new_empty(*new.shape[:2], self._length, new.shape[3]) for new in (key_states, value_states)
+            ]
         last = first + key_states.shape[2]
         for room, new in zip(self._rooms, (key_states, value_states), strict=True):
             room[:, :, first:last] = new

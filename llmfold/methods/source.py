@@ -1,8 +1,10 @@
 """Token sequences for the methods that measure: sampled from the model itself, or cut from a text the user names."""
 
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,23 @@ from torch import Tensor
 from llmfold.architectures import ModelShape, stock_config
 from llmfold.checkpoint import Checkpoint
 from llmfold.config import SELF_DATA, FoldConfig
+from llmfold.devices import compute_dtype
 from llmfold.errors import UsageError
 from llmfold.methods import tokens as tk
 from llmfold.methods.measure import Measurement
+from llmfold.methods.sampling import Sampler, Sampling, cache_bytes
 from llmfold.methods.streams import TokenStream
 from llmfold.plain_text import UNREADABLE, read_plain_text
 from llmfold.planning.estimate import cache_limit
 from llmfold.planning.limits import available_memory, room
 from llmfold.streaming.forward import forward_context
+from llmfold.streaming.ranks import neighbours
+from llmfold.streaming.states import STATE_FOLDER
 from llmfold.streaming.team import Team
 
+BATCH_FOLDER = f"{STATE_FOLDER}/tokens"
 _HUB_CHARACTERS_PER_TOKEN = 16
+_SECONDS_BETWEEN_NEWS = 2.0
 
 
 @dataclass(frozen=True)
@@ -58,23 +66,21 @@ def token_source(setting: Setting, say: Callable[[str], None]) -> TokenSource:
     Raises:
         LlmfoldError: missing data, unusable tokens.
     """
-    config, checkpoint, shape = setting.config, setting.checkpoint, setting.shape
-    positions = int(stock_config(checkpoint.config).max_position_embeddings)
-    budget = tk.token_budget(shape, positions, config.num_samples, config.sequence_length)
-    sampled = SELF_DATA in (config.method, config.data)
+    checkpoint, shape = setting.checkpoint, setting.shape
+    budget, sampled = _budget(setting), samples(setting.config)
     if sampled:
-        say("sampling tokens from the model")
-        make, data = lambda: _sampled(setting, budget), "sampled from the model itself"
+        make, data = lambda: _sampled(setting, say), "sampled from the model itself"
     else:
         say("reading calibration text")
-        make, data = lambda: _calibration(setting, budget), f"outside text: {Path(str(config.data)).name}"
+        make, data = lambda: _calibration(setting, budget), f"outside text: {Path(str(setting.config.data)).name}"
     tokens = tk.stored(setting.work / tk.TOKENS_FILE, make)
+    shutil.rmtree(setting.work / BATCH_FOLDER, ignore_errors=True)
     quality = tk.quality(tokens)
     facts = {
         "data": data,
         "sequences": budget.sequences,
         "sequence_length": budget.length,
-        "sampled_length": budget.sampled if sampled else None,
+        "documents": budget.documents if sampled else None,
         "tokens_sha256": tk.digest(tokens),
         "token_quality": quality,
         "warning": tk.doubt(quality) if sampled else None,
@@ -91,21 +97,90 @@ def token_source(setting: Setting, say: Callable[[str], None]) -> TokenSource:
     return TokenSource(on, tokens, facts)
 
 
-def _sampled(setting: Setting, budget: tk.TokenBudget) -> Tensor:
-    offload = setting.work / "offload"
-    loading = _placement(setting, budget, offload)
+def samples(config: FoldConfig) -> bool:
+    """Whether a fold samples from its model."""
+    return SELF_DATA in (config.method, config.data)
+
+
+def _budget(setting: Setting) -> tk.TokenBudget:
+    config, positions = setting.config, int(stock_config(setting.checkpoint.config).max_position_embeddings)
+    return tk.token_budget(setting.shape, positions, config.num_samples, config.sequence_length)
+
+
+def sample_batches(
+    setting: Setting,
+    say: Callable[[str], None],
+    share: Callable[[Sequence[int]], Sequence[int]] = lambda batches: batches,
+) -> None:
+    """Sample this process's batches of documents and store each of them in the work folder as it is finished.
+
+    Args:
+        setting: where to work.
+        say: told how many tokens this process has sampled.
+        share: batches that fall to this process, by number.
+
+    Raises:
+        CheckpointError: the model computes NaN or infinity, or nothing says how a document begins.
+    """
+    sampling, batches = _batches(setting)
+    mine = share(range(len(batches)))
+    missing = [index for index in mine if not _batch_path(setting, index).exists()]
+    if not missing or (setting.work / tk.TOKENS_FILE).exists():
+        return
+    length = sampling.budget.document_length
+    total, left = (length * sum(len(batches[index]) for index in some) for some in (mine, missing))
+    progress = _Progress(say, total, total - left)
+    offload = setting.work / f"offload-{mine[0]}"
+    cache = max(map(len, batches)) * cache_bytes(stock_config(setting.checkpoint.config), length)
     try:
-        return tk.sample_tokens(
-            setting.checkpoint.folder,
-            budget,
-            setting.config.seed,
-            setting.device,
-            temperature=setting.config.temperature,
-            cache_limit=cache_limit(setting.config, _device_name(setting.device)),
-            **loading,
-        )
+        loading = _placement(setting, cache, min(len(batches), neighbours()), offload)
+        sampler = Sampler(setting.checkpoint.folder, setting.device, _dtype(setting), **loading)
+        for index in missing:
+            sample = partial(sampler.sample, sampling, index, batches[index], progress.add)
+            tk.stored(_batch_path(setting, index), sample)
     finally:
         shutil.rmtree(offload, ignore_errors=True)
+
+
+def _sampled(setting: Setting, say: Callable[[str], None]) -> Tensor:
+    """All batches in one, sampled here where no process has sampled them yet."""
+    sample_batches(setting, say)
+    sampling, batches = _batches(setting)
+    return sampling.budget.cut(torch.cat([tk.load(_batch_path(setting, index)) for index in range(len(batches))]))
+
+
+def _batches(setting: Setting) -> tuple[Sampling, list[range]]:
+    config = setting.config
+    limit = cache_limit(config, _device_name(setting.device))
+    sampling = Sampling(_budget(setting), config.seed, config.temperature, limit)
+    return sampling, sampling.batches(stock_config(setting.checkpoint.config))
+
+
+def _batch_path(setting: Setting, index: int) -> Path:
+    return setting.work / BATCH_FOLDER / f"{index:05d}.npy"
+
+
+class _Progress:
+    """Says now and then how many tokens are there."""
+
+    def __init__(self, say: Callable[[str], None], total: int, done: int) -> None:
+        self._say, self._total, self._done = say, total, done
+        self._tell()
+
+    def add(self, tokens: int) -> None:
+        """Count tokens that were drawn."""
+        self._done += tokens
+        if time.monotonic() - self._told >= _SECONDS_BETWEEN_NEWS:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._say(f"sampling tokens: {self._done:,} of {self._total:,}")
+        self._told = time.monotonic()
+
+
+def _dtype(setting: Setting) -> torch.dtype:
+    stored = next(iter(setting.checkpoint.tensors.values())).dtype
+    return compute_dtype(setting.config.compute_dtype, setting.device, stored)
 
 
 def _device_name(device: torch.device) -> int | str:
@@ -113,17 +188,16 @@ def _device_name(device: torch.device) -> int | str:
     return "cpu" if device.type == "cpu" else device.index or 0
 
 
-def _placement(setting: Setting, budget: tk.TokenBudget, offload: Path) -> dict[str, Any]:
+def _placement(setting: Setting, cache: int, processes: int, offload: Path) -> dict[str, Any]:
     """Where the model is held while it samples: whole on its device if it fits, else spread by accelerate.
 
-    What is left for the key/value cache is counted first; ``max_memory`` bounds model and cache together.
+    What is left for the key/value cache is counted first; ``max_memory`` bounds model and cache together. Processes
+    that sample on one machine share its memory.
     """
     limits, device = setting.config.memory_limits, setting.device
-    own = _device_name(device)
-    size = sum(t.nbytes for t in setting.checkpoint.tensors.values())
-    stock = stock_config(setting.checkpoint.config)
-    cache = min(cache_limit(setting.config, own), budget.sequences * tk.cache_bytes(stock, budget.sampled))
-    rooms: dict[int | str, int] = {"cpu": room("cpu", available_memory(), limits)}
+    own, width = _device_name(device), _dtype(setting).itemsize
+    size = sum(t.nbytes // t.dtype.itemsize * width for t in setting.checkpoint.tensors.values())
+    rooms: dict[int | str, int] = {"cpu": room("cpu", available_memory() // processes, limits)}
     if own != "cpu":
         rooms[own] = room(own, int(torch.cuda.mem_get_info(device)[0]), limits)
     rooms[own] = max(rooms[own] - cache, 0)

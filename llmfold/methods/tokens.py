@@ -134,7 +134,13 @@ def text_tokens(folder: Path, text: str, budget: TokenBudget, origin: str) -> Te
 
 def stored(path: Path, make: Callable[[], Tensor]) -> Tensor:
     """Tokens from ``path``; made and stored there if they are not yet."""
-    return torch.from_numpy(stored_array(path, lambda: make().numpy().astype(np.int32)).astype(np.int64))
+    stored_array(path, lambda: make().numpy().astype(np.int32))
+    return load(path)
+
+
+def load(path: Path) -> Tensor:
+    """Stored tokens, int64."""
+    return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64))
 
 
 def digest(tokens: Tensor) -> str:

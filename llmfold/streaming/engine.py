@@ -89,6 +89,8 @@ def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
     def build() -> LayerMethod | None:
         return next((method for method in [run.build_method() for run in runs] if method is not None), None)
 
+    for run in runs:
+        ranks.everyone(run.sample)
     if runs[0].config.shared:
         method = ranks.first(build)
         for run in runs:

@@ -29,7 +29,7 @@ from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
 from llmfold.methods.measure import SENSITIVITIES_FILE
 from llmfold.methods.merging import Merging
-from llmfold.methods.source import Setting
+from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches, samples
 from llmfold.methods.tokens import TOKENS_FILE
 from llmfold.planning import Sensitivities, make_plan
 from llmfold.report.files import save_report
@@ -108,16 +108,28 @@ class Run:
         return sum(unit.startswith(LAYER) for unit in self._done)
 
     def build_method(self) -> LayerMethod | None:
-        """The method of the run, having sampled or drawn what it measures on; None where all is folded already."""
-        folded = self.resumed == len(self.shape.layers) and not self.unfinished
-        if folded and not self.config.replans:
+        """The method of the run, having read or drawn what it measures on; None where all is folded already."""
+        if self._folded:
             return None
-        with self.stages("sample" if self.config.method == "self" else "prepare"), torch.no_grad():
+        with self.stages("prepare"), torch.no_grad():
             if not self.plan.folded_layers:
                 return Merging(self.config, self.shape, self.device)
-            team = Team(self.ranks, self.device) if self.config.together else Team()
-            setting = Setting(self.config, self.checkpoint, self.shape, self.work.folder, self.device, team)
-            return build_method(setting, self.listener.stage)
+            return build_method(self._setting(), self.listener.stage)
+
+    def sample(self) -> None:
+        """Sample this process's share of the tokens that the method measures on, if it measures on such."""
+        if samples(self.config) and self.plan.folded_layers and not self._folded:
+            with self.stages("sample"):
+                sample_batches(self._setting(), self.listener.stage, self.ranks.mine)
+
+    @property
+    def _folded(self) -> bool:
+        """Whether no method is needed any more."""
+        return self.resumed == len(self.shape.layers) and not self.unfinished and not self.config.replans
+
+    def _setting(self) -> Setting:
+        team = Team(self.ranks, self.device) if self.config.together else Team()
+        return Setting(self.config, self.checkpoint, self.shape, self.work.folder, self.device, team)
 
     def settle(self, method: LayerMethod | None) -> None:
         """Let what the method measures decide the widths, if it may."""
@@ -314,7 +326,7 @@ def _worth_keeping(work: WorkFolder, journal: Journal, error: BaseException) -> 
     """Whether there are finished tensors, or hours of sampling and measuring that no bad option has brought about."""
     if journal.done.keys() - {METHOD} or (journal.done and not isinstance(error, LlmfoldError)):
         return True
-    measured = any((work.folder / name).exists() for name in (TOKENS_FILE, SENSITIVITIES_FILE))
+    measured = any((work.folder / name).exists() for name in (TOKENS_FILE, BATCH_FOLDER, SENSITIVITIES_FILE))
     return measured and not isinstance(error, UsageError)
 
 

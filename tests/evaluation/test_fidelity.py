@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from llmfold import CheckpointError, UsageError
 from llmfold.evaluation.fidelity import Fidelity, fidelity, held_back_tokens, reference
 from llmfold.evaluation.loading import Loading, opened
-from llmfold.methods.tokens import TokenBudget, sample_tokens
+from llmfold.methods.sampling import Sampling, sample_tokens
+from llmfold.methods.tokens import TokenBudget
 
 
 def measured(dense: Path, model: Path, tokens: Tensor, batch: int = 3) -> Fidelity:
@@ -64,7 +65,7 @@ def test_held_back_tokens_are_sampled_anew_but_always_the_same(session_model: Pa
     tokens = held_back_tokens(session_model, Loading(), tokens=400, length=50)
     assert tokens.shape == (8, 50)
     assert torch.equal(tokens, held_back_tokens(session_model, Loading(), tokens=400, length=50))
-    folded_with = sample_tokens(session_model, TokenBudget(8, 50), 0, torch.device("cpu"))
+    folded_with = sample_tokens(session_model, Sampling(TokenBudget(8, 50), 0), torch.device("cpu"))
     assert not torch.equal(tokens, folded_with)
 
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmfold.errors import OutputError
 from llmfold.methods import tokens as tk
 from llmfold.methods.population import Population
+from llmfold.methods.sampling import Sampler, cache_bytes
 from llmfold.planning import Sensitivities
 
 MEASURED = {"num_samples": 16, "sequence_length": 32}
@@ -190,17 +191,17 @@ def test_a_model_offloaded_while_it_samples_folds_to_the_same_bytes(
 ) -> None:
     model = tiny_model(tmp_path / "m")
     placed: list[dict[str, Any]] = []
-    sample = tk.sample_tokens
+    load = Sampler.__init__
 
-    def spied(*arguments: Any, **options: Any) -> torch.Tensor:
+    def spied(*arguments: Any, **options: Any) -> None:
         placed.append(options)
-        return sample(*arguments, **options)
+        load(*arguments, **options)
 
-    monkeypatch.setattr(tk, "sample_tokens", spied)
+    monkeypatch.setattr(Sampler, "__init__", spied)
     options: dict[str, Any] = {"method": "self", "ratio": 0.25, "num_samples": 16, "sequence_length": 8}
     fold(model, output=tmp_path / "held", **options)
-    # Half of it has room for the cache of all sequences, so that they are sampled in one batch here too.
-    limit = 2 * 16 * tk.cache_bytes(AutoConfig.from_pretrained(model), 2 * 8)
+    # Half of it has room for the cache of all documents, so that they are sampled in one batch here too.
+    limit = 2 * 8 * cache_bytes(AutoConfig.from_pretrained(model), 2 * 8)
     fold(model, output=tmp_path / "offloaded", max_memory=limit, **options)
     assert "device_map" not in placed[0]
     assert placed[1]["device_map"] == "auto"
@@ -223,6 +224,6 @@ def test_what_was_sampled_survives_a_full_disk(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(OutputError, match="full"):
             fold(model, method="self", ratio=0.25, output=out, **MEASURED)
     assert (partial / tk.TOKENS_FILE).exists()
-    monkeypatch.setattr(tk, "sample_tokens", full)
+    monkeypatch.setattr(Sampler, "sample", full)
     fold(model, method="self", ratio=0.25, output=out, **MEASURED)
     assert not partial.exists()

@@ -4,17 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from support import edit_json, fold, tiny_model
-from transformers import AutoModelForCausalLM
+from support import fold, tiny_model
 
 from llmfold import CheckpointError, UsageError
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.architectures.llama import LLAMA
-from llmfold.methods.tokens import TokenBudget, doubt, quality, sample_tokens, text_tokens, token_budget, windows
-
-CPU = torch.device("cpu")
+from llmfold.methods.tokens import TokenBudget, doubt, quality, text_tokens, token_budget
 
 
 def shape(intermediate: int) -> ModelShape:
@@ -22,8 +17,9 @@ def shape(intermediate: int) -> ModelShape:
 
 
 def test_default_budget_has_four_tokens_per_unit_of_the_widest_block() -> None:
-    assert token_budget(shape(512), 2048, None, None) == TokenBudget(128, 256, 256)
-    assert token_budget(shape(512), 300, None, None) == TokenBudget(128, 256, 44)
+    assert token_budget(shape(512), 2048, None, None) == TokenBudget(128, 256, 2)
+    assert token_budget(shape(512), 300, None, None) == TokenBudget(128, 256, 1)
+    assert token_budget(shape(512), 2048, 1, 100) == TokenBudget(1, 100, 1)
     wide = token_budget(shape(11008), 2048, None, None)
     assert wide.sequences * wide.length >= 4 * 11008
     assert token_budget(shape(512), 128, None, None).length == 128
@@ -34,75 +30,11 @@ def test_sequences_longer_than_the_model_are_refused() -> None:
         token_budget(shape(512), 256, None, 300)
 
 
-def test_samples_begin_with_bos_and_depend_on_the_seed_only(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "m")
-    budget = TokenBudget(4, 20)
-    torch.manual_seed(5)
-    first = sample_tokens(model, budget, 0, CPU)
-    torch.manual_seed(6)
-    assert torch.equal(first, sample_tokens(model, budget, 0, CPU))
-    assert not torch.equal(first, sample_tokens(model, budget, 1, CPU))
-    assert first.shape == (4, 20)
-    assert (first[:, 0] == 1).all()
-
-
-END = 7
-
-
-@given(
-    st.lists(st.integers(0, 19), min_size=20, max_size=40),
-    st.integers(1, 12),
-    st.integers(0, 8),
-    st.integers(0, 2**63 - 1),
-)
-def test_windows_lie_in_their_documents(ends: list[int], length: int, lead: int, seed: int) -> None:
-    """Token i of a document is 100 + i, but for one END (none at place 0)."""
-    budget = TokenBudget(len(ends), length, lead)
-    documents = (100 + torch.arange(budget.sampled)).repeat(len(ends), 1)
-    for row, place in enumerate(ends):
-        if 0 < place < budget.sampled:
-            documents[row, place] = END
-    found = windows(documents, budget, seed, {END})
-    assert found.shape == (len(ends), length)
-    for row, (place, window) in enumerate(zip(ends, found, strict=True)):
-        fitting = [o for o in range(lead + 1) if torch.equal(documents[row, o : o + length], window)]
-        assert fitting
-        if 0 < place < budget.sampled:
-            assert fitting[0] == 0 or fitting[0] + length <= place + 1
-    assert torch.equal(found, windows(documents, budget, seed, {END}))
-
-
-def test_windows_begin_anywhere() -> None:
-    documents = torch.arange(12).repeat(400, 1)
-    found = windows(documents, TokenBudget(400, 9, 3), 5, set())[:, 0]
-    assert torch.bincount(found).min() > 60
-    assert not torch.equal(found, windows(documents, TokenBudget(400, 9, 3), 6, set())[:, 0])
-
-
-def test_sequences_are_windows_of_longer_samples(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "m")
-    documents = sample_tokens(model, TokenBudget(16, 12), 3, CPU)
-    sampled = sample_tokens(model, TokenBudget(16, 9, 3), 3, CPU)
-    assert torch.equal(sampled, windows(documents, TokenBudget(16, 9, 3), 3, {2}))
-
-
-def test_samples_follow_the_model(tmp_path: Path) -> None:
-    """The second token's frequencies are the model's own probabilities: temperature 1, no top-k, no top-p."""
-    model = tiny_model(tmp_path / "m", vocab_size=8)
-    sampled = sample_tokens(model, TokenBudget(4000, 2), 0, CPU)[:, 1]
-    with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(model)(torch.tensor([[1]])).logits[0, -1].softmax(-1)
-    found = torch.bincount(sampled, minlength=8) / 4000
-    assert (found - expected).abs().max() < 0.03
-
-
-def test_a_model_without_bos_begins_with_eos(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "m")
-    for name in ("config.json", "generation_config.json"):
-        edit_json(model / name, bos_token_id=None, eos_token_id=[7, 2])
-    edit_json(model / "config.json", model_type="qwen2", architectures=["Qwen2ForCausalLM"])
-    tiny_model(tmp_path / "q", "qwen2", bos_token_id=None, eos_token_id=7)
-    assert (sample_tokens(tmp_path / "q", TokenBudget(2, 4), 0, CPU)[:, 0] == 7).all()
+def test_sequences_of_a_document_stand_side_by_side() -> None:
+    budget = TokenBudget(5, 3, 2)
+    assert (budget.documents, budget.document_length) == (3, 6)
+    documents = torch.arange(18).view(3, 6)
+    assert torch.equal(budget.cut(documents), torch.arange(15).view(5, 3))
 
 
 def test_loops_are_told_from_text() -> None:
@@ -112,13 +44,6 @@ def test_loops_are_told_from_text() -> None:
     assert quality(varied) == {"distinct": 1.0, "repeated_4grams": 0.0}
     assert doubt(quality(varied)) is None
     assert "loops" in str(doubt(quality(loop)))
-
-
-def test_a_new_document_begins_where_one_ends(tmp_path: Path) -> None:
-    sampled = sample_tokens(tiny_model(tmp_path / "m", vocab_size=8), TokenBudget(64, 64), 0, CPU)
-    ends = (sampled[:, :-1] == 2).nonzero()
-    assert len(ends) > 10
-    assert all(sampled[row, position + 1] == 1 for row, position in ends.tolist())
 
 
 def test_short_text_is_refused(data_dir: Path) -> None:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from support import SINGLE, fold, tiny_model
 
 from llmfold.errors import DeviceError
-from llmfold.methods import activations, importance, measure, tokens
+from llmfold.methods import activations, importance, measure
+from llmfold.methods.sampling import Sampler
 from llmfold.streaming.shortage import in_smaller_chunks, on_host_instead
 
 ROOM = 3
@@ -101,6 +102,6 @@ def test_where_nothing_smaller_can_be_tried_it_is_a_sentence(tmp_path: Path, mon
     def out_of_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tokens, "sample_tokens", out_of_memory)
+    monkeypatch.setattr(Sampler, "sample", out_of_memory)
     with pytest.raises(DeviceError, match="the memory of the GPU does not suffice: pass --device cpu"):
         fold(tiny_model(tmp_path / "m"), method="self", ratio=0.25, output=tmp_path / "out", num_samples=8)
