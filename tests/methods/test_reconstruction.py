@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmfold.errors import OutputError
 from llmfold.methods import tokens as tk
 from llmfold.methods.population import Population
+from llmfold.methods.reconstruction import RIDGES
 from llmfold.methods.sampling import Sampler, cache_bytes
 from llmfold.planning import Sensitivities
 
@@ -77,8 +78,7 @@ def test_repair_beats_dropping_the_same_units(tmp_path: Path) -> None:
     report = fold(tiny_model(tmp_path / "m"), method="self", mlp_ratio=0.3, output=tmp_path / "out", num_samples=64)
     for layer in report.layers:
         assert layer["mlp"]["error_after_repair"] < layer["mlp"]["error_before_repair"]
-        errors = layer["mlp"]["held_back_errors"]
-        assert errors[layer["mlp"]["chosen"]] == min(errors.values())
+        assert layer["mlp"]["ridge"] in RIDGES
 
 
 def test_adaptive_widths_load_with_their_modelling_file(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ llmfold.fold(sys.argv[1], output=sys.argv[2], method=sys.argv[4], ratio=0.3, num
 
 
 @pytest.mark.parametrize("method", ["self", "weights"])
-@pytest.mark.parametrize("unit", ["method", "outside", "layer-0", "layer-1", "layer-2", "finish"])
+@pytest.mark.parametrize("unit", ["method", "outside", "layer-0", "layer-1", "layer-2"])
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit: str) -> None:
     model = tiny_model(tmp_path / "m", num_hidden_layers=3)
     command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), unit, method]
@@ -137,7 +137,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit
     assert not (tmp_path / "killed").exists()
     resumed = fold(model, method=method, ratio=0.3, output=tmp_path / "killed", **MEASURED)
     undisturbed = fold(model, method=method, ratio=0.3, output=tmp_path / "whole", **MEASURED)
-    assert resumed.resumed_layers == {"layer-0": 1, "layer-1": 2, "layer-2": 3, "finish": 3}.get(unit, 0)
+    assert resumed.resumed_layers == {"layer-0": 1, "layer-1": 2, "layer-2": 3}.get(unit, 0)
     names = {p.name for p in (tmp_path / "whole").iterdir()}
     assert names == {p.name for p in (tmp_path / "killed").iterdir()}
     for name in names - {"report.json", "report.html"}:  # they tell seconds
@@ -155,8 +155,8 @@ def test_a_resumed_run_takes_the_prior_that_it_had(tmp_path: Path, monkeypatch: 
     assert resumed.resumed_layers == 1
 
 
-def test_a_killed_run_leaves_layers_before_the_first_narrowed_one_alone(tmp_path: Path) -> None:
-    """Nothing has drifted there, so nothing is repaired, whether the run was interrupted or not."""
+def test_a_killed_run_leaves_layers_that_are_not_narrowed_alone(tmp_path: Path) -> None:
+    """Nothing corrects what another layer got wrong, whether the run was interrupted or not."""
     model = tiny_model(tmp_path / "m", num_hidden_layers=4)
     script = KILLED.replace("ratio=0.3", "layers={'2': {'mlp': 0.5}}")
     command = [sys.executable, "-c", script, str(model), str(tmp_path / "killed"), "layer-0", "self"]
@@ -166,7 +166,7 @@ def test_a_killed_run_leaves_layers_before_the_first_narrowed_one_alone(tmp_path
     assert (tmp_path / "killed" / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
     before, after = load_file(model / SINGLE), load_file(tmp_path / "whole" / SINGLE)
     changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"2", "3", "weight"}  # the last is the final norm
+    assert changed == {"2"}
 
 
 def test_the_repair_knows_the_dtype_that_is_written(tmp_path: Path) -> None:
@@ -176,14 +176,27 @@ def test_the_repair_knows_the_dtype_that_is_written(tmp_path: Path) -> None:
     assert not torch.equal(down, down.bfloat16().float())
 
 
-def test_the_closed_form_leaves_the_final_norm_alone(tmp_path: Path) -> None:
+def test_a_layer_does_not_depend_on_what_others_lose(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m", num_hidden_layers=3)
+    for name, layers in (("alone", {"1": {"mlp": 0.5}}), ("all", {"0-2": {"mlp": 0.5, "attention": 0.5}})):
+        fold(model, method="self", layers=layers, output=tmp_path / name, **MEASURED)
+    alone, every = (load_file(tmp_path / name / SINGLE) for name in ("alone", "all"))
+    for name in ("gate", "up", "down"):
+        key = f"model.layers.1.mlp.{name}_proj.weight"
+        assert torch.equal(alone[key], every[key])
+
+
+def test_measured_widths_and_given_ones_fold_to_the_same_bytes(tmp_path: Path) -> None:
+    """What the measuring pass has eliminated is taken up; without one the fold eliminates the same units itself."""
     model = tiny_model(tmp_path / "m")
-    before = load_file(model / SINGLE)["model.norm.weight"]
-    for steps, alone in ((0, True), (2, False)):
-        report = fold(model, method="self", mlp_ratio=0.5, refine=steps, output=tmp_path / str(steps), num_samples=64)
-        after = load_file(tmp_path / str(steps) / SINGLE)["model.norm.weight"]
-        assert torch.equal(before, after) is alone
-        assert ("held_back_kl" in report.data) is not alone
+    measured = fold(model, method="self", ratio=0.25, output=tmp_path / "measured", **MEASURED)
+    widths = measured.plan["layers"][0]
+    given = {
+        "mlp": 1 - widths["after"]["intermediate"] / widths["before"]["intermediate"],
+        "attention": 1 - widths["after"]["heads"] / widths["before"]["heads"],
+    }
+    fold(model, method="self", layers={"0-1": given}, output=tmp_path / "given", **MEASURED)
+    assert (tmp_path / "measured" / SINGLE).read_bytes() == (tmp_path / "given" / SINGLE).read_bytes()
 
 
 def test_a_model_offloaded_while_it_samples_folds_to_the_same_bytes(
