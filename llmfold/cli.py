@@ -79,7 +79,7 @@ def build_parser() -> Parser:
     how.add_argument(
         "--compute-dtype",
         choices=config.DTYPES,
-        help="dtype of forward passes (default: auto, a stored half dtype where the device multiplies it, else float32)",
+        help="dtype of forward passes (default: auto, as stored where the device multiplies that, else float32)",
     )
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
     run = parser.add_argument_group("the run")
