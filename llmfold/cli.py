@@ -84,7 +84,7 @@ def build_parser() -> Parser:
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
     run = parser.add_argument_group("the run")
     after = parser.add_argument_group("what to measure afterwards")
-    after.add_argument("--fidelity-tokens", type=int, help="tokens of the dense model to compare on (default: 4096)")
+    after.add_argument("--fidelity-tokens", type=int, help="tokens of the dense model to compare on (default: 2048)")
     after.add_argument(
         "--eval", nargs="?", const="wikitext2,folding", help="tasks of 'llmfold eval' (default: %(const)s)"
     )

@@ -126,7 +126,7 @@ class FoldConfig:
     verify: str = "full"
     overwrite: bool = False
     trust_remote_code: bool = False
-    fidelity_tokens: int = 4096
+    fidelity_tokens: int = 2048
     eval: str | None = None
     eval_text: str | None = None
     eval_data_dir: str | None = None
@@ -271,6 +271,12 @@ class FoldConfig:
 def option(name: str) -> str:
     """Spelling of a field on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def check_compute_dtype(value: Any) -> None:
+    """Raise UsageError unless ``value`` is one of ``DTYPES``."""
+    if value not in DTYPES:
+        raise UsageError(f"--compute-dtype is {value!r}; choose from {', '.join(DTYPES)}")
 
 
 def check_fraction(value: Any, name: str) -> None:

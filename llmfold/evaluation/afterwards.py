@@ -56,14 +56,14 @@ def measure_afterwards(report: FoldReport, config: FoldConfig, suite: Suite, say
     if not tokens and suite.empty:
         return
     dense = locate(config.model, config.revision).folder
-    if tokens and not fits(dense, Loading("auto", pick_device(config.device)), limit):
+    if tokens and not fits(dense, Loading(None, pick_device(config.device), limit)):
         tokens = 0
         report.notes = [
             "closeness to the dense model was not measured, since that does not fit in memory: "
             f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
         ]
     if tokens or not suite.empty:
-        found = evaluate(_settings(config, report, tokens), say=say, suite=suite)
+        found = evaluate(_settings(config, report, tokens), say=say, suite=suite, limit=limit)
         report.quality = found.to_dict()
         report.warnings = [
             warning
@@ -82,6 +82,7 @@ def _settings(config: FoldConfig, report: FoldReport, tokens: int) -> Evaluation
         text=config.eval_text,
         data_dir=config.eval_data_dir,
         limit=config.eval_limit,
+        compute_dtype=config.compute_dtype,
         device=config.device,
         fidelity_tokens=tokens,
         trust_remote_code=bool(report.plan["needs_trust_remote_code"]),

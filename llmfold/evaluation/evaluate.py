@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 from accelerate.utils import find_executable_batch_size
 
 from llmfold.checkpoint import Checkpoint, Source
-from llmfold.config import option
+from llmfold.config import check_compute_dtype, option
 from llmfold.devices import pick_device
 from llmfold.errors import LlmfoldError, UsageError
 from llmfold.evaluation.fidelity import TOKENS, Fidelity
 from llmfold.evaluation.judge import Judge
 from llmfold.evaluation.keys import key_of
-from llmfold.evaluation.loading import DTYPES, Loading, opened
+from llmfold.evaluation.loading import Loading, opened
 from llmfold.evaluation.perplexity import BATCH, Perplexity, Windows, text_windows
 from llmfold.evaluation.scores import Evaluation, Finished, ModelScores, task_score
 from llmfold.evaluation.speed import SpeedSettings, speed
@@ -49,7 +49,8 @@ class EvaluationSettings:
         stride: of the windows; None if they do not overlap.
         windows: most windows to score.
         batch_size: sequences in one forward pass, or ``auto``.
-        dtype: ``auto`` for the dtype stored, as lm-eval does, or ``float32``.
+        compute_dtype: of all arithmetic: ``float32``, ``bfloat16``, ``float16``, or ``auto``; see
+            :func:`llmfold.devices.compute_dtype`.
         device: where to run.
         fidelity_tokens: about how many tokens to sample from the dense model; 0 for no fidelity.
         prompt_tokens, new_tokens, speed_batch_size, rounds: of the task ``speed``; see :class:`SpeedSettings`.
@@ -67,7 +68,7 @@ class EvaluationSettings:
     stride: int | None = None
     windows: int | None = None
     batch_size: int | str = AUTO
-    dtype: str = "auto"
+    compute_dtype: str = "auto"
     device: str = "auto"
     fidelity_tokens: int = TOKENS
     prompt_tokens: int = 128
@@ -82,8 +83,7 @@ class EvaluationSettings:
             raise UsageError("nothing to measure: pass --tasks, --text for perplexity, or --against for fidelity")
         if SPEED in (self.tasks or "").split(",") and self.against is None:
             raise UsageError("speed is measured beside the dense model: pass --against")
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
+        check_compute_dtype(self.compute_dtype)
         if self.batch_size != AUTO and (isinstance(self.batch_size, str) or self.batch_size < 1):
             raise UsageError(f"--batch-size is {self.batch_size!r}; give a number of at least 1, or auto")
         if self.fidelity_tokens < 0:
@@ -104,7 +104,11 @@ class EvaluationSettings:
 
 
 def evaluate(
-    settings: EvaluationSettings, output: Path | None = None, say: Say = lambda _: None, suite: Suite | None = None
+    settings: EvaluationSettings,
+    output: Path | None = None,
+    say: Say = lambda _: None,
+    suite: Suite | None = None,
+    limit: int | None = None,
 ) -> Evaluation:
     """Measure a model.
 
@@ -113,13 +117,14 @@ def evaluate(
         output: JSON file for the results, saved after every task; what it holds already is not measured again.
         say: told what begins.
         suite: of these settings, where its data was found before.
+        limit: most bytes that a model may take; None for what is free.
 
     Raises:
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
     finished = Finished(output)
     suite = suite or prepare(settings.tasks, text=settings.text, data_dir=settings.data_dir, limit=settings.limit)
-    run = _Evaluating(settings, suite, finished, say)
+    run = _Evaluating(settings, suite, finished, say, limit)
     run.judge()
     run.zero_shot()
     if suite.speed:
@@ -131,14 +136,18 @@ def evaluate(
 class _Evaluating:
     """One evaluation; every result goes through ``finished``, under a key of all that decides it."""
 
-    def __init__(self, settings: EvaluationSettings, suite: Suite, finished: Finished, say: Say) -> None:
+    def __init__(
+        self, settings: EvaluationSettings, suite: Suite, finished: Finished, say: Say, limit: int | None
+    ) -> None:
         self.settings, self.suite, self.finished, self.say = settings, suite, finished, say
         self.source = locate(settings.model)
         self.dense = locate(settings.against, settings.against_revision) if settings.against else None
-        self.loading = Loading(settings.dtype, pick_device(settings.device))
+        folders = [source.folder for source in (self.source, self.dense) if source]
+        self.loading = Loading.of(settings.compute_dtype, pick_device(settings.device), *folders, limit=limit)
         self.found = Evaluation(
             ModelScores(public_name(self.source)),
             ModelScores(public_name(self.dense)) if self.dense else None,
+            compute_dtype=self.loading.words,
             command=settings.command(),
         )
 
@@ -219,17 +228,21 @@ class _Evaluating:
                 scores.tasks[name] = task_score(found)
 
     def time(self) -> None:
-        """Both models side by side. Never taken from an earlier run: another hour is another machine."""
+        """Both models side by side, as stored, which is how most will run them, and in the dtype of the evaluation.
+
+        Never taken from an earlier run: another hour is another machine.
+        """
         assert self.dense is not None
         self.say("timing both models in turn")
         settings = self.settings
         timed = SpeedSettings(settings.speed_batch_size, settings.prompt_tokens, settings.new_tokens, settings.rounds)
-        self.found.speed = speed(
-            self.source.folder, self.dense.folder, self.loading, timed, remote_code=settings.trust_remote_code
-        )
+        folders, remote_code = (self.source.folder, self.dense.folder), settings.trust_remote_code
+        self.found.speed = speed(*folders, replace(self.loading, dtype=None), timed, remote_code=remote_code)
+        if {Checkpoint.open(folder).dtype for folder in folders} != {self.loading.dtype}:
+            self.found.computed_speed = speed(*folders, self.loading, timed, remote_code=remote_code)
 
     def _key(self, what: str, options: list[Any], *sources: Source | None) -> str:
         models = [source and Checkpoint.open(source.folder).fingerprint() for source in sources]
         found = versions(*_DECIDING)
-        place = [self.loading.dtype, str(self.loading.device), self.settings.trust_remote_code]
+        place = [self.loading.words, str(self.loading.device), self.settings.trust_remote_code]
         return f"{what}-{key_of(options, models, place, [found[name] for name in _DECIDING])}"

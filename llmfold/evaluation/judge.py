@@ -49,11 +49,11 @@ class Judge:
         """Measure the dense model, and keep what the others are compared with."""
         if self._dense is None:
             tokens = None
-            if self._tokens:
-                self._say(f"sampling {self._tokens:,} tokens from the dense model")
-                tokens = held_back_tokens(self._folder, self._loading, tokens=self._tokens)
-            self._say("measuring the dense model")
             with opened(self._folder, self._loading) as model:
+                if self._tokens:
+                    self._say(f"sampling {self._tokens:,} tokens from the dense model")
+                    tokens = held_back_tokens(self._folder, model, tokens=self._tokens)
+                self._say("measuring the dense model")
                 perplexity = score(model, self._windows, batch=self._batch) if self._windows else None
                 if tokens is not None:
                     self._reference = reference(self._folder, model, tokens, batch=self._batch)
@@ -78,6 +78,6 @@ class Judge:
         length = found.tokens // found.sequences
         return (
             "KL(dense || model) in nats and top-1 agreement per token, mean over "
-            f"{found.sequences} sequences of {length} tokens sampled from the dense model at temperature 1 "
-            f"with the seed {SEED}, which no fold uses"
+            f"{found.sequences} windows of {length} tokens of text sampled from the dense model at temperature 1 "
+            f"with the seed {SEED}, which no fold uses, {self._loading.words}"
         )

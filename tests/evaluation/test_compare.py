@@ -207,7 +207,7 @@ BAD: dict[str, tuple[tuple[object, ...], int, str]] = {
     "absent text": (("eval", "--model", "M", "--text", "absent.txt"), 2, "absent.txt does not exist"),
     "absent model": (("eval", "--model", "./absent", "--text", "T"), 1, "./absent"),
     "too long": (("eval", "--model", "M", "--text", "T", "--sequence-length", 4096), 2, "maximum of 128"),
-    "bad dtype": (("eval", "--model", "M", "--text", "T", "--dtype", "int8"), 2, "--dtype"),
+    "bad dtype": (("eval", "--model", "M", "--text", "T", "--dtype", "int8"), 2, "--compute-dtype is 'int8'"),
 }
 
 
