@@ -9,6 +9,7 @@ from support import SINGLE, edit_json, edit_tensors, file_hashes, fold, tiny_mod
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmfold import CheckpointError
+from llmfold.casting import load_model
 from llmfold.methods import sampling as sampling_module
 from llmfold.methods.beginnings import UNSET, Beginnings, Mixture, starts
 from llmfold.methods.sampling import Sampler, Sampling, cache_bytes, draw, sample_tokens
