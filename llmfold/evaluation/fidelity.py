@@ -79,10 +79,10 @@ class Reference:
 def held_back_tokens(
     folder: Path, model: Any, *, tokens: int = TOKENS, length: int = LENGTH, seed: int = SEED
 ) -> Tensor:
-    """Sample from the dense ``model``, loaded from ``folder``, about ``tokens`` tokens with a seed of their own; (sequences, length) int64.
+    """Sample from the dense ``model``, loaded from ``folder``, about ``tokens`` tokens with a seed of their own.
 
     Sequences are windows of sampled documents as those that a fold measures on, ``length`` long, or as long as the
-    model allows if that is less.
+    model allows if that is less; (sequences, length) int64.
     """
     positions = int(model.config.max_position_embeddings)
     length = min(length, positions)
