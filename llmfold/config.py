@@ -17,7 +17,7 @@ METHODS = (*FOLDS, *BASELINES)
 WITH_DATA = ("calibrated", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
 SELF_DATA = "self"
 MEASURING = ("self", "weights", "calibrated")
-CARRYING = ("self", "weights", "calibrated", "wanda-sp")
+CARRYING = ("wanda-sp",)
 """Methods whose hidden states run from layer to layer; under all others a layer depends on no other."""
 CLUSTERS = ("ward", "kmeans", "hartigan")
 ALIGNMENTS = ("gauge", "none")
@@ -235,13 +235,13 @@ class FoldConfig:
 
     @property
     def together(self) -> bool:
-        """Whether several processes share the rows that every layer is measured on."""
+        """Whether several processes share hidden states, which one machine must hold."""
         return self.method in MEASURING
 
     @property
     def shared(self) -> bool:
         """Whether several processes share the work at all."""
-        return self.independent or self.together
+        return self.independent
 
     @property
     def alignment(self) -> str:

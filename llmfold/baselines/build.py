@@ -10,10 +10,9 @@ from llmfold.baselines.flap import FlapPruner, measure_fluctuations
 from llmfold.baselines.llm_pruner import TaylorPruner, taylor_importances
 from llmfold.baselines.pruner import Pruner
 from llmfold.baselines.replan import check_biases
-from llmfold.baselines.statistics import stored_tensors
 from llmfold.baselines.wanda import WandaPruner
 from llmfold.methods.source import Setting, token_source
-from llmfold.streaming.states import STATE_FOLDER
+from llmfold.streaming.states import STATE_FOLDER, stored_tensors
 
 
 def build_baseline(setting: Setting, say: Callable[[str], None]) -> Pruner:

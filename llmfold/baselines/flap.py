@@ -21,8 +21,9 @@ from llmfold.architectures import LayerShape, ModelShape, Role
 from llmfold.baselines.pruner import Pruner
 from llmfold.baselines.statistics import Moments, consumer_moments
 from llmfold.baselines.structures import Units, Weights, feature_mask, head_units
-from llmfold.methods.measure import Measurement
+from llmfold.methods.dense import Measurement
 
+_STATES = "dense"
 Statistics = Mapping[str, Tensor]
 """By ``LAYER.PART.KIND``: ``metric`` and ``mean`` of the features of ``heads`` and of ``neurons``, float64."""
 
@@ -43,16 +44,16 @@ def measure_fluctuations(
         read_layer: tensors of a layer by role.
         say: told of every layer.
     """
-    states = on.first_states()
+    states = on.first_states(_STATES)
     found = {}
     for index, layer in enumerate(on.shape.layers):
         say(f"layer {index}: fluctuations")
         weights = {role: tensor.to(on.device, torch.float32) for role, tensor in read_layer(index).items()}
-        heads, neurons = consumer_moments(on, index, weights, layer, states.dense, states.dense)
+        heads, neurons = consumer_moments(on, index, weights, layer, states, states)
         for part, moments, weight in (("heads", heads, weights["o"]), ("neurons", neurons, weights["down"])):
             found[f"{index}.{part}.metric"] = fluctuation(weight, moments).cpu()
             found[f"{index}.{part}.mean"] = moments.mean.cpu()
-    states.discard()
+    on.path(_STATES).unlink()
     return found
 
 

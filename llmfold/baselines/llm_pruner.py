@@ -30,7 +30,7 @@ from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, LayerShape, Model
 from llmfold.baselines.pruner import Pruner
 from llmfold.baselines.structures import WEIGHT_ROLES, Units, Weights, coupled_sums
 from llmfold.checkpoint import Checkpoint
-from llmfold.methods.measure import Measurement
+from llmfold.methods.dense import Measurement
 from llmfold.methods.streams import chunks
 from llmfold.streaming.forward import decoder_layer, rms_norm
 from llmfold.streaming.states import STATE_FOLDER, mapped, read, write

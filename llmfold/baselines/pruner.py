@@ -1,7 +1,6 @@
 """What all pruning baselines share: score the units of a layer, keep the best, cut the others out."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +9,11 @@ from torch import Tensor
 from llmfold.architectures import LayerShape, ModelShape, Role
 from llmfold.baselines.structures import Units, Weights, head_units, keep_units, top
 from llmfold.folding.layer import LayerRecord
+from llmfold.methods.base import Independent
 
 
-class Pruner:
-    """A pruning baseline behind the interface of a folding method, see :class:`llmfold.methods.base.LayerMethod`."""
+class Pruner(Independent):
+    """A pruning baseline behind the interface of a folding method."""
 
     def __init__(self, shape: ModelShape, device: torch.device, facts: dict[str, Any]) -> None:
         """Set up.
@@ -33,14 +33,6 @@ class Pruner:
         """What is left to do once the units are cut: nothing, unless a baseline compensates or measures on."""
         return pruned
 
-    def measure(
-        self, read_layer: Callable[[int], dict[Role, Tensor]], ratio: float, say: Callable[[str], None]
-    ) -> None:
-        """Pruners do not tell what a layer can lose."""
-
-    def start(self, first_layer: int, *, drifted: bool) -> None:
-        """Nothing is carried between layers."""
-
     def fold(
         self, index: int, weights: Weights, before: LayerShape, after: LayerShape
     ) -> tuple[dict[Role, Tensor], LayerRecord]:
@@ -56,16 +48,6 @@ class Pruner:
         if before.heads != after.heads:
             record.attention = _describe(scores.heads, kept.heads)
         return pruned, record
-
-    def flush(self) -> None:
-        """Nothing is carried between layers."""
-
-    def committed(self) -> None:
-        """Nothing is carried between layers."""
-
-    def outside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Nothing outside the layers changes."""
-        return {}, {}
 
     def summary(self) -> dict[str, Any]:
         """Data used, for the report."""

@@ -1,18 +1,15 @@
 """Moments of what enters the output projections of a layer: head outputs before o_proj, neurons before down_proj."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmfold.architectures import LayerShape
 from llmfold.baselines.structures import Weights
-from llmfold.methods.measure import Measurement
+from llmfold.methods.dense import Measurement
 from llmfold.methods.streams import chunks, heads_of
 from llmfold.streaming.forward import mlp_neurons, rms_norm
 from llmfold.streaming.states import read, write
@@ -84,16 +81,3 @@ def consumer_moments(
         if after is not None:
             write(after, part, x + F.linear(a, weights["down"], weights.get("down_bias")))
     return heads, neurons
-
-
-def stored_tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors from ``path``; made and stored there if an interrupted run did not."""
-    if path.exists():
-        found: dict[str, Tensor] = load_file(path)
-        return found
-    tensors = make()
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.rename(path)
-    return tensors

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from llmfold.architectures import LayerShape, Role
+from llmfold.baselines.carried import CarriedStates
 from llmfold.baselines.pruner import Pruner
 from llmfold.baselines.statistics import Moments, consumer_moments
 from llmfold.baselines.structures import Units, Weights, head_units
-from llmfold.methods.carried import CarriedStates
-from llmfold.methods.measure import Measurement
+from llmfold.methods.dense import Measurement
 from llmfold.methods.streams import chunks
 from llmfold.streaming.forward import decoder_layer
 from llmfold.streaming.states import read, write
@@ -36,14 +36,14 @@ class WandaPruner(Pruner):
         self._on = on
         self._carried = CarriedStates(on)
 
-    def start(self, first_layer: int, *, drifted: bool) -> None:
+    def start(self, first_layer: int) -> None:
         """Write the first states, or open those that an interrupted run left."""
         self._carried.start(first_layer)
 
     def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
         """Mean of ``|W| · ‖x‖`` over outputs, summed over the features of a head unit."""
         wide = {role: tensor.float() for role, tensor in weights.items()}
-        heads, neurons = consumer_moments(self._on, index, wide, layer, self._carried.now.folded, None)
+        heads, neurons = consumer_moments(self._on, index, wide, layer, self._carried.now, None)
         by_feature = feature_scores(wide["o"], heads).view(head_units(layer, layer), -1)
         return Units(feature_scores(wide["down"], neurons).cpu(), by_feature.sum(1).cpu())
 
@@ -54,8 +54,8 @@ class WandaPruner(Pruner):
         head_dim = self.shape.head_dim
         layer = LayerShape(len(wide["gate"]), len(wide["q"]) // head_dim, len(wide["k"]) // head_dim)
         for part in chunks(self._on.size[0]):
-            x = read(before.folded, part, self.device)
-            write(after.folded, part, decoder_layer(x, wide, layer, self._on.stream.context, index))
+            x = read(before, part, self.device)
+            write(after, part, decoder_layer(x, wide, layer, self._on.stream.context, index))
         return pruned
 
     def flush(self) -> None:

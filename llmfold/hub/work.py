@@ -84,7 +84,7 @@ def _layers(report: FoldReport) -> str:
         for name, part in (("MLP", record.get("mlp")), ("heads", record.get("attention")))
         if part
     ]
-    repaired = [(index, name, *_repaired(part)) for index, name, part in parts if "chosen" in part]
+    repaired = [(index, name, *_repaired(part)) for index, name, part in parts if "ridge" in part]
     merged = [(index, name, *_merged(part)) for index, name, part in parts if "cluster_sizes" in part]
     blocks = []
     if repaired:
@@ -109,7 +109,7 @@ def _repaired(part: dict[str, Any]) -> tuple[str, ...]:
     after = part["error_after_repair"]
     return (
         arrow(part["before"], part["after"]),
-        part["chosen"],
+        f"{part['ridge']:g}",
         "–" if before is None else f"{before:.3f}",
         f"{after:.3f}",
     )

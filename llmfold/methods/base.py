@@ -1,6 +1,6 @@
 """What the engine asks of a method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -10,21 +10,23 @@ from llmfold.folding.layer import LayerRecord
 from llmfold.planning import Sensitivities
 
 Weights = Mapping[Role, Tensor]
+ReadLayer = Callable[[int], dict[Role, Tensor]]
 
 
 class LayerMethod(Protocol):
-    """Folds layers in order; whatever it carries from one to the next survives an interrupted run."""
+    """Folds layers; whatever it carries from one to the next survives an interrupted run."""
 
-    def measure(
-        self, read_layer: Callable[[int], dict[Role, Tensor]], ratio: float, say: Callable[[str], None]
-    ) -> Sensitivities | None:
+    def measure(self, read_layer: ReadLayer, ratio: float, say: Callable[[str], None]) -> Sensitivities | None:
         """What every layer would lose by every width, or None where the method cannot tell."""
 
-    def start(self, first_layer: int, *, drifted: bool) -> None:
-        """Get ready to fold from ``first_layer`` on (not 0 where an earlier run was interrupted).
+    def start(self, first_layer: int) -> None:
+        """Get ready to fold from ``first_layer`` on (not 0 where an earlier run was interrupted)."""
 
-        ``drifted`` says whether any layer before it was narrowed.
-        """
+    def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Layers (ascending) in the groups that they are prepared in."""
+
+    def prepare(self, layers: Sequence[int], read_layer: ReadLayer) -> None:
+        """Have what the layers of a group are measured on at hand; all processes that share the work call it alike."""
 
     def fold(
         self, index: int, weights: Weights, before: LayerShape, after: LayerShape
@@ -37,8 +39,29 @@ class LayerMethod(Protocol):
     def committed(self) -> None:
         """The layer just folded is safe; drop what only it needed."""
 
-    def outside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """After the last layer: tensors outside the layers that change, by name, and the record for the report."""
-
     def summary(self) -> dict[str, Any]:
         """What the method did outside the layers, for the report: data used, tokens, seconds."""
+
+
+class Independent:
+    """What a method does that measures nothing beforehand and carries nothing between layers: nothing."""
+
+    def measure(self, read_layer: ReadLayer, ratio: float, say: Callable[[str], None]) -> Sensitivities | None:
+        """The method cannot tell."""
+        return None
+
+    def start(self, first_layer: int) -> None:
+        """There is nothing to get ready."""
+
+    def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
+        """All layers are one group."""
+        return iter([layers] if layers else [])
+
+    def prepare(self, layers: Sequence[int], read_layer: ReadLayer) -> None:
+        """There is nothing to prepare."""
+
+    def flush(self) -> None:
+        """There is nothing to put on disk."""
+
+    def committed(self) -> None:
+        """There is nothing to drop."""

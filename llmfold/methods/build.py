@@ -4,21 +4,18 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from llmfold.baselines import build_baseline
 from llmfold.config import BASELINES, FoldConfig
 from llmfold.methods import tokens as tk
-from llmfold.methods.activations import ActivationFolder, ActivationOptions
 from llmfold.methods.base import LayerMethod
-from llmfold.methods.importance import Importance
-from llmfold.methods.measure import Measurement
+from llmfold.methods.dense import Measurement
 from llmfold.methods.merging import Merging
-from llmfold.methods.output import Output
 from llmfold.methods.population import Population, PopulationOptions
+from llmfold.methods.reconstruction import Reconstruction, ReconstructionOptions
 from llmfold.methods.source import Setting, token_source
 from llmfold.methods.streams import CHUNK, PopulationStream
-from llmfold.repair.refine import RefineOptions
+from llmfold.repair.refine import Refinement
 from llmfold.streaming.forward import forward_context
 from llmfold.streaming.states import STATE_FOLDER, stored_array
 
@@ -44,43 +41,22 @@ def build_method(setting: Setting, say: Callable[[str], None]) -> LayerMethod:
 
 
 PRIOR_FILE = "prior.npy"
-DEFAULT_REFINE = 4
-"""Gauss-Newton steps where tokens are measured on: more bring nothing, see eval/results/tried.md."""
+DEFAULT_REFINE = 200
+"""Gradient steps where tokens are measured on."""
 
 
 def _dtype(config: FoldConfig) -> torch.dtype | None:
     return None if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
-def _from_tokens(setting: Setting, say: Callable[[str], None]) -> ActivationFolder:
+def _from_tokens(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
     source, config = token_source(setting, say), setting.config
     steps = DEFAULT_REFINE if config.refine is None else config.refine
-    context = source.on.stream.context
-    options = ActivationOptions(
-        refine=RefineOptions(steps=steps),
-        importance=_importance(setting, source.tokens),
-        output=(lambda: Output.of(setting.checkpoint, setting.shape, context.eps, setting.device)) if steps else None,
-        seed=config.seed,
-        dtype=_dtype(config),
-    )
-    return ActivationFolder(source.on, options, source.facts)
+    options = ReconstructionOptions(refinement=Refinement(steps), seed=config.seed, dtype=_dtype(config))
+    return Reconstruction(source.on, options, source.facts)
 
 
-def _importance(setting: Setting, tokens: Tensor) -> Importance:
-    context = forward_context(setting.checkpoint.config, setting.shape)
-    return Importance(
-        setting.checkpoint,
-        setting.shape,
-        context,
-        tokens,
-        setting.config.seed,
-        setting.work,
-        setting.device,
-        setting.team,
-    )
-
-
-def _from_weights(setting: Setting, say: Callable[[str], None]) -> ActivationFolder:
+def _from_weights(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
     config, checkpoint, shape = setting.config, setting.checkpoint, setting.shape
     context = forward_context(checkpoint.config, shape)
     stream = PopulationStream(dataclasses.replace(context, windows=(None,) * len(context.windows)), config.seed)
@@ -92,9 +68,7 @@ def _from_weights(setting: Setting, say: Callable[[str], None]) -> ActivationFol
     widest = max(max(layer.intermediate, layer.heads * shape.head_dim) for layer in shape.layers)
     members = max(16384, tk.TOKENS_PER_UNIT * widest)
     rows = -(-members // (mean_field.context * CHUNK)) * CHUNK
-    options = ActivationOptions(
-        ridge=1e-4,
-        refine=RefineOptions(steps=0),
+    options = ReconstructionOptions(
         gaussian=0.2,
         metric=metric,
         seed=config.seed,
@@ -111,4 +85,4 @@ def _from_weights(setting: Setting, say: Callable[[str], None]) -> ActivationFol
     )
     entropy = float(-(prior * prior.clamp_min(1e-300).log()).sum())
     facts = {"data": "none", "members": rows * mean_field.context, "prior_entropy_nats": entropy}
-    return ActivationFolder(on, options, facts)
+    return Reconstruction(on, options, facts)

@@ -1,6 +1,6 @@
 """The published method: cluster and merge by the weights alone; layers do not depend on one another."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,25 +9,17 @@ from torch import Tensor
 from llmfold.architectures import LayerShape, ModelShape, Role
 from llmfold.config import FoldConfig
 from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer_at
-from llmfold.methods.base import Weights
+from llmfold.methods.base import Independent, Weights
 from llmfold.streaming.shortage import on_host_instead
 
 _Result = tuple[dict[Role, Tensor], LayerRecord]
 
 
-class Merging:
+class Merging(Independent):
     """``--method paper``, with optional gauge alignment and variance repair."""
 
     def __init__(self, config: FoldConfig, shape: ModelShape, device: torch.device) -> None:
         self._config, self._shape, self._device = config, shape, device
-
-    def measure(
-        self, read_layer: Callable[[int], dict[Role, Tensor]], ratio: float, say: Callable[[str], None]
-    ) -> None:
-        """Weights alone do not tell what a layer can lose."""
-
-    def start(self, first_layer: int, *, drifted: bool) -> None:
-        """Nothing is carried between layers."""
 
     def fold(
         self, index: int, weights: Weights, before: LayerShape, after: LayerShape
@@ -54,16 +46,6 @@ class Merging:
         first, others = on_host_instead(begin, self._device, f"layer {index}")
         yield first
         yield from others
-
-    def flush(self) -> None:
-        """Nothing is carried between layers."""
-
-    def committed(self) -> None:
-        """Nothing is carried between layers."""
-
-    def outside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Nothing outside the layers changes."""
-        return {}, {}
 
     def summary(self) -> dict[str, Any]:
         """No data of any kind."""

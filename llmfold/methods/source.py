@@ -18,7 +18,7 @@ from llmfold.config import SELF_DATA, FoldConfig
 from llmfold.devices import compute_dtype
 from llmfold.errors import UsageError
 from llmfold.methods import tokens as tk
-from llmfold.methods.measure import Measurement
+from llmfold.methods.dense import Measurement
 from llmfold.methods.sampling import Sampler, Sampling, cache_bytes
 from llmfold.methods.streams import TokenStream
 from llmfold.plain_text import UNREADABLE, read_plain_text

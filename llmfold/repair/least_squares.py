@@ -1,8 +1,16 @@
-"""Ridge least squares from accumulated Gram matrices: the consumer of a layer's units, refit in closed form."""
+"""Refit of a layer's consumer in closed form, from nothing but the Gram matrix of the units' activations.
+
+A layer is fitted alone, on the inputs that it has in the dense model, so what it should give is its own output: with
+activations A (t, n), row weights w and consumer rows D (n, d), the target is A D. Over the consumer W (k, d) of the
+units kept, S, the ridge objective pulls towards the rows that were there::
+
+    Σ w ‖A D − A_S W‖² + λ ‖W − D_S‖²,  which is least at  W = D_S + (G_SS + λ I)⁻¹ G_SR D_R
+
+with G = Aᵀ diag(w) A and R the units removed. Where little is known of a direction, a row stays as it was.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,176 +18,119 @@ from torch import Tensor
 from llmfold.errors import LlmfoldError
 
 _ATTEMPTS = 8
-
-
-class Products(NamedTuple):
-    """What a block of rows adds to :class:`NormalEquations`; gram and cross are float32, the others float64."""
-
-    gram: Tensor
-    cross: Tensor
-    energy: Tensor
-    feature_sum: Tensor
-    target_sum: Tensor
-    weight: Tensor
+_PANEL = 2048
+"""Columns of a Gram that are multiplied at once; what lies above the diagonal is mirrored, not multiplied."""
 
 
 @dataclass(frozen=True)
-class NormalEquations:
-    """Weighted sums over rows of features ``a`` (n wide) and targets ``y`` (d wide).
-
-    All float64, on the device of the features.
+class ActivationSums:
+    """Weighted sums over rows of activations a, n wide, on their device.
 
     Attributes:
-        gram: (n, n) Σ w aᵀa.
-        cross: (n, d) Σ w aᵀy.
-        energy: Σ w ‖y‖².
-        feature_sum: (n,) Σ w a.
-        target_sum: (d,) Σ w y.
+        gram: (n, n) float32 Σ w aᵀa.
+        total: (n,) float64 Σ w a.
         weight: Σ w.
     """
 
     gram: Tensor
-    cross: Tensor
-    energy: float
-    feature_sum: Tensor
-    target_sum: Tensor
+    total: Tensor
     weight: float
 
-    def __add__(self, other: "NormalEquations") -> "NormalEquations":
-        return NormalEquations(
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.energy + other.energy,
-            self.feature_sum + other.feature_sum,
-            self.target_sum + other.target_sum,
-            self.weight + other.weight,
-        )
+    def __add__(self, other: "ActivationSums") -> "ActivationSums":
+        return ActivationSums(self.gram + other.gram, self.total + other.total, self.weight + other.weight)
 
-    def scaled(self, factor: float) -> "NormalEquations":
+    def scaled(self, factor: float) -> "ActivationSums":
         """The same with all row weights multiplied by a factor."""
-        return NormalEquations(
-            self.gram * factor,
-            self.cross * factor,
-            self.energy * factor,
-            self.feature_sum * factor,
-            self.target_sum * factor,
-            self.weight * factor,
-        )
+        return ActivationSums(self.gram * factor, self.total * factor, self.weight * factor)
 
-    def centred(self) -> "NormalEquations":
-        """The same with weighted means taken out of features and targets: what remains once a bias is free."""
-        a, y = self.feature_sum / self.weight, self.target_sum / self.weight
-        return NormalEquations(
-            self.gram - torch.outer(a, self.feature_sum),
-            self.cross - torch.outer(a, self.target_sum),
-            self.energy - float(y @ self.target_sum),
-            torch.zeros_like(a),
-            torch.zeros_like(y),
-            self.weight,
-        )
+    def centred(self) -> "ActivationSums":
+        """The same with the weighted mean taken out: what remains to be fitted once a bias is free."""
+        gram = self.gram - torch.outer(self.total / self.weight, self.total).float()
+        return ActivationSums(gram, torch.zeros_like(self.total), self.weight)
 
-    def restricted(self, units: Tensor) -> "NormalEquations":
-        """The same for some of the features only."""
-        units = units.to(self.gram.device)
-        return NormalEquations(
-            self.gram[units][:, units],
-            self.cross[units],
-            self.energy,
-            self.feature_sum[units],
-            self.target_sum,
-            self.weight,
-        )
-
-    @property
-    def trace(self) -> float:
-        """Trace of the Gram."""
-        return float(self.gram.diagonal().sum())
-
-    def ridge(self, fraction: float) -> float:
-        """Ridge term: ``fraction`` of the mean diagonal of the Gram."""
-        return max(fraction * float(self.gram.diagonal().mean()), torch.finfo(torch.float64).tiny)
-
-    def error(self, weights: Tensor, bias: Tensor | None = None) -> float:
-        """Relative squared error of predicting targets by ``weights`` (n, d) and ``bias`` (d,)."""
-        w = weights.to(self.gram)
-        squared = self.energy - 2 * float((w * self.cross).sum()) + float((w * (self.gram @ w)).sum())
-        if bias is not None:
-            b = bias.to(self.gram)
-            squared += self.weight * float(b @ b) + 2 * float(b @ (self.feature_sum @ w - self.target_sum))
-        return max(squared, 0.0) / max(self.energy, torch.finfo(torch.float64).tiny)
+    def penalty(self, ridge: float) -> float:
+        """λ: ``ridge`` as a fraction of the mean diagonal of the Gram."""
+        return max(ridge * float(self.gram.diagonal().double().mean()), torch.finfo(torch.float32).tiny)
 
 
-def products(a: Tensor, y: Tensor, w: Tensor) -> Products:
-    """Products of features (t, n), targets (t, d) and row weights (t,), float32."""
-    weighted = a * w[:, None]
-    return Products(
-        weighted.T @ a,
-        weighted.T @ y,
-        (y.double().square().sum(1) * w).sum(),
-        weighted.double().sum(0),
-        (y * w[:, None]).double().sum(0),
-        w.double().sum(),
-    )
+def activation_sums(blocks: Iterable[tuple[Tensor, Tensor]]) -> ActivationSums:
+    """Sum over blocks of rows, in the order given.
 
-
-def accumulate(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> NormalEquations:
-    """Sum normal equations over blocks of rows (see :func:`products`), in the order given.
+    Args:
+        blocks: activations (t, n) and row weights (t,), float32.
 
     Raises:
         ValueError: no blocks.
     """
-    return summed(products(*part) for part in parts)
+    gram: Tensor | None = None
+    for a, w in blocks:
+        if gram is None:
+            gram, total = a.new_zeros(a.shape[1], a.shape[1]), a.new_zeros(a.shape[1], dtype=torch.float64)
+            weight = 0.0
+        scaled = a * w.sqrt()[:, None]
+        for start in range(0, len(gram), _PANEL):
+            panel = slice(start, min(start + _PANEL, len(gram)))
+            gram[panel, : panel.stop].addmm_(scaled[:, panel].T, scaled[:, : panel.stop])
+        total += (a * w[:, None]).double().sum(0)
+        weight += float(w.double().sum())
+    if gram is None:
+        raise ValueError("a Gram matrix needs at least one block of rows")
+    for start in range(_PANEL, len(gram), _PANEL):
+        panel = slice(start, min(start + _PANEL, len(gram)))
+        gram[:start, panel] = gram[panel, :start].T
+    return ActivationSums(gram, total, weight)
 
 
-def summed(parts: Iterable[tuple[Tensor, ...]]) -> NormalEquations:
-    """Sum the :class:`Products` of blocks in float64, in the order given.
-
-    Raises:
-        ValueError: no blocks.
-    """
-    total: list[Tensor] = []
-    for part in parts:
-        if total:
-            for known, more in zip(total, part, strict=True):
-                known.add_(more)
-        else:
-            total = [tensor.double() for tensor in part]
-    if not total:
-        raise ValueError("normal equations need at least one block of rows")
-    gram, cross, energy, features, targets, weight = total
-    return NormalEquations(gram, cross, float(energy), features, targets, float(weight))
-
-
-def cholesky(gram: Tensor, ridge: float) -> Tensor:
-    """Lower Cholesky factor of ``gram + ridge * I``; the ridge grows tenfold while rounding defeats it.
+def cholesky(gram: Tensor, penalty: float) -> Tensor:
+    """Lower Cholesky factor of ``gram + penalty * I``; the penalty grows tenfold while rounding defeats it.
 
     Raises:
-        LlmfoldError: no ridge helps, so the Gram is not one.
+        LlmfoldError: no penalty helps, so the Gram is not one.
     """
     for _ in range(_ATTEMPTS):
         system = gram.clone()
-        system.diagonal().add_(ridge)
+        system.diagonal().add_(penalty)
         found = torch.linalg.cholesky_ex(system)
         if not int(found.info):
             factor: Tensor = found.L
             return factor
-        ridge *= 10
+        penalty *= 10
     raise LlmfoldError("the activations of a layer overflow or are NaN, so its repair cannot be solved")
 
 
-def solve(equations: NormalEquations, fraction: float, *, bias: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Minimise ``Σ w ‖y − Wᵀa − b‖² + λ ‖W‖²`` with λ the ridge of :meth:`NormalEquations.ridge`.
+def refit(sums: ActivationSums, consumer: Tensor, kept: Tensor, ridge: float) -> Tensor:
+    """Rows of the consumer for the units that are kept; see the head of this module.
 
     Args:
-        equations: over the units that are kept.
-        fraction: ridge as a fraction of the mean diagonal.
-        bias: whether the consumer has a bias to fit.
+        sums: over the activations of all n units; centred where the consumer's bias will be fitted too.
+        consumer: (n, d) rows D.
+        kept: (k,) units, ascending.
+        ridge: λ as a fraction of the mean diagonal of the Gram.
 
     Returns:
-        W (n, d) and b (d,) or None, float64.
+        (k, d) float32 on the device of the Gram.
     """
-    system = equations.centred() if bias else equations
-    weights = torch.cholesky_solve(system.cross, cholesky(system.gram, equations.ridge(fraction)))
-    if not bias:
-        return weights, None
-    return weights, (equations.target_sum - equations.feature_sum @ weights) / equations.weight
+    device = sums.gram.device
+    rest = torch.ones(len(consumer), dtype=torch.bool)
+    rest[kept.cpu()] = False
+    kept, removed, rows = kept.to(device), rest.nonzero().flatten().to(device), consumer.to(device, torch.float32)
+    if not len(removed):
+        return rows[kept]
+    factor = cholesky(sums.gram[kept][:, kept].double(), sums.penalty(ridge))
+    missing = (sums.gram[kept][:, removed] @ rows[removed]).double()
+    return rows[kept] + torch.cholesky_solve(missing, factor).float()
+
+
+def refit_bias(sums: ActivationSums, consumer: Tensor, kept: Tensor, refitted: Tensor, bias: Tensor) -> Tensor:
+    """The consumer's bias (d,) float32 that makes the mean output what it was.
+
+    Args:
+        sums: over the activations of all units, not centred.
+        consumer: (n, d) rows before.
+        kept: (k,) units.
+        refitted: (k, d) their rows now.
+        bias: (d,) before.
+    """
+    mean = sums.total / sums.weight
+    rows = consumer.to(mean)
+    return (bias.to(mean) + mean @ rows - mean[kept.to(mean.device)] @ refitted.to(mean)).float()

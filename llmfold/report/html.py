@@ -164,7 +164,7 @@ def _part_cells(part: Mapping[str, Any] | None) -> list[str]:
     before = part.get("error_before_repair")
     return [
         f"{part['before']} → {part['after']}",
-        part.get("chosen") or ("clusters" if "cluster_sizes" in part else "–"),
+        f"{part['ridge']:g}" if "ridge" in part else ("clusters" if "cluster_sizes" in part else "–"),
         "–" if before is None else f"{before:.3f}",
         f"{_final_error(part):.3f}" if _measured(part) else "–",
     ]

@@ -131,7 +131,7 @@ def _repair(part: dict[str, Any] | None) -> Sequence[str]:
     before = part["error_before_repair"]
     return (
         f"{part['before']} → {part['after']}",
-        part["chosen"],
+        f"{part['ridge']:g}",
         "–" if before is None else f"{before:.3f}",
         f"{part['error_after_repair']:.3f}",
     )
@@ -140,8 +140,8 @@ def _repair(part: dict[str, Any] | None) -> Sequence[str]:
 def _layer_table(report: FoldReport) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     parts = [part for record in report.layers for part in (record.get("mlp"), record.get("attention")) if part]
-    repaired = any("chosen" in part for part in parts)
-    own = ("by", "error", "after") if repaired else ("merged", "largest", "inertia\n/ bound")
+    repaired = any("ridge" in part for part in parts)
+    own = ("ridge", "error", "after") if repaired else ("merged", "largest", "inertia\n/ bound")
     for heading in ("layer", "MLP", *own, "heads", *own[: 3 if repaired else 2]):
         table.add_column(heading, justify="right", no_wrap=True)
     cells = _repair if repaired else _clusters

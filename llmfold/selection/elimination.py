@@ -1,7 +1,8 @@
 """Backward elimination on the inverse Gram: drop the unit whose loss, after all others are refit, is smallest.
 
-This is optimal brain surgeon (Hassibi and Stork 1993) for whole units and a quadratic objective, where it is exact at
-every step.
+This is optimal brain surgeon (Hassibi and Stork 1993) for whole units and the quadratic objective of
+:mod:`llmfold.repair.least_squares`, where it is exact at every step: before anything goes the best consumer is the one
+that is there, so nothing but the Gram and the consumer's rows is needed.
 """
 
 import math
@@ -11,9 +12,13 @@ import torch
 from torch import Tensor
 
 from llmfold.clustering.device import kernels_for
-from llmfold.repair.least_squares import NormalEquations, cholesky
+from llmfold.repair.least_squares import ActivationSums, cholesky
 
 _DELAY = 64
+_COMPACT = 8
+"""Rows of units that are gone are cut away whenever they have become one in so many."""
+WIDE = 4096
+"""Above so many units arithmetic is float32: n³ in float64 takes twice as long and chooses the same."""
 
 
 @dataclass(frozen=True)
@@ -30,38 +35,42 @@ class Elimination:
     removed: Tensor
     costs: Tensor
 
-
-def _inverse(equations: NormalEquations, ridge: float) -> Tensor:
-    return torch.cholesky_inverse(cholesky(equations.gram, equations.ridge(ridge)))
+    @classmethod
+    def of(cls, units: int, removed: Tensor, costs: Tensor) -> "Elimination":
+        """What is left of ``units`` units."""
+        alive = torch.ones(units, dtype=torch.bool)
+        alive[removed] = False
+        return cls(alive.nonzero().flatten(), removed, costs)
 
 
 def eliminate_units(
-    equations: NormalEquations, keep: int, ridge: float, *, metric: Tensor | None = None
+    sums: ActivationSums, consumer: Tensor, keep: int, ridge: float, *, metric: Tensor | None = None
 ) -> Elimination:
     """Drop single units until ``keep`` are left.
 
-    With P the inverse ridged Gram and W = P C the current refit, unit i costs ``‖W_i‖² / P_ii``. Removing it downdates
-    P and W Wᵀ by rank one; the updates are delayed and applied in blocks, so that a step reads O(n) numbers and the
-    rest is matrix products.
+    With P the inverse ridged Gram and W the current refit, unit i costs ``‖W_i‖² / P_ii``. Removing it downdates P and
+    W Wᵀ by rank one; the updates are delayed and applied in blocks, so that a step reads O(n) numbers and the rest is
+    matrix products. The first steps towards a smaller ``keep`` are those towards a larger one, bit for bit.
 
     Args:
-        equations: over all n units.
+        sums: over the activations of all n units.
+        consumer: (n, d) rows that read them.
         keep: units to leave, from 1 to n.
-        ridge: as a fraction of the mean diagonal.
+        ridge: as a fraction of the mean diagonal of the Gram.
         metric: (d, m) linear map of the outputs whose squared norm is the loss; the identity if None.
 
     Raises:
         ValueError: ``keep`` outside 1..n.
     """
-    n = len(equations.gram)
+    n = len(sums.gram)
     if not 1 <= keep <= n:
         raise ValueError(f"keep must be from 1 to {n}, got {keep}")
-    inverse = _inverse(equations, ridge)
-    refit = inverse @ (equations.cross if metric is None else equations.cross @ metric.to(equations.cross))
-    removed, costs = downdate(inverse, refit @ refit.T, n - keep)
-    alive = torch.ones(n, dtype=torch.bool)
-    alive[removed] = False
-    return Elimination(alive.nonzero().flatten(), removed, costs)
+    dtype = torch.float32 if n > WIDE else torch.float64
+    rows = consumer.to(sums.gram.device, dtype)
+    if metric is not None:
+        rows = rows @ metric.to(rows)
+    inverse = torch.cholesky_inverse(cholesky(sums.gram.to(dtype), sums.penalty(ridge)))
+    return Elimination.of(n, *downdate(inverse, rows @ rows.T, n - keep))
 
 
 def downdate(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -102,33 +111,38 @@ class _Delayed:
     """
 
     def __init__(self, inverse: Tensor, products: Tensor) -> None:
-        n = len(inverse)
         self._p, self._k = inverse, products
         self._p_diagonal, self._k_diagonal = inverse.diagonal().clone(), products.diagonal().clone()
-        self._ps, self._ks = inverse.new_zeros(n, _DELAY), inverse.new_zeros(n, _DELAY)
-        self._kappas = inverse.new_zeros(_DELAY)
+        self._units = torch.arange(len(inverse))
+        self._clear()
+
+    def _clear(self) -> None:
+        n = len(self._p)
+        self._ps, self._ks = self._p.new_zeros(n, _DELAY), self._p.new_zeros(n, _DELAY)
+        self._kappas = self._p.new_zeros(_DELAY)
         self._pending = 0
-        self._gone = torch.zeros(n, dtype=torch.bool, device=inverse.device)
+        self._gone = torch.zeros(n, dtype=torch.bool, device=self._p.device)
 
     def step(self) -> tuple[int, float]:
         """Remove the cheapest unit; returns it and its cost."""
         cost = torch.where(self._gone, math.inf, self._k_diagonal / self._p_diagonal)
-        unit = int(cost.argmin())
-        self._remove(unit)
-        return unit, max(float(cost[unit]), 0.0)
+        row = int(cost.argmin())
+        unit, lost = int(self._units[row]), max(float(cost[row]), 0.0)
+        self._remove(row)
+        return unit, lost
 
-    def _remove(self, unit: int) -> None:
+    def _remove(self, row: int) -> None:
         m = self._pending
         ps, ks, kappas = self._ps[:, :m], self._ks[:, :m], self._kappas[:m]
-        p = self._p[:, unit] - ps @ ps[unit]
-        k = self._k[:, unit] - ps @ (ks[unit] - kappas * ps[unit]) - ks @ ps[unit]
-        pivot = max(float(p[unit]), torch.finfo(p.dtype).tiny)
-        root, kappa = pivot**0.5, float(k[unit]) / pivot
+        p = self._p[row] - ps @ ps[row]
+        k = self._k[row] - ps @ (ks[row] - kappas * ps[row]) - ks @ ps[row]
+        pivot = max(float(p[row]), torch.finfo(p.dtype).tiny)
+        root, kappa = pivot**0.5, float(k[row]) / pivot
         p, k = p / root, k / root
         self._ps[:, m], self._ks[:, m], self._kappas[m] = p, k, kappa
         self._p_diagonal -= p.square()
         self._k_diagonal -= p * (2 * k - kappa * p)
-        self._gone[unit] = True
+        self._gone[row] = True
         self._pending = m + 1
         if self._pending == _DELAY:
             self._flush()
@@ -139,21 +153,28 @@ class _Delayed:
         self._k.addmm_(ps, ks.T, alpha=-1)
         self._k.addmm_(ks, ps.T, alpha=-1)
         self._pending = 0
+        if int(self._gone.sum()) * _COMPACT >= len(self._p):
+            self._compact()
+
+    def _compact(self) -> None:
+        alive = (~self._gone).nonzero().flatten()
+        self._p, self._k = self._p[alive][:, alive], self._k[alive][:, alive]
+        self._p_diagonal, self._k_diagonal = self._p_diagonal[alive], self._k_diagonal[alive]
+        self._units = self._units[alive.cpu()]
+        self._clear()
 
 
-def eliminate_blocks(
-    equations: NormalEquations, keep: int, size: int, ridge: float, *, metric: Tensor | None = None
-) -> Elimination:
+def eliminate_blocks(sums: ActivationSums, consumer: Tensor, keep: int, size: int, ridge: float) -> Elimination:
     """Drop whole blocks of ``size`` neighbouring features (key/value groups with their heads) until ``keep`` are left.
 
     Block b costs ``tr(W_bᵀ (P_bb)⁻¹ W_b)``; arguments otherwise as of :func:`eliminate_units`, counted in blocks.
     """
-    n = len(equations.gram)
+    n = len(sums.gram)
     count = n // size
     if n % size or not 1 <= keep <= count:
         raise ValueError(f"keep must be from 1 to {count} blocks of {size} in {n}, got {keep}")
-    p = _inverse(equations, ridge)
-    w = p @ (equations.cross if metric is None else equations.cross @ metric.to(equations.cross))
+    p = torch.cholesky_inverse(cholesky(sums.gram.double(), sums.penalty(ridge)))
+    w = consumer.to(p)
     alive = list(range(count))
     removed, costs = [], []
     while len(alive) > keep:
@@ -163,11 +184,11 @@ def eliminate_blocks(
         columns = p[:, span].clone()
         step = torch.linalg.solve(p[span, span].clone(), torch.cat((columns.T, w[span]), 1))
         p -= columns @ step[:, :n]
-        w -= columns @ step[:, n:]
+        w = w - columns @ step[:, n:]
         alive.remove(worst)
         removed.append(worst)
         costs.append(max(losses[worst], 0.0))
-    return Elimination(torch.tensor(alive), torch.tensor(removed), torch.tensor(costs, dtype=torch.float64))
+    return Elimination.of(count, torch.tensor(removed, dtype=torch.int64), torch.tensor(costs, dtype=torch.float64))
 
 
 def _block_cost(p: Tensor, w: Tensor, span: slice) -> float:

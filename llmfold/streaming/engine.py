@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -113,33 +114,31 @@ def _fold_layers(runs: Sequence[Run], method: LayerMethod | None, ranks: Ranks) 
     """Fold what is left of the layers for every run, a layer at a time."""
     first, count = runs[0], len(runs[0].shape.layers)
     pending = {i: missing for i in range(count) if (missing := [run for run in runs if not run.has(i)])}
-    if method is None or not (pending or any(run.unfinished for run in runs)):
+    if method is None or not pending:
         return
-    start = min(pending, default=count)
-    units = ranks.mine(sorted(pending)) if first.config.independent else sorted(pending)
-    method.start(start, drifted=any(index < start for index in first.plan.folded_layers))
-
+    method.start(min(pending))
+    groups = list(method.groups(sorted(pending)))
+    shares = [ranks.mine(group) if first.config.independent else group for group in groups]
     on_gpu = first.device.type == "cuda"
     with (
-        ReadAhead(first.read_layer, first.confirm_layer, units, pin=on_gpu) as ahead,
+        ReadAhead(first.read_layer, first.confirm_layer, list(chain(*shares)), pin=on_gpu) as ahead,
         Sink(runs, method) as sink,
     ):
-        for index in units:
-            first.listener.stage(f"layer {index}: read")
-            with first.stages("read"):
-                weights = ahead.take(index)
-            if not on_gpu:
-                sink.copied()  # memory is for the work area now
-            afters = [run.plan.after.layers[index] for run in pending[index]]
-            first.listener.stage(f"layer {index}: fold")
-            with torch.no_grad():
-                results = fold_at(method, index, weights, first.shape.layers[index], afters)
-                for run, (folded, record) in zip(pending[index], results, strict=True):
-                    if ranks.leads or first.config.independent:
+        for group, share in zip(groups, shares, strict=True):
+            first.listener.stage(f"layer {group[0]}: forward")
+            with first.stages("forward"), torch.no_grad():
+                method.prepare(group, first.read_layer)
+            for index in share:
+                first.listener.stage(f"layer {index}: read")
+                with first.stages("read"):
+                    weights = ahead.take(index)
+                if not on_gpu:
+                    sink.copied()  # memory is for the work area now
+                afters = [run.plan.after.layers[index] for run in pending[index]]
+                first.listener.stage(f"layer {index}: fold")
+                with torch.no_grad():
+                    results = fold_at(method, index, weights, first.shape.layers[index], afters)
+                    for run, (folded, record) in zip(pending[index], results, strict=True):
                         sink.put(run, index, folded, record)
-            method.committed()
+                method.committed()
         sink.settled()
-    if ranks.leads:
-        for run in runs:
-            if run.unfinished:
-                run.write_outside(method)

@@ -27,8 +27,8 @@ from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageErro
 from llmfold.hub.base_card import carried_over
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
-from llmfold.methods.measure import SENSITIVITIES_FILE
 from llmfold.methods.merging import Merging
+from llmfold.methods.reconstruction import SENSITIVITIES_FILE
 from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches, samples
 from llmfold.methods.tokens import TOKENS_FILE
 from llmfold.planning import Sensitivities, make_plan
@@ -46,7 +46,7 @@ from llmfold.streaming.states import STATE_FOLDER
 from llmfold.streaming.team import Team
 from llmfold.verification import DamagedError, verify
 
-METHOD, OUTSIDE, LAYER, FINISH = "method", "outside", "layer-", "finish"
+METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
 
 
 def layer_unit(index: int) -> str:
@@ -98,11 +98,6 @@ class Run:
         return layer_unit(index) in self._done
 
     @property
-    def unfinished(self) -> bool:
-        """Whether what the method has to say of the tensors outside the layers is not written yet."""
-        return FINISH not in self._done
-
-    @property
     def resumed(self) -> int:
         """Layers that were finished before this run."""
         return sum(unit.startswith(LAYER) for unit in self._done)
@@ -125,7 +120,7 @@ class Run:
     @property
     def _folded(self) -> bool:
         """Whether no method is needed any more."""
-        return self.resumed == len(self.shape.layers) and not self.unfinished and not self.config.replans
+        return self.resumed == len(self.shape.layers) and not self.config.replans
 
     def _setting(self) -> Setting:
         team = Team(self.ranks, self.device) if self.config.together else Team()
@@ -178,18 +173,6 @@ class Run:
         named = ((tensor_name(index, role), tensor) for role, tensor in weights.items())
         return {name: self._write(name, tensor) for name, tensor in named}
 
-    def write_outside(self, method: LayerMethod) -> None:
-        """Write what the method changes outside the layers, once all of them are folded."""
-        self.listener.stage("final norm")
-        with self.stages("final norm"), torch.no_grad():
-            tensors, record = method.outside()
-        with self.stages("write"):
-            digests = {name: self._write(name, self._as_stored(name, t)) for name, t in tensors.items()}
-            self.finished(FINISH, digests, record)
-
-    def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor.to(self.checkpoint.tensors[name].dtype) if self.config.dtype == "auto" else tensor
-
     def count_layers(self) -> None:
         """Tell the listener of layers that are finished, by this process and by the others."""
         units = {*self.journal.done, *(self.journal.units_beside() if self.ranks.count > 1 else ())} - self._done
@@ -232,7 +215,7 @@ class Run:
         self, memory: PeakMemory, spent: Sequence[tuple[dict[str, float], int]], verification: dict[str, Any]
     ) -> FoldReport:
         folder, done = self.work.folder, self.journal.done
-        count, facts = len(self.shape.layers), {**done[METHOD].record, **done[FINISH].record}
+        count, facts = len(self.shape.layers), done[METHOD].record
         report = FoldReport(
             output=self.work.output,
             source=source_name(self.source),

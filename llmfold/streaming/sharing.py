@@ -10,8 +10,8 @@ from torch import Tensor
 from llmfold.architectures import LayerShape, ModelShape, Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import LayerMethod, Weights
-from llmfold.methods.measure import SENSITIVITIES_FILE, kept_neurons
 from llmfold.methods.merging import Merging
+from llmfold.methods.reconstruction import SENSITIVITIES_FILE, kept_neurons
 from llmfold.methods.tokens import TOKENS_FILE, stored
 from llmfold.planning import Sensitivities
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from llmfold.architectures import Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import LayerMethod
-from llmfold.methods.merging import Merging
 from llmfold.streaming.lane import Lane
 from llmfold.streaming.prefetch import WriteBehind
 from llmfold.streaming.run import Run, layer_unit
@@ -26,7 +25,7 @@ class Sink:
 
     def __init__(self, runs: Sequence[Run], method: LayerMethod) -> None:
         self._first, self._method, self._lane = runs[0], method, Lane(runs[0].device)
-        threads = isinstance(method, Merging)
+        threads = runs[0].config.independent
         self._copies = WriteBehind(enabled=threads)
         self._commits = WriteBehind(enabled=threads, waiting=2 * len(runs))
         self._threads = ExitStack()

@@ -1,51 +1,17 @@
-"""Hidden states between layers, dense and folded side by side, in files that the kernel may keep in memory or not."""
+"""Hidden states and other tensors of a run in files of its work folder, which the kernel may keep in memory or not."""
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmfold.checkpoint.storage import allocate, disk_full, free_bytes, fsync_path, write_error
 
 STATE_FOLDER = "states"
-
-
-class HiddenStates:
-    """Two streams of hidden states before one layer: of the dense model and of the folded one.
-
-    Each is a mapped float32 file of shape (sequences, tokens, hidden), so a stream of any length costs no anonymous
-    memory beyond the chunk at hand, and an interrupted run finds the states of its last whole layer.
-    """
-
-    def __init__(self, root: Path, index: int, shape: tuple[int, int, int], *, create: bool) -> None:
-        """Open the states before layer ``index`` under the work folder ``root``."""
-        self.folder = root / STATE_FOLDER / f"{index:05d}"
-        self.index, self.shape, self._root = index, shape, root
-        if create:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-        size = shape if create else None
-        self.dense = mapped(self.folder / "dense.npy", size)
-        self.folded = mapped(self.folder / "folded.npy", size)
-
-    def next(self, *, create: bool = True) -> "HiddenStates":
-        """Fresh states after this layer, or those that another process has created."""
-        return HiddenStates(self._root, self.index + 1, self.shape, create=create)
-
-    def flush(self) -> None:
-        """Return once both streams are on disk."""
-        for stream in (self.dense, self.folded):
-            stream.flush()
-        fsync_path(self.folder)
-        fsync_path(self.folder.parent)
-
-    def discard(self) -> None:
-        """Delete these states."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def mapped(path: Path, create: tuple[int, ...] | None) -> np.memmap:
@@ -70,16 +36,30 @@ def mapped(path: Path, create: tuple[int, ...] | None) -> np.memmap:
 
 def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array in ``path``; made and stored there, whole or not at all, if it is not there yet."""
+
+    def save(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.save(file, make())
+
+    found: np.ndarray = np.load(_stored(path, save), allow_pickle=False)
+    return found
+
+
+def stored_tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in ``path``; made and stored there, whole or not at all, if they are not there yet."""
+    found: dict[str, Tensor] = load_file(_stored(path, lambda partial: save_file(make(), partial)))
+    return found
+
+
+def _stored(path: Path, save: Callable[[Path], None]) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.save(file, make())
+        save(partial)
         fsync_path(partial)
         partial.rename(path)
         fsync_path(path.parent)
-    found: np.ndarray = np.load(path, allow_pickle=False)
-    return found
+    return path
 
 
 def read(stream: np.ndarray, sequences: slice | np.ndarray, device: torch.device) -> Tensor:

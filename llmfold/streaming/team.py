@@ -29,6 +29,15 @@ class Team:
         """Whether this is the process that makes files and removes them."""
         return self._ranks.leads
 
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        return self._ranks.count
+
+    def share(self, units: Sequence[T]) -> Sequence[T]:
+        """The units that fall to this process, by their place in the list."""
+        return self._ranks.mine(units)
+
     def within_memory(self, work: Callable[[int], R], chunk: int, what: str) -> tuple[R, int]:
         """See :func:`llmfold.streaming.shortage.in_smaller_chunks`; of several processes none changes its chunks."""
         return in_smaller_chunks(work, chunk, what) if self._ranks.count == 1 else (work(chunk), chunk)

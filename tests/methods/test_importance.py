@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from llmfold.methods.importance import Importance, metric_of
 from support import FAMILIES, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmfold.architectures import shape_of
 from llmfold.checkpoint import Checkpoint
-from llmfold.methods.importance import Importance, metric_of
 from llmfold.streaming.forward import forward_context
 
 SEED = 3

@@ -5,9 +5,9 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+from llmfold.repair.final_gain import Pair, divergence, refit_gain
 
 from llmfold.methods.output import Output
-from llmfold.repair.final_gain import Pair, divergence, refit_gain
 
 
 def output(vocabulary: int = 40, hidden: int = 8) -> Output:
