@@ -127,13 +127,16 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
     if "model" not in values:
         raise UsageError("--model is missing; pass a local folder, a hub id, or 'demo'")
     ratios = values.get("ratio")
-    several = isinstance(ratios, list | tuple)
-    if several and not ratios:
+    if not isinstance(ratios, list | tuple):
+        configs = [FoldConfig(**values)]
+    elif not ratios:
         raise UsageError("--ratio is empty; give a fraction, or several")
-    config = FoldConfig(**{**values, "ratio": ratios[0]} if several else values)
-    if config.model != DEMO_NAME:
-        local_folder(config.model, config.revision)  # a path that is none is told at once
-    return sweep_configs(config, ratios) if several and len(ratios) > 1 else [config]
+    else:
+        config = FoldConfig(**{**values, "ratio": ratios[0]})
+        configs = [config] if len(ratios) == 1 else sweep_configs(config, ratios)
+    if configs[0].model != DEMO_NAME:
+        local_folder(configs[0].model, configs[0].revision)  # a path that is none is told at once
+    return configs
 
 
 def _show_plans(configs: "list[FoldConfig]") -> "list[FoldPlan]":

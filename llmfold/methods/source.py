@@ -25,7 +25,7 @@ from llmfold.plain_text import UNREADABLE, read_plain_text
 from llmfold.planning.estimate import cache_limit
 from llmfold.planning.limits import available_memory, room
 from llmfold.streaming.forward import forward_context
-from llmfold.streaming.ranks import neighbours
+from llmfold.streaming.launch import neighbours
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.streaming.team import Team
 
