@@ -13,6 +13,7 @@ from support import FAMILIES, SINGLE, file_hashes, fold, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmfold.errors import OutputError
+from llmfold.methods import source as source_module
 from llmfold.methods import tokens as tk
 from llmfold.methods.population import Population
 from llmfold.methods.reconstruction import RIDGES
@@ -204,13 +205,13 @@ def test_a_model_offloaded_while_it_samples_folds_to_the_same_bytes(
 ) -> None:
     model = tiny_model(tmp_path / "m")
     placed: list[dict[str, Any]] = []
-    load = Sampler.__init__
+    load = source_module.load_model
 
-    def spied(*arguments: Any, **options: Any) -> None:
+    def spied(*arguments: Any, **options: Any) -> Any:
         placed.append(options)
-        load(*arguments, **options)
+        return load(*arguments, **options)
 
-    monkeypatch.setattr(Sampler, "__init__", spied)
+    monkeypatch.setattr(source_module, "load_model", spied)
     options: dict[str, Any] = {"method": "self", "ratio": 0.25, "num_samples": 16, "sequence_length": 8}
     fold(model, output=tmp_path / "held", **options)
     # Half of it has room for the cache of all documents, so that they are sampled in one batch here too.
