@@ -5,17 +5,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmfold.config import FoldConfig, LayerOverride
+from llmfold.config import FoldConfig, LayerOverride, sweep_configs
 from llmfold.errors import UsageError
 from llmfold.evaluation.afterwards import finished, measure_afterwards, prepare_afterwards
 from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
 from llmfold.report.record import FoldReport
 from llmfold.streaming.engine import fold_together
+from llmfold.streaming.launch import leads
 from llmfold.streaming.opening import plan_from_config
 from llmfold.streaming.progress import Bar, Silent, on_terminal
-from llmfold.streaming.ranks import leads
-from llmfold.streaming.sweep import fold_sweep, sweep_configs
+from llmfold.streaming.sweep import fold_sweep
 
 
 def make_config(model: str | Path | FoldConfig, options: dict[str, Any]) -> FoldConfig:

@@ -2,14 +2,16 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmfold.checkpoint import parse_size
-from llmfold.clustering import Method
 from llmfold.errors import UsageError
+from llmfold.sizes import parse_size
+
+if TYPE_CHECKING:
+    from llmfold.clustering import Method
 
 FOLDS = ("self", "weights", "paper", "calibrated")
 BASELINES = ("random", "magnitude", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
@@ -101,7 +103,7 @@ class FoldConfig:
     output: str | None = None
     revision: str | None = None
     method: str = "self"
-    cluster: Method = "ward"
+    cluster: "Method" = "ward"
     align: str | None = None
     repair: str = "none"
     allocation: str = "uniform"
@@ -266,6 +268,22 @@ class FoldConfig:
         values["align"] = self.alignment
         values["layers"] = {str(i): values["layers"][i] for i in sorted(self.layers)}
         return values
+
+
+def sweep_configs(config: FoldConfig, ratios: Sequence[float]) -> list[FoldConfig]:
+    """One config per ratio; an output that was named becomes the folder that holds them, under their default names.
+
+    Raises:
+        UsageError: a ratio that stands twice, or is none.
+    """
+    if len(set(ratios)) < len(ratios):
+        raise UsageError(f"--ratio names {max(ratios, key=list(ratios).count):g} twice")
+    configs = []
+    for ratio in ratios:
+        named = dataclasses.replace(config, ratio=ratio, output=None)
+        parent = Path() if config.output is None else config.output_path
+        configs.append(dataclasses.replace(named, output=str(parent / named.output_path.name)))
+    return configs
 
 
 def option(name: str) -> str:
