@@ -14,7 +14,7 @@ from llmfold.report.record import FoldReport
 from llmfold.streaming.engine import fold_together
 from llmfold.streaming.launch import leads
 from llmfold.streaming.opening import plan_from_config
-from llmfold.streaming.progress import Bar, Silent, on_terminal
+from llmfold.streaming.progress import Bar, Lines, Silent, on_terminal
 from llmfold.streaming.sweep import fold_sweep
 
 
@@ -64,12 +64,20 @@ def fold(
 
 
 def fold_configs(
-    configs: Sequence[FoldConfig], *, quiet: bool = False, announce: Callable[[FoldPlan], None] | None = None
+    configs: Sequence[FoldConfig],
+    *,
+    quiet: bool = False,
+    lines: bool = False,
+    announce: Callable[[FoldPlan], None] | None = None,
 ) -> list[FoldReport]:
-    """Fold by one config, or by several that differ in ratio and output only; other arguments as of :func:`fold`."""
+    """Fold by one config, or by several that differ in ratio and output only; other arguments as of :func:`fold`.
+
+    With ``lines``, a plain line now and then stands in for the bar where there is no terminal.
+    """
     work = fold_sweep if len(configs) > 1 else fold_together
     suite = prepare_afterwards(configs[0])
-    with Silent(announce) if quiet or not on_terminal() or not leads() else Bar(announce) as listener:
+    shown = Silent if quiet or not leads() else Bar if on_terminal() else Lines if lines else Silent
+    with shown(announce) as listener:
         reports = work(configs, listener)
         if leads():
             with finished([report.output for report in reports]):

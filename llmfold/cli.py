@@ -84,7 +84,11 @@ def build_parser() -> Parser:
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
     run = parser.add_argument_group("the run")
     after = parser.add_argument_group("what to measure afterwards")
-    after.add_argument("--fidelity-tokens", type=int, help="tokens of the dense model to compare on (default: 2048)")
+    after.add_argument(
+        "--fidelity-tokens",
+        type=int,
+        help="tokens of the dense model to compare on; 0: no comparison, no continued prompts (default: 2048)",
+    )
     after.add_argument(
         "--eval", nargs="?", const="wikitext2,folding", help="tasks of 'llmfold eval' (default: %(const)s)"
     )
@@ -190,7 +194,7 @@ def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) 
     from llmfold.api import fold_configs  # takes seconds: the plan is on the screen by now
 
     wanted = announce if configs[0].replans and not quiet else None
-    reports = fold_configs(configs, quiet=quiet, announce=wanted)
+    reports = fold_configs(configs, quiet=quiet, lines=True, announce=wanted)
     for report in reports:
         if not quiet:
             print_table("")

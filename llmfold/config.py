@@ -92,8 +92,8 @@ class FoldConfig:
         verify: reload check: ``full``, ``shapes`` or ``off``.
         overwrite: replace an earlier output, and discard a partial run with other options.
         trust_remote_code: also copy Python files that the checkpoint carries. llmfold never runs them.
-        fidelity_tokens: about how many tokens to sample from the dense model to say how close the folded one is; 0 for
-            none. Left out where the dense model does not fit in memory.
+        fidelity_tokens: about how many tokens to sample from the dense model to say how close the folded one is, with a
+            few prompts continued by both; 0 for neither. Left out where the dense model does not fit in memory.
         eval: tasks to measure both models on afterwards; see ``llmfold eval``.
         eval_text, eval_data_dir, eval_limit: ``--text``, ``--data-dir`` and ``--limit`` of that evaluation.
     """

@@ -68,7 +68,7 @@ def plain_settings(config: Mapping[str, Any]) -> SimpleNamespace | None:
 
     What transformers would build from such a config holds the same values.
     """
-    if config.get("model_type") not in _FAMILIES or not _NEEDED <= config.keys():
+    if config.get("model_type") not in _FAMILIES or not config.keys() >= _NEEDED:
         return None
     if not all(name in _KNOWN and _KNOWN[name](value) for name, value in config.items()):
         return None

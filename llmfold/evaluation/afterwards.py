@@ -59,12 +59,14 @@ def measure_afterwards(report: FoldReport, config: FoldConfig, suite: Suite, say
     if tokens and not fits(dense, Loading(None, pick_device(config.device), limit)):
         tokens = 0
         report.notes = [
-            "closeness to the dense model was not measured, since that does not fit in memory: "
+            "closeness to the dense model was not measured and no prompt continued, since that does not fit in memory: "
             f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
         ]
     if tokens or not suite.empty:
         found = evaluate(_settings(config, report, tokens), say=say, suite=suite, limit=limit)
         report.quality = found.to_dict()
+        if tokens and not found.samples:
+            report.notes = ["no prompt was continued by the two models, since there is no tokenizer that fits them"]
         report.warnings = [
             warning
             for warning in (report.data.get("warning"), found.fidelity.warning if found.fidelity else None)

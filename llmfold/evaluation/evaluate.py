@@ -17,8 +17,9 @@ from llmfold.errors import LlmfoldError, UsageError
 from llmfold.evaluation.fidelity import TOKENS, Fidelity
 from llmfold.evaluation.judge import Judge
 from llmfold.evaluation.keys import key_of
-from llmfold.evaluation.loading import Loading, opened
+from llmfold.evaluation.loading import Loading, fits, opened
 from llmfold.evaluation.perplexity import BATCH, Perplexity, Windows, text_windows
+from llmfold.evaluation.samples import Sample
 from llmfold.evaluation.scores import Evaluation, Finished, ModelScores, task_score
 from llmfold.evaluation.speed import SpeedSettings, speed
 from llmfold.evaluation.suite import SPEED, Suite, prepare
@@ -168,6 +169,7 @@ class _Evaluating:
         if found["fidelity"]:
             self.found.fidelity = Fidelity(**found["fidelity"])
             self.found.fidelity_protocol = found["fidelity_protocol"]
+        self.found.samples = [Sample(**sample) for sample in found.get("samples", ())]
 
     def _windows(self, text: Text) -> Windows:
         settings = self.settings
@@ -183,7 +185,10 @@ class _Evaluating:
         reference = self.dense or self.source
 
         def measure(batch: int) -> dict[str, Any]:
-            judge = Judge(reference.folder, windows, self.loading, batch=batch, tokens=tokens, say=self.say)
+            writes = bool(tokens) and fits(reference.folder, self.loading)  # offloaded, it is read for every token
+            judge = Judge(
+                reference.folder, windows, self.loading, batch=batch, tokens=tokens, writes=writes, say=self.say
+            )
             verdict = judge.dense()
             perplexity = {"dense" if self.dense else "model": verdict.perplexity}
             fidelity = None
@@ -195,6 +200,7 @@ class _Evaluating:
                 "perplexity": {name: asdict(value) for name, value in perplexity.items() if value},
                 "fidelity": asdict(fidelity) if fidelity else None,
                 "fidelity_protocol": judge.fidelity_protocol(),
+                "samples": [asdict(sample) for sample in judge.samples(verdict)] if self.dense else [],
             }
 
         if self.settings.batch_size == AUTO:

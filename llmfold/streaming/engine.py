@@ -60,6 +60,7 @@ def fold_together(
         stages = Stages()
         runs = [Run(config, listener or Silent(), ranks, stages) for config in configs]
         ranks.lead(partial(_check_resources, runs))
+        runs[0].listener.opened(len(runs[0].shape.layers))
         for run in runs:
             stack.enter_context(run.opened())
             if heritage is not None:
