@@ -1,6 +1,6 @@
 """llmfold makes large language models smaller with no data and no fine-tuning.
 
-Names are imported when they are first used, so that ``import llmfold`` and the command line's own answers take no torch.
+Names are imported when they are first used: ``import llmfold`` and the command line's own answers take no torch.
 """
 
 from importlib import import_module

@@ -7,8 +7,9 @@ from pathlib import Path
 from llmfold.config import FoldConfig
 from llmfold.devices import pick_device
 from llmfold.errors import LlmfoldError
-from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.loading import Loading, fits
+from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.suite import Suite, prepare
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport

@@ -17,12 +17,12 @@ from torch import Tensor
 from llmfold.architectures import EMBEDDING, HEAD, shape_of
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
+from llmfold.evaluation.defaults import FIDELITY_TOKENS
 from llmfold.methods.sampling import Sampler, Sampling
 from llmfold.methods.tokens import WINDOWS, TokenBudget, input_device
 
 SEED = 2**40 + 17
 """Of the held-back tokens: none that a person would fold with."""
-TOKENS = 2048
 LENGTH = 128
 _TRACED = 4
 """Sequences whose hidden states after every layer are kept for the errors by layer."""
@@ -77,7 +77,7 @@ class Reference:
 
 
 def held_back_tokens(
-    folder: Path, model: Any, *, tokens: int = TOKENS, length: int = LENGTH, seed: int = SEED
+    folder: Path, model: Any, *, tokens: int = FIDELITY_TOKENS, length: int = LENGTH, seed: int = SEED
 ) -> Tensor:
     """Sample from the dense ``model``, loaded from ``folder``, about ``tokens`` tokens with a seed of their own; (sequences, length) int64.
 

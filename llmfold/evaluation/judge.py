@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmfold.evaluation.fidelity import SEED, TOKENS, Fidelity, Reference, fidelity, held_back_tokens, reference
+from llmfold.evaluation.defaults import BATCH, FIDELITY_TOKENS
+from llmfold.evaluation.fidelity import SEED, Fidelity, Reference, fidelity, held_back_tokens, reference
 from llmfold.evaluation.loading import Loading, opened
-from llmfold.evaluation.perplexity import BATCH, Perplexity, Windows, score
+from llmfold.evaluation.perplexity import Perplexity, Windows, score
 from llmfold.evaluation.samples import PROMPTS, Sample, continued, find_tokenizer
 
 
@@ -30,7 +31,7 @@ class Judge:
         loading: Loading,
         *,
         batch: int = BATCH,
-        tokens: int = TOKENS,
+        tokens: int = FIDELITY_TOKENS,
         writes: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 from llmfold.config import FoldConfig, check_compute_dtype, option
 from llmfold.errors import UsageError
-from llmfold.evaluation.fidelity import TOKENS
-from llmfold.evaluation.perplexity import BATCH
+from llmfold.evaluation.defaults import BATCH, FIDELITY_TOKENS
 from llmfold.evaluation.variants import Variant, parse_variants, public_file
 
 AMOUNTS = ("ratio", "mlp_ratio", "attention_ratio")
@@ -66,7 +65,7 @@ class Settings:
     batch_size: int = BATCH
     compute_dtype: str = "float32"
     device: str = "auto"
-    fidelity_tokens: int = TOKENS
+    fidelity_tokens: int = FIDELITY_TOKENS
     num_samples: int | None = None
     multiple_of: int | None = None
     keep: bool = False

@@ -14,8 +14,9 @@ from support import ROOT, environment
 from llmfold import CheckpointError, UsageError
 from llmfold.demo import demo_folder
 from llmfold.evaluation import zeroshot as module
-from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.loading import Loading, opened
+from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.suite import prepare
 from llmfold.evaluation.zeroshot import GROUPS, Harness, expand
 
