@@ -124,10 +124,10 @@ class Pace:
 
     @property
     def words(self) -> str:
-        """``folding, layer 3 of 30, 14 s a layer, about 6 min left``."""
+        """``folding, layer 3 of 30, 14.0 s each, 6 min left``."""
         parts = [self.what]
         if self.total is not None:
-            place = "layer {} of {}" if self.unit == _LAYERS else "{} of {} tokens"
+            place = "layer {} of {}" if self.unit == _LAYERS else "{} of {}"
             at = min(self.done + 1, self.total) if self.unit == _LAYERS else self.done
             parts += [place.format(f"{at:,}", f"{self.total:,}"), *self._rate()]
         return ", ".join(parts)
@@ -137,8 +137,8 @@ class Pace:
         if left is None:
             return []
         each = (self.clock() - self._began) / (self.done - self._first)
-        rate = f"{each:.1f} s a layer" if self.unit == _LAYERS else f"{1 / max(each, 1e-9):,.0f} tokens/s"
-        return [rate, f"about {human_seconds(left)} left"]
+        rate = f"{each:.1f} s each" if self.unit == _LAYERS else f"{1 / max(each, 1e-9):,.0f}/s"
+        return [rate, f"{human_seconds(left)} left"]
 
 
 class _Paced(ABC):

@@ -42,7 +42,7 @@ def test_layers_before_the_fold_have_a_place_and_a_pace() -> None:
     assert pace.remaining is None
     clock.now += 20
     pace.hear("layer 10: measure")
-    assert pace.words == "measure, layer 11 of 30, 2.0 s a layer, about 40 s left"
+    assert pace.words == "measure, layer 11 of 30, 2.0 s each, 40 s left"
     assert pace.remaining == pytest.approx(40)
 
 
@@ -52,7 +52,7 @@ def test_tokens_are_counted_as_tokens() -> None:
     pace.hear("sampling tokens: 1,024 of 32,768")  # kept from an interrupted run: no work of this clock
     clock.now += 10
     pace.hear("sampling tokens: 11,264 of 32,768")
-    assert pace.words == "sampling tokens, 11,264 of 32,768 tokens, 1,024 tokens/s, about 21 s left"
+    assert pace.words == "sampling tokens, 11,264 of 32,768, 1,024/s, 21 s left"
 
 
 def test_a_fold_counts_finished_layers_and_a_resumed_one_from_where_it_stands() -> None:
@@ -64,7 +64,7 @@ def test_a_fold_counts_finished_layers_and_a_resumed_one_from_where_it_stands() 
         listener.stage(f"layer {index}: fold")
         clock.now += 6
         listener.advance()
-    assert lines.getvalue() == "folding, layer 5 of 8, 6.0 s a layer, about 24 s left\n"
+    assert lines.getvalue() == "folding, layer 5 of 8, 6.0 s each, 24 s left\n"
 
 
 def test_stages_without_a_count_are_named() -> None:
@@ -98,7 +98,7 @@ def test_the_bar_fits_80_columns_and_shows_names_as_they_are() -> None:
             clock.now += 14.25
             bar.advance()
         bar._progress.refresh()
-        assert "folding, layer 101 of 126, 14.2 s a layer, about 6 min left fold" in screen.getvalue()
+        assert "folding, layer 101 of 126, 14.2 s each, 6 min left fold" in screen.getvalue()
         bar.stage("measuring [red]name")
         bar._progress.refresh()
         assert "measuring [red]name" in screen.getvalue()
