@@ -1,8 +1,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Where torch comes from; for Linux without a GPU: https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' constraints.txt)
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
+LOG := $(VENV)/install.log
+
+# What pip says is shown where it fails.
+define install
+@echo "installing $(1)"
+@$(INSTALL) $(2) > $(LOG) 2>&1 || { cat $(LOG); exit 1; }
+endef
+define tell_size
+@echo "installed: $(VENV) takes $$(du -sh $(VENV) | cut -f1)"
+endef
 
 .PHONY: demo test lint types check clean
 
@@ -23,15 +35,17 @@ check: lint types test
 
 # torch goes first and pinned: left to a dependency, pip may choose a build of several gigabytes.
 $(VENV)/.core: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "llmfold needs Python 3.10 or newer")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) $(TORCH)
-	$(INSTALL) --editable .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "llmfold needs Python 3.10 or newer")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call install,$(TORCH)$(if $(TORCH_INDEX), from $(TORCH_INDEX)),$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH))
+	$(call install,llmfold and what it needs,--editable .)
+	$(tell_size)
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(INSTALL) --editable '.[dev]'
-	touch $@
+	$(call install,what its tests need,--editable '.[dev]')
+	$(tell_size)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) demo-output build dist *.egg-info

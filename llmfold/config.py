@@ -2,14 +2,16 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmfold.checkpoint import parse_size
-from llmfold.clustering import Method
 from llmfold.errors import UsageError
+from llmfold.sizes import parse_size
+
+if TYPE_CHECKING:
+    from llmfold.clustering import Method
 
 FOLDS = ("self", "weights", "paper", "calibrated")
 BASELINES = ("random", "magnitude", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
@@ -80,7 +82,7 @@ class FoldConfig:
         layers: overrides by layer index.
         seed: seed of everything random.
         dtype: dtype of the folded tensors; ``auto`` keeps each tensor's own.
-        compute_dtype: dtype of sampling, of forward passes and of what is measured afterwards; ``auto`` decides by device
+        compute_dtype: dtype of sampling, of forward passes and of what is measured afterwards; ``auto`` goes by device
             and processor, see :func:`llmfold.devices.compute_dtype`.
         device: torch device of the computation; ``auto`` is CUDA when present.
         max_memory: how much of the model may be held while tokens are sampled from it, the rest being read from disk
@@ -90,8 +92,8 @@ class FoldConfig:
         verify: reload check: ``full``, ``shapes`` or ``off``.
         overwrite: replace an earlier output, and discard a partial run with other options.
         trust_remote_code: also copy Python files that the checkpoint carries. llmfold never runs them.
-        fidelity_tokens: about how many tokens to sample from the dense model to say how close the folded one is; 0 for
-            none. Left out where the dense model does not fit in memory.
+        fidelity_tokens: about how many tokens to sample from the dense model to say how close the folded one is, with a
+            few prompts continued by both; 0 for neither. Left out where the dense model does not fit in memory.
         eval: tasks to measure both models on afterwards; see ``llmfold eval``.
         eval_text, eval_data_dir, eval_limit: ``--text``, ``--data-dir`` and ``--limit`` of that evaluation.
     """
@@ -101,7 +103,7 @@ class FoldConfig:
     output: str | None = None
     revision: str | None = None
     method: str = "self"
-    cluster: Method = "ward"
+    cluster: "Method" = "ward"
     align: str | None = None
     repair: str = "none"
     allocation: str = "uniform"
@@ -126,7 +128,7 @@ class FoldConfig:
     verify: str = "full"
     overwrite: bool = False
     trust_remote_code: bool = False
-    fidelity_tokens: int = 4096
+    fidelity_tokens: int = 2048
     eval: str | None = None
     eval_text: str | None = None
     eval_data_dir: str | None = None
@@ -268,9 +270,31 @@ class FoldConfig:
         return values
 
 
+def sweep_configs(config: FoldConfig, ratios: Sequence[float]) -> list[FoldConfig]:
+    """One config per ratio; an output that was named becomes the folder that holds them, under their default names.
+
+    Raises:
+        UsageError: a ratio that stands twice, or is none.
+    """
+    if len(set(ratios)) < len(ratios):
+        raise UsageError(f"--ratio names {max(ratios, key=list(ratios).count):g} twice")
+    configs = []
+    for ratio in ratios:
+        named = dataclasses.replace(config, ratio=ratio, output=None)
+        parent = Path() if config.output is None else config.output_path
+        configs.append(dataclasses.replace(named, output=str(parent / named.output_path.name)))
+    return configs
+
+
 def option(name: str) -> str:
     """Spelling of a field on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def check_compute_dtype(value: Any) -> None:
+    """Raise UsageError unless ``value`` is one of ``DTYPES``."""
+    if value not in DTYPES:
+        raise UsageError(f"--compute-dtype is {value!r}; choose from {', '.join(DTYPES)}")
 
 
 def check_fraction(value: Any, name: str) -> None:

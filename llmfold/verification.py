@@ -16,12 +16,14 @@ from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check
 from llmfold.checkpoint import Checkpoint, is_damage, sha256
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.checkpoint.storage import write_error
+from llmfold.devices import compute_dtype
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.planning import FoldPlan
 from llmfold.planning.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULARY
 from llmfold.quiet import quiet_transformers
 from llmfold.streaming.forward import ForwardContext, decoder_layer, forward_context, rms_norm
-from llmfold.streaming.ranks import LostError, Ranks
+from llmfold.streaming.launch import LostError
+from llmfold.streaming.ranks import Ranks
 from llmfold.streaming.team import Team
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1.5e-1}
@@ -46,8 +48,8 @@ def verify(
 
     ``--verify shapes`` builds the stock model without weights and compares every name and shape. ``full`` also reads
     back every tensor, loads the folder strictly with stock transformers, runs a few tokens, and compares the logits
-    with an independent forward pass of the tensors: in float32 arithmetic, and in the stored dtype as users will run
-    it. Models above ``IN_MEMORY_BYTES`` are read layer by layer from disk by both.
+    with an independent forward pass of the tensors: in float32 arithmetic, and in the run's compute dtype if that is
+    another. Models above ``IN_MEMORY_BYTES`` are read layer by layer from disk by both.
 
     Args:
         folder: the finished work folder.
@@ -71,8 +73,10 @@ def verify(
     ranks.lead(lambda: check_structure(folder, plan, source_config))
     if mode == "shapes":
         return {"mode": mode}
-    tokens, stored = probe_tokens(plan.after.vocabulary), plan.tensors[0].dtype
-    dtypes = {dtype_name(dtype): dtype for dtype in (torch.float32, stored)}
+    tokens = probe_tokens(plan.after.vocabulary)
+    # The check runs on the host. A half dtype that is emulated there says no more than float32, and takes far longer.
+    computed = compute_dtype(plan.config.compute_dtype, torch.device("cpu"), plan.tensors[0].dtype)
+    dtypes = {dtype_name(dtype): dtype for dtype in (torch.float32, computed)}
 
     def logits(name: str) -> Tensor:
         if name == _OWN:

@@ -68,6 +68,20 @@ class Checkpoint:
         refuse_quantised_config(config, str(folder))
         return cls(folder, config, hashlib.sha256(path.read_bytes()).hexdigest(), _read_headers(folder))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which most parameters are stored."""
+        counts: dict[torch.dtype, int] = {}
+        for info in self.tensors.values():
+            counts[info.dtype] = counts.get(info.dtype, 0) + info.nbytes // info.dtype.itemsize
+        return max(counts, key=lambda dtype: counts[dtype])
+
+    def size_in(self, dtype: torch.dtype | None) -> int:
+        """Bytes of all weights in ``dtype``, None being their own."""
+        return sum(
+            t.nbytes if dtype is None else t.nbytes // t.dtype.itemsize * dtype.itemsize for t in self.tensors.values()
+        )
+
     def read(self, name: str, *, check_finite: bool = True) -> Tensor:
         """Return the weight ``name`` with its stored dtype and shape, mapped from the file without a copy.
 

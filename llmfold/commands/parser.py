@@ -40,11 +40,17 @@ def add_measuring(parser: argparse.ArgumentParser, batch_size: Callable[[str], i
     how.add_argument("--sequence-length", type=int, help="tokens in a window (default: 2048 or the model's maximum)")
     how.add_argument("--windows", type=int, help="score the first N windows only (default: all)")
     how.add_argument("--stride", type=int, help="tokens between windows (default: they do not overlap)")
-    size, dtype = ("auto", "auto, as stored") if batch_size else ("8", "float32")
+    size, dtype = ("auto", "auto") if batch_size else ("8", "float32")
     how.add_argument("--batch-size", type=batch_size or int, help=f"sequences in one forward pass (default: {size})")
-    how.add_argument("--dtype", help=f"float32 or auto, as stored (default: {dtype})")
+    how.add_argument(
+        "--compute-dtype",
+        "--dtype",
+        dest="compute_dtype",
+        help="float32, bfloat16, float16, or auto: as stored where the device multiplies that, else float32 "
+        f"(default: {dtype})",
+    )
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
-    how.add_argument("--fidelity-tokens", type=int, help="tokens to sample from the dense model (default: 8192)")
+    how.add_argument("--fidelity-tokens", type=int, help="tokens to sample from the dense model (default: 2048)")
 
 
 def add_talk(parser: argparse.ArgumentParser) -> None:

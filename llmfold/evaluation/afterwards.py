@@ -7,8 +7,9 @@ from pathlib import Path
 from llmfold.config import FoldConfig
 from llmfold.devices import pick_device
 from llmfold.errors import LlmfoldError
-from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.loading import Loading, fits
+from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.suite import Suite, prepare
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport
@@ -56,15 +57,17 @@ def measure_afterwards(report: FoldReport, config: FoldConfig, suite: Suite, say
     if not tokens and suite.empty:
         return
     dense = locate(config.model, config.revision).folder
-    if tokens and not fits(dense, Loading("auto", pick_device(config.device)), limit):
+    if tokens and not fits(dense, Loading(None, pick_device(config.device), limit)):
         tokens = 0
         report.notes = [
-            "closeness to the dense model was not measured, since that does not fit in memory: "
+            "closeness to the dense model was not measured and no prompt continued, since that does not fit in memory: "
             f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
         ]
     if tokens or not suite.empty:
-        found = evaluate(_settings(config, report, tokens), say=say, suite=suite)
+        found = evaluate(_settings(config, report, tokens), say=say, suite=suite, limit=limit)
         report.quality = found.to_dict()
+        if tokens and not found.samples:
+            report.notes = ["no prompt was continued by the two models, since there is no tokenizer that fits them"]
         report.warnings = [
             warning
             for warning in (report.data.get("warning"), found.fidelity.warning if found.fidelity else None)
@@ -82,6 +85,7 @@ def _settings(config: FoldConfig, report: FoldReport, tokens: int) -> Evaluation
         text=config.eval_text,
         data_dir=config.eval_data_dir,
         limit=config.eval_limit,
+        compute_dtype=config.compute_dtype,
         device=config.device,
         fidelity_tokens=tokens,
         trust_remote_code=bool(report.plan["needs_trust_remote_code"]),

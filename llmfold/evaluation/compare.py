@@ -93,10 +93,11 @@ class _Comparing:
             limit=settings.windows,
         )
         self.device = pick_device(settings.device)
+        self.loading = Loading.of(settings.compute_dtype, self.device, self.source.folder)
         self.judge = Judge(
             self.source.folder,
             self.windows,
-            Loading(settings.dtype, self.device),
+            self.loading,
             batch=settings.batch_size,
             tokens=settings.fidelity_tokens,
             say=say,
@@ -181,7 +182,7 @@ class _Comparing:
         return key_of(
             self.checkpoint.fingerprint(),
             digest(tokens),
-            [self.text.name, *tokens.shape, self.windows.stride, self.settings.dtype, str(self.device)],
+            [self.text.name, *tokens.shape, self.windows.stride, self.loading.words, str(self.device)],
             [self.settings.fidelity_tokens, fidelity.LENGTH, fidelity.SEED],
             {name: versions()[name] for name in _DECIDING},
         )

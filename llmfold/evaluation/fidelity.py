@@ -1,10 +1,11 @@
 """Fidelity of a folded model to the dense one, which needs no data: both read text sampled from the dense model.
 
-The dense model runs once. Its final hidden states are kept, not its logits, which are larger by vocabulary / hidden;
-the head turns them back into logits one sequence at a time. So the two models are never in memory together.
+Each model runs once. Final hidden states are kept, not logits, which are larger by vocabulary / hidden; the dense head
+turns them into logits a few positions at a time. So the two models are never in memory together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,17 @@ from torch import Tensor
 from llmfold.architectures import EMBEDDING, HEAD, shape_of
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
-from llmfold.evaluation.loading import Loading, max_positions, placed
-from llmfold.methods.sampling import Sampling, sample_tokens
-from llmfold.methods.tokens import TokenBudget, input_device
+from llmfold.evaluation.defaults import FIDELITY_TOKENS
+from llmfold.methods.sampling import Sampler, Sampling
+from llmfold.methods.tokens import WINDOWS, TokenBudget, input_device
 
 SEED = 2**40 + 17
 """Of the held-back tokens: none that a person would fold with."""
-TOKENS = 8192
-LENGTH = 256
+LENGTH = 128
 _TRACED = 4
 """Sequences whose hidden states after every layer are kept for the errors by layer."""
+_LOGIT_BYTES = 64_000_000
+"""Logits of one model that are compared at once."""
 POOR = 0.5
 """Top-1 agreement below which a person is warned."""
 
@@ -64,7 +66,7 @@ class Reference:
     Attributes:
         tokens: (sequences, length) int64.
         hidden: (sequences, length, d) final hidden states, normalised, on the CPU.
-        head: (vocabulary, d) output embedding, on the CPU.
+        head: (vocabulary, d) output embedding in its stored dtype, on the CPU.
         layers: after every decoder layer, (sequences, length, d) hidden states of the first few sequences, on the CPU.
     """
 
@@ -75,51 +77,62 @@ class Reference:
 
 
 def held_back_tokens(
-    folder: Path, loading: Loading, *, tokens: int = TOKENS, length: int = LENGTH, seed: int = SEED
+    folder: Path, model: Any, *, tokens: int = FIDELITY_TOKENS, length: int = LENGTH, seed: int = SEED
 ) -> Tensor:
-    """Sample from the model in ``folder`` about ``tokens`` tokens with a seed of their own; (sequences, length) int64.
+    """Sample from the dense ``model``, loaded from ``folder``, about ``tokens`` tokens with a seed of their own; (sequences, length) int64.
 
-    Sequences are ``length`` long, or as long as the model allows if that is less.
+    Sequences are windows of sampled documents as those that a fold measures on, ``length`` long, or as long as the
+    model allows if that is less.
     """
-    length = min(length, max_positions(Checkpoint.open(folder)))
-    budget = TokenBudget(max(1, tokens // length), length)
-    with placed(folder, loading) as options:
-        return sample_tokens(folder, Sampling(budget, seed), loading.device, **options)
+    positions = int(model.config.max_position_embeddings)
+    length = min(length, positions)
+    sequences = max(1, tokens // length)
+    budget = TokenBudget(sequences, length, min(WINDOWS, positions // length, sequences))
+    return Sampler(folder, model).sequences(Sampling(budget, seed))
 
 
 def reference(folder: Path, model: Any, tokens: Tensor, *, batch: int = 8) -> Reference:
     """Run the dense ``model``, loaded from ``folder``, over (sequences, length) ``tokens``."""
-    hidden = [
-        model.base_model(part.to(input_device(model)), use_cache=False)[0].cpu() for part in torch.split(tokens, batch)
-    ]
+    with _traced(model) as layers:
+        hidden = [
+            model.base_model(part.to(input_device(model)), use_cache=False)[0].cpu()
+            for part in torch.split(tokens, batch)
+        ]
     checkpoint = Checkpoint.open(folder)
     tied = shape_of(checkpoint.config).tied or HEAD not in checkpoint.tensors
     head = checkpoint.read(EMBEDDING if tied and EMBEDDING in checkpoint.tensors else HEAD)
-    return Reference(tokens, torch.cat(hidden), head.to(hidden[0].dtype), _layer_outputs(model, tokens[:_TRACED]))
+    return Reference(tokens, torch.cat(hidden), head, layers)
 
 
-def _layer_outputs(model: Any, tokens: Tensor) -> list[Tensor]:
-    """Hidden states after every decoder layer, on the CPU."""
-    found: list[Tensor] = []
+@contextmanager
+def _traced(model: Any) -> Iterator[list[Tensor]]:
+    """Gather, on the CPU, the hidden states of the first few sequences after every decoder layer as the model runs."""
+    found: list[list[Tensor]] = [[] for _ in model.base_model.layers]
+    whole: list[Tensor] = []
 
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output).cpu())
+    def keeping(kept: list[Tensor]) -> Callable[[Any, Any, Any], None]:
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            missing = _TRACED - sum(map(len, kept))
+            if missing:
+                kept.append((output[0] if isinstance(output, tuple) else output)[:missing].cpu())
 
-    hooks = [layer.register_forward_hook(keep) for layer in model.base_model.layers]
+        return keep
+
+    layers = zip(model.base_model.layers, found, strict=True)
+    hooks = [layer.register_forward_hook(keeping(kept)) for layer, kept in layers]
     try:
-        model.base_model(tokens.to(input_device(model)), use_cache=False)
+        yield whole
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    whole.extend(map(torch.cat, found))
 
 
-def _layer_errors(dense: Reference, model: Any) -> list[float]:
+def _layer_errors(dense: Sequence[Tensor], model: Sequence[Tensor]) -> list[float]:
     """Relative squared errors of the hidden states after every layer."""
-    found = _layer_outputs(model, dense.tokens[:_TRACED])
     return [
         float((new.float() - old.float()).square().sum() / old.float().square().sum())
-        for old, new in zip(dense.layers, found, strict=True)
+        for old, new in zip(dense, model, strict=True)
     ]
 
 
@@ -130,23 +143,25 @@ def fidelity(dense: Reference, model: Any, *, batch: int = 8) -> Fidelity:
         UsageError: the two have different vocabularies.
         CheckpointError: the model computes NaN or infinity.
     """
-    head = dense.head
     total, agreed = 0.0, 0
-    for part, hidden in zip(torch.split(dense.tokens, batch), torch.split(dense.hidden, batch), strict=True):
-        logits = model(part.to(input_device(model)), use_cache=False).logits
-        head = head.to(logits.device)
-        if logits.shape[-1] != len(head):
-            raise UsageError(
-                f"the models do not share a vocabulary ({len(head)} and {logits.shape[-1]} tokens): "
-                "compare a model with the one it was folded from"
-            )
-        for row in range(len(part)):
-            p = F.linear(hidden[row].to(logits.device), head).float().log_softmax(-1)
-            q = logits[row].float().log_softmax(-1)
-            total += float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).double().sum())
-            agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
+    head = dense.head.to(input_device(model), dense.hidden.dtype)
+    rows = max(1, _LOGIT_BYTES // (4 * len(head)))
+    with _traced(model) as layers:
+        for part, hidden in zip(torch.split(dense.tokens, batch), torch.split(dense.hidden, batch), strict=True):
+            logits = model(part.to(input_device(model)), use_cache=False).logits
+            if logits.shape[-1] != len(head):
+                raise UsageError(
+                    f"the models do not share a vocabulary ({len(head)} and {logits.shape[-1]} tokens): "
+                    "compare a model with the one it was folded from"
+                )
+            pairs = zip(torch.split(hidden.flatten(0, 1), rows), torch.split(logits.flatten(0, 1), rows), strict=True)
+            for known, found in pairs:
+                p = F.linear(known.to(head.device), head).float().log_softmax(-1)
+                q = found.to(head.device).float().log_softmax(-1)
+                total += float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).double().sum())
+                agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
     count = dense.tokens.numel()
     if total != total:
         raise CheckpointError("the model computes NaN on text of the dense model, so it has no KL to it")
-    errors = _layer_errors(dense, model)
+    errors = _layer_errors(dense.layers, layers)
     return Fidelity(max(0.0, total / count), agreed / count, count, len(dense.tokens), errors)

@@ -1,24 +1,24 @@
-"""Models under evaluation: loaded by stock transformers, and offloaded by accelerate where they do not fit."""
+"""Models under evaluation: held in the dtype of the arithmetic, else as stored, else offloaded by accelerate."""
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import get_max_memory
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from llmfold.architectures import stock_config
+from llmfold.casting import load_model
 from llmfold.checkpoint import Checkpoint
+from llmfold.checkpoint.dtypes import dtype_name
+from llmfold.devices import compute_dtype
 from llmfold.errors import CheckpointError
 from llmfold.planning.limits import available_memory, room
-from llmfold.quiet import quiet_transformers
-
-DTYPES = ("float32", "auto")
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,28 @@ class Loading:
     """How models are loaded.
 
     Attributes:
-        dtype: ``float32``, or ``auto`` for the dtype they are stored in.
+        dtype: in which they compute; None for the dtype that each is stored in.
         device: where they run.
+        limit: most bytes that a model may take; None for what is free.
         options: further arguments of ``from_pretrained``, such as ``device_map`` and ``max_memory``; a ``device_map``
             here takes the place of llmfold's own decision.
     """
 
-    dtype: str = "float32"
+    dtype: torch.dtype | None = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    limit: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, device: torch.device, *folders: Path, limit: int | None = None) -> "Loading":
+        """Load all of ``folders`` in one dtype: see :func:`compute_dtype`, half dtypes that differ giving float32."""
+        stored = [Checkpoint.open(folder).dtype for folder in folders]
+        return cls(compute_dtype(name, device, reduce(torch.promote_types, stored)), device, limit)
+
+    @property
+    def words(self) -> str:
+        """The dtype by its name."""
+        return "as stored" if self.dtype is None else dtype_name(self.dtype)
 
 
 def max_positions(checkpoint: Checkpoint) -> int:
@@ -54,15 +67,10 @@ def opened(folder: Path, loading: Loading, *, remote_code: bool = False) -> Iter
     Raises:
         CheckpointError: transformers cannot load it.
     """
-    dtype = "auto" if loading.dtype == "auto" else getattr(torch, loading.dtype)
+    dtype = loading.dtype or Checkpoint.open(folder).dtype
     with placed(folder, loading) as options:
         try:
-            with quiet_transformers():
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=dtype, trust_remote_code=remote_code, **options
-                ).eval()
-            if "device_map" not in options:
-                model = model.to(loading.device)
+            model = load_model(folder, dtype, loading.device, remote_code=remote_code, **options)
         except Exception as error:  # transformers raises many kinds for a model that it cannot load
             reason = " ".join(str(error).split())
             raise CheckpointError(f"transformers cannot load {folder.name}: {reason}") from error
@@ -72,25 +80,27 @@ def opened(folder: Path, loading: Loading, *, remote_code: bool = False) -> Iter
 
 @contextmanager
 def placed(folder: Path, loading: Loading) -> Iterator[dict[str, Any]]:
-    """Arguments of ``from_pretrained`` that place the model: none where it fits, else offloading by accelerate.
+    """Arguments of :func:`load_model` that place the model: none where it fits, else as stored, else offloading.
 
     What is offloaded to disk lies in a temporary folder that goes away on leaving.
     """
     with tempfile.TemporaryDirectory(prefix="llmfold-offload-") as scratch:
         offloading = {"device_map": "auto", "offload_folder": scratch, "max_memory": _rooms()}
-        if "device_map" in loading.options or not fits(folder, loading):
+        if "device_map" in loading.options:
             yield {**offloading, **loading.options}
-        else:
+        elif fits(folder, loading):
             yield loading.options
+        elif fits(folder, replace(loading, dtype=None)):
+            yield {"as_stored": True, **loading.options}
+        else:
+            yield {**offloading, **loading.options}
 
 
-def fits(folder: Path, loading: Loading, limit: int | None = None) -> bool:
-    """Whether the weights find room in the device's free memory, and take no more than ``limit`` bytes."""
-    tensors = Checkpoint.open(folder).tensors.values()
-    wide = 4 if loading.dtype == "float32" else 0
-    size = sum(t.nbytes * max(1.0, wide / t.dtype.itemsize) for t in tensors)
+def fits(folder: Path, loading: Loading) -> bool:
+    """Whether the weights find room in the device's free memory and within the limit, in the dtype they compute in."""
     most = int(_rooms().get(loading.device.index or 0 if loading.device.type == "cuda" else "cpu", 0))
-    return bool(size <= (most if limit is None else min(most, limit)))
+    size = Checkpoint.open(folder).size_in(loading.dtype)
+    return size <= (most if loading.limit is None else min(most, loading.limit))
 
 
 def _rooms() -> dict[int | str, int]:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmfold.evaluation.scores import Evaluation, ModelScores
+from llmfold.evaluation.speed import Speed
 from llmfold.evaluation.zeroshot import GROUPS, TaskScore
 from llmfold.planning.limits import human_bytes
 from llmfold.report.markdown import row
@@ -41,23 +42,25 @@ def score_rows(found: Evaluation) -> list[list[str]]:
 
 def speed_rows(found: Evaluation) -> list[list[str]]:
     """The same for speed and size; empty where they were not measured."""
-    speed = found.speed
-    if speed is None:
+    if found.speed is None:
         return []
-
-    def row(heading: str, ratio: float, *values: str) -> list[str]:
-        return [heading, *values, f"{ratio:.2f}"]
-
-    def pair(name: str) -> tuple[float, float]:
-        return getattr(speed.dense, name), getattr(speed.model, name)
-
     rows = [["", "dense", "folded", "ratio"]]
-    rows.append(row("prefill, tokens per second", speed.prefill_ratio, *(f"{v:,.0f}" for v in pair("prefill"))))
-    rows.append(row("decode, tokens per second", speed.decode_ratio, *(f"{v:,.1f}" for v in pair("decode"))))
-    for heading, name in (("peak memory", "peak_memory_bytes"), ("weights on disk", "disk_bytes")):
-        before, after = pair(name)
-        rows.append(row(heading, after / before, human_bytes(before), human_bytes(after)))
+    for speed in _speeds(found):
+        sides, dtype = (speed.dense, speed.model), speed.dtype
+        prefill, decode = [f"{side.prefill:,.0f}" for side in sides], [f"{side.decode:,.1f}" for side in sides]
+        rows.append([f"prefill, tokens per second, {dtype}", *prefill, f"{speed.prefill_ratio:.2f}"])
+        rows.append([f"decode, tokens per second, {dtype}", *decode, f"{speed.decode_ratio:.2f}"])
+        rows.append(_size_row(f"peak memory, {dtype}", *(side.peak_memory_bytes for side in sides)))
+    rows.append(_size_row("weights on disk", found.speed.dense.disk_bytes, found.speed.model.disk_bytes))
     return rows
+
+
+def _size_row(heading: str, before: int, after: int) -> list[str]:
+    return [heading, human_bytes(before), human_bytes(after), f"{after / before:.2f}"]
+
+
+def _speeds(found: Evaluation) -> list[Speed]:
+    return [speed for speed in (found.speed, found.computed_speed) if speed]
 
 
 def notes(found: Evaluation) -> list[str]:
@@ -66,14 +69,14 @@ def notes(found: Evaluation) -> list[str]:
     if found.model.perplexity:
         lines.append(f"Perplexity: {found.model.perplexity.protocol}.")
     if found.model.tasks:
+        dtype = f", {found.compute_dtype}" if found.compute_dtype else ""
         lines.append(
-            f"Zero-shot: lm-eval {found.versions['lm-eval']}, its prompts and metrics; ± is the standard error."
+            f"Zero-shot: lm-eval {found.versions['lm-eval']}, its prompts and metrics{dtype}; ± is the standard error."
         )
         lines += [_task_note(task) for task in found.model.tasks.values()]
     if found.fidelity_protocol:
         lines.append(f"Fidelity: {found.fidelity_protocol}.")
-    if found.speed:
-        lines.append(f"Speed: {found.speed.protocol}. {found.speed.verdict}.")
+    lines += [f"Speed: {speed.protocol}. {speed.verdict}." for speed in _speeds(found)]
     return [*lines, *(f"Not measured: {failure}." for failure in found.failures)]
 
 

@@ -12,6 +12,7 @@ from llmfold.evaluation.fidelity import Fidelity
 from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Perplexity
 from llmfold.evaluation.results import write
+from llmfold.evaluation.samples import Sample
 from llmfold.evaluation.speed import ModelSpeed, Speed
 from llmfold.evaluation.zeroshot import TaskScore
 from llmfold.report.record import versions
@@ -37,11 +38,14 @@ class Evaluation:
         dense: the one it was folded from, if named.
         fidelity: of the model to the dense one.
         fidelity_protocol: how, in words.
-        speed: of both, in the same run.
+        speed: of both, in the same run, in the dtype stored.
+        computed_speed: the same in the dtype of the evaluation, where that is another.
         failures: what could not be measured, a sentence each.
+        compute_dtype: of the arithmetic, in words.
         command: that measured.
         versions: of the packages that measured.
         machine: that measured, in words.
+        samples: prompts continued by both; none where the dense model has no tokenizer or does not fit in memory.
     """
 
     model: ModelScores
@@ -49,10 +53,13 @@ class Evaluation:
     fidelity: Fidelity | None = None
     fidelity_protocol: str | None = None
     speed: Speed | None = None
+    computed_speed: Speed | None = None
     failures: list[str] = field(default_factory=list)
+    compute_dtype: str | None = None
     command: str | None = None
     versions: dict[str, str] = field(default_factory=partial(versions, "lm-eval", "datasets"))
     machine: str = field(default_factory=machine_words)
+    samples: list[Sample] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -61,18 +68,28 @@ class Evaluation:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
         """The inverse of :meth:`to_dict`."""
-        speed, fidelity = content["speed"], content["fidelity"]
+        fidelity = content["fidelity"]
         return cls(
             _scores(content["model"]),
             _scores(content["dense"]) if content["dense"] else None,
             Fidelity(**fidelity) if fidelity else None,
             content["fidelity_protocol"],
-            Speed(**{**speed, **{side: ModelSpeed(**speed[side]) for side in ("model", "dense")}}) if speed else None,
+            _speed(content["speed"]),
+            _speed(content.get("computed_speed")),
             list(content["failures"]),
+            content.get("compute_dtype"),
             content["command"],
             dict(content["versions"]),
             content["machine"],
+            [Sample(**sample) for sample in content.get("samples", ())],
         )
+
+
+def _speed(content: Mapping[str, Any] | None) -> Speed | None:
+    if content is None:
+        return None
+    sides = {side: ModelSpeed(**content[side]) for side in ("model", "dense")}
+    return Speed(**{"dtype": "as stored", **content, **sides})
 
 
 def _scores(content: Mapping[str, Any]) -> ModelScores:

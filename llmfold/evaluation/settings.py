@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from llmfold.config import FoldConfig, option
+from llmfold.config import FoldConfig, check_compute_dtype, option
 from llmfold.errors import UsageError
-from llmfold.evaluation.fidelity import TOKENS
-from llmfold.evaluation.loading import DTYPES
-from llmfold.evaluation.perplexity import BATCH
+from llmfold.evaluation.defaults import BATCH, FIDELITY_TOKENS
 from llmfold.evaluation.variants import Variant, parse_variants, public_file
 
 AMOUNTS = ("ratio", "mlp_ratio", "attention_ratio")
@@ -42,7 +40,7 @@ class Settings:
         sequence_length: tokens in a window; None: 2,048 or the model's maximum.
         stride: of the windows; None if they do not overlap.
         batch_size: windows in one forward pass.
-        dtype: in which all models are evaluated.
+        compute_dtype: in which all models are evaluated and the folds run their forward passes.
         device: of folds and evaluation.
         fidelity_tokens: about how many tokens to sample from the dense model for KL and top-1; 0 for neither.
         num_samples, multiple_of: as of a fold, for all methods.
@@ -65,9 +63,9 @@ class Settings:
     sequence_length: int | None = None
     stride: int | None = None
     batch_size: int = BATCH
-    dtype: str = "float32"
+    compute_dtype: str = "float32"
     device: str = "auto"
-    fidelity_tokens: int = TOKENS
+    fidelity_tokens: int = FIDELITY_TOKENS
     num_samples: int | None = None
     multiple_of: int | None = None
     keep: bool = False
@@ -82,8 +80,7 @@ class Settings:
         for name, least in (("seeds", 1), ("batch_size", 1), ("fidelity_tokens", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{option(name)} is {getattr(self, name)}; give at least {least}")
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
+        check_compute_dtype(self.compute_dtype)
         for amount in self.amounts():
             for variant in self.variants:
                 self.fold_config(variant, amount, seed=0, output=self.models_folder)
@@ -112,7 +109,9 @@ class Settings:
         Raises:
             UsageError: options that do not go together.
         """
-        common: dict[str, Any] = {name: getattr(self, name) for name in ("ratio_of", "revision", "device")}
+        common: dict[str, Any] = {
+            name: getattr(self, name) for name in ("ratio_of", "revision", "compute_dtype", "device")
+        }
         common.update(num_samples=self.num_samples, multiple_of=self.multiple_of, **amount)
         options = variant.fold_options(self.data, **common)
         return FoldConfig(

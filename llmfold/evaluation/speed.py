@@ -17,6 +17,7 @@ import torch
 
 from llmfold.architectures import shape_of
 from llmfold.checkpoint import Checkpoint
+from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.errors import CheckpointError, LlmfoldError, UsageError
 from llmfold.evaluation.loading import Loading, max_positions, opened
 from llmfold.methods.tokens import input_device
@@ -63,7 +64,7 @@ class ModelSpeed:
 
 @dataclass(frozen=True)
 class Speed:
-    """A model beside the dense one, and what to make of it in a sentence or two."""
+    """A model beside the dense one, what to make of it in a sentence or two, and the dtype in which both ran."""
 
     model: ModelSpeed
     dense: ModelSpeed
@@ -71,6 +72,7 @@ class Speed:
     decode_ratio: float
     verdict: str
     protocol: str
+    dtype: str
 
 
 def speed(model: Path, dense: Path, loading: Loading, settings: SpeedSettings, *, remote_code: bool = False) -> Speed:
@@ -115,13 +117,23 @@ def speed(model: Path, dense: Path, loading: Loading, settings: SpeedSettings, *
         for i, folder in enumerate((dense, model))
     ]
     prefill, decode = (statistics.median(each[1][part] / each[0][part] for each in rounds) for part in (0, 1))
-    return Speed(found[1], found[0], prefill, decode, _verdict(model, prefill, decode), _protocol(loading, settings))
+    dtype = _dtype_words(loading, dense, model)
+    protocol = _protocol(dtype, loading.device, settings)
+    return Speed(found[1], found[0], prefill, decode, _verdict(model, prefill, decode), protocol, dtype)
 
 
-def _protocol(loading: Loading, settings: SpeedSettings) -> str:
+def _dtype_words(loading: Loading, *folders: Path) -> str:
+    """``float32``, or ``bfloat16 as stored``; both names where the models are stored differently."""
+    if loading.dtype is not None:
+        return loading.words
+    names = dict.fromkeys(dtype_name(Checkpoint.open(folder).dtype) for folder in folders)
+    return f"{' and '.join(names)} as stored"
+
+
+def _protocol(dtype: str, device: torch.device, settings: SpeedSettings) -> str:
     return (
         f"{settings.prompt} prompt tokens and {settings.new} written greedily, batch {settings.batch}, "
-        f"{'dtype as stored' if loading.dtype == 'auto' else loading.dtype}, {loading.device.type}, each model in a "
+        f"{dtype}, {device.type}, each model in a "
         f"process of its own, timed in turn, medians of {settings.rounds} rounds"
     )
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from llmfold.casting import load_model
 from llmfold.errors import CheckpointError
 from llmfold.methods.beginnings import MIXTURE, UNSET, Beginnings, Mixture, starts
 from llmfold.methods.tokens import TokenBudget, input_device
 from llmfold.planning.estimate import CACHE_BYTES
-from llmfold.quiet import quiet_transformers
 
 BATCH = 64
 """Documents sampled at once, at most: more are hardly quicker, and fewer batches leave other processes without work."""
@@ -73,7 +73,7 @@ def sample_tokens(
         sampling: what to sample.
         device: where the model is held.
         dtype: what it computes in.
-        loading: passed to ``from_pretrained``, e.g. ``device_map`` and ``max_memory`` for accelerate's offloading.
+        loading: further arguments of :func:`llmfold.casting.load_model`, e.g. ``device_map`` and ``max_memory``.
 
     Returns:
         (sequences, length) int64 on the CPU.
@@ -81,22 +81,21 @@ def sample_tokens(
     Raises:
         CheckpointError: the model computes NaN or infinity, or nothing says how a document begins.
     """
-    sampler = Sampler(folder, device, dtype, **loading)
-    batches = sampling.batches(sampler.config)
-    return sampling.budget.cut(torch.cat([sampler.sample(sampling, i, batch) for i, batch in enumerate(batches)]))
+    return Sampler(folder, load_model(folder, dtype, device, **loading)).sequences(sampling)
 
 
 class Sampler:
     """A model that is held while it samples."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, **loading: Any) -> None:
-        """Load it; arguments and errors as of :func:`sample_tokens`."""
-        with quiet_transformers():
-            self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **loading).eval()
-        if "device_map" not in loading:
-            self._model = self._model.to(device)
-        self.config = self._model.config
-        self._beginnings = Beginnings.of(folder, self._model.generation_config, self.config)
+    def __init__(self, folder: Path, model: Any) -> None:
+        """Take a model loaded from ``folder``; raises CheckpointError where nothing says how a document begins."""
+        self._model = model
+        self._beginnings = Beginnings.of(folder, model.generation_config, model.config)
+
+    def sequences(self, sampling: Sampling) -> Tensor:
+        """Sample all batches; (sequences, length) int64 on the CPU. Errors as of :meth:`sample`."""
+        batches = enumerate(sampling.batches(self._model.config))
+        return sampling.budget.cut(torch.cat([self.sample(sampling, i, batch) for i, batch in batches]))
 
     @torch.inference_mode()
     def sample(

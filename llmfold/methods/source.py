@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llmfold.architectures import ModelShape, stock_config
+from llmfold.casting import load_model
 from llmfold.checkpoint import Checkpoint
 from llmfold.config import SELF_DATA, FoldConfig
 from llmfold.devices import compute_dtype
@@ -134,7 +135,8 @@ def sample_batches(
     cache = max(map(len, batches)) * cache_bytes(stock_config(setting.checkpoint.config), length)
     try:
         loading = _placement(setting, cache, min(len(batches), neighbours()), offload)
-        sampler = Sampler(setting.checkpoint.folder, setting.device, _dtype(setting), **loading)
+        model = load_model(setting.checkpoint.folder, _dtype(setting), setting.device, **loading)
+        sampler = Sampler(setting.checkpoint.folder, model)
         for index in missing:
             sample = partial(sampler.sample, sampling, index, batches[index], progress.add)
             tk.stored(_batch_path(setting, index), sample)
@@ -179,8 +181,7 @@ class _Progress:
 
 
 def _dtype(setting: Setting) -> torch.dtype:
-    stored = next(iter(setting.checkpoint.tensors.values())).dtype
-    return compute_dtype(setting.config.compute_dtype, setting.device, stored)
+    return compute_dtype(setting.config.compute_dtype, setting.device, setting.checkpoint.dtype)
 
 
 def _device_name(device: torch.device) -> int | str:
@@ -189,20 +190,20 @@ def _device_name(device: torch.device) -> int | str:
 
 
 def _placement(setting: Setting, cache: int, processes: int, offload: Path) -> dict[str, Any]:
-    """Where the model is held while it samples: whole on its device if it fits, else spread by accelerate.
+    """How the model is held while it samples: whole on its device if it fits, else spread by accelerate.
 
-    What is left for the key/value cache is counted first; ``max_memory`` bounds model and cache together. Processes
+    It is held in the dtype of the arithmetic if there is room, else as stored. What is left for the key/value cache is counted first; ``max_memory`` bounds model and cache together. Processes
     that sample on one machine share its memory.
     """
     limits, device = setting.config.memory_limits, setting.device
-    own, width = _device_name(device), _dtype(setting).itemsize
-    size = sum(t.nbytes // t.dtype.itemsize * width for t in setting.checkpoint.tensors.values())
+    own = _device_name(device)
     rooms: dict[int | str, int] = {"cpu": room("cpu", available_memory() // processes, limits)}
     if own != "cpu":
         rooms[own] = room(own, int(torch.cuda.mem_get_info(device)[0]), limits)
     rooms[own] = max(rooms[own] - cache, 0)
-    if size <= rooms[own]:
-        return {}
+    for dtype in (_dtype(setting), None):
+        if setting.checkpoint.size_in(dtype) <= rooms[own]:
+            return {"as_stored": dtype is None}
     return {"device_map": "auto", "offload_folder": offload, "max_memory": rooms}
 
 

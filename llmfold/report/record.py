@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-REPORT_FILE = "report.json"
+REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "scipy")
 
 

@@ -14,7 +14,8 @@ from rich.text import Text
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import SELF_DATA, FoldConfig
 from llmfold.planning import Estimate, FoldPlan, advice, human_bytes, human_seconds
-from llmfold.report.record import FoldReport
+from llmfold.report.condense import main_stages, without_empty_columns
+from llmfold.report.record import PAGE_FILE, FoldReport
 from llmfold.report.words import check_words
 
 
@@ -138,55 +139,63 @@ def _repair(part: dict[str, Any] | None) -> Sequence[str]:
 
 
 def _layer_table(report: FoldReport) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim")
     parts = [part for record in report.layers for part in (record.get("mlp"), record.get("attention")) if part]
     repaired = any("ridge" in part for part in parts)
-    own = ("ridge", "error", "after") if repaired else ("merged", "largest", "inertia\n/ bound")
-    for heading in ("layer", "MLP", *own, "heads", *own[: 3 if repaired else 2]):
-        table.add_column(heading, justify="right", no_wrap=True)
+    own = ("ridge", "error", "after") if repaired else ("merged", "largest", "inertia
+/ bound")
+    heading = ("layer", "MLP", *own, "heads", *own[: 3 if repaired else 2])
     cells = _repair if repaired else _clusters
-    for index, record in enumerate(report.layers):
-        row = (*cells(record.get("mlp")), *cells(record.get("attention")))
-        table.add_row(str(index), *row[: len(table.columns) - 1])
+    rows = [
+        (str(index), *cells(record.get("mlp")), *cells(record.get("attention")))[: len(heading)]
+        for index, record in enumerate(report.layers)
+    ]
+    head, *body = without_empty_columns([heading, *rows])
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for name in head:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
     return table
 
 
 def report_table(report: FoldReport) -> RenderableType:
-    """The report: what was merged in every layer, what was checked, and where the time went.
+    """The report: what became of every layer, what was checked and where the time went, and the two models compared.
 
     Errors are relative squared errors of what a layer should add to the residual stream, on tokens held back: with the
     consumer as it was, and after its repair.
     """
-    layers = _layer_table(report)
-    summary = _grid()
-    summary.add_row(
-        "parameters",
-        f"{report.parameters_before:,} → {report.parameters_after:,}  "
-        f"({_saving(report.parameters_before, report.parameters_after)})",
-    )
-    sizes = report.plan["bytes"]
-    summary.add_row("weights", f"{human_bytes(sizes['before'])} → {human_bytes(sizes['after'])}")
-    summary.add_row("reload check", check_words(report.verification))
-    for row in _quality(report.quality):
-        summary.add_row(*row)
+    run = _grid()
+    run.add_row("reload check", check_words(report.verification))
     for warning in report.warnings:
-        summary.add_row("warning", warning)
+        run.add_row("warning", warning)
     for note in report.notes:
-        summary.add_row("note", note)
-    summary.add_row("peak memory", human_bytes(report.peak_memory_bytes))
-    summary.add_row("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
-    summary.add_row("output", str(report.output))
-    return Group(layers, Text(), summary)
+        run.add_row("note", note)
+    run.add_row("peak memory", human_bytes(report.peak_memory_bytes))
+    run.add_row("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in main_stages(report.seconds)))
+    where = _grid()
+    where.add_row("output", str(report.output))
+    where.add_row("report", str(report.output / PAGE_FILE))
+    return Group(_layer_table(report), Text(), run, Text(), _beside(report), Text(), where)
 
 
-def _quality(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """How close the folded model is to the dense one, and what else was measured."""
-    rows = []
-    if found.get("fidelity"):
-        close = found["fidelity"]
-        agreement = f"{close['top1']:.1%} same next token, KL {close['kl']:.3f} nats per token"
-        rows.append(("beside dense", f"{agreement}, on {close['tokens']:,} tokens sampled from the dense model"))
-    return rows
+def _beside(report: FoldReport) -> Table:
+    """The dense model and the folded one side by side: size, closeness, and one prompt as both continue it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(style="dim", overflow="fold")
+    for name in ("dense", "folded"):
+        table.add_column(name, overflow="fold")
+    before, after = report.parameters_before, report.parameters_after
+    table.add_row("parameters", f"{before:,}", f"{after:,}  ({_saving(before, after)})")
+    sizes = report.plan["bytes"]
+    table.add_row("weights", human_bytes(sizes["before"]), human_bytes(sizes["after"]))
+    close = report.quality.get("fidelity")
+    if close:
+        table.add_row("same next token", "", f"{close['top1']:.1%} of {close['tokens']:,} that the dense model wrote")
+        table.add_row("KL to dense", "", f"{close['kl']:.3f} nats per token")
+    for sample in report.quality.get("samples", ())[:1]:
+        texts = (Text(" ".join(sample[side].split())) for side in ("dense", "model"))
+        table.add_row(Text(f"{sample['prompt']} …"), *texts)
+    return table
 
 
 class _Patient(Console):

@@ -35,12 +35,13 @@ from llmfold.planning import Sensitivities, make_plan
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport, machine
 from llmfold.sources import locate
+from llmfold.streaming.launch import LostError
 from llmfold.streaming.memory import PeakMemory
 from llmfold.streaming.opening import open_source
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
 from llmfold.streaming.progress import Listener
 from llmfold.streaming.provenance import origin, provenance, public_config, public_data, source_name
-from llmfold.streaming.ranks import LostError, Ranks
+from llmfold.streaming.ranks import Ranks
 from llmfold.streaming.stages import Stages, mean_seconds
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.streaming.team import Team

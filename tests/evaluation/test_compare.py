@@ -66,7 +66,8 @@ def test_writes_table_picture_and_data_and_nothing_else(settings: Callable[..., 
 
 
 def test_numbers_are_those_of_the_folded_model(settings: Callable[..., Settings], prose: Path, space: Path) -> None:
-    from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+    from llmfold.evaluation.evaluate import evaluate
+    from llmfold.evaluation.options import EvaluationSettings
 
     compare(settings(keep=True, seeds=1, methods="paper"))
     (run,) = read(space / "table")["runs"]
@@ -207,7 +208,7 @@ BAD: dict[str, tuple[tuple[object, ...], int, str]] = {
     "absent text": (("eval", "--model", "M", "--text", "absent.txt"), 2, "absent.txt does not exist"),
     "absent model": (("eval", "--model", "./absent", "--text", "T"), 1, "./absent"),
     "too long": (("eval", "--model", "M", "--text", "T", "--sequence-length", 4096), 2, "maximum of 128"),
-    "bad dtype": (("eval", "--model", "M", "--text", "T", "--dtype", "int8"), 2, "--dtype"),
+    "bad dtype": (("eval", "--model", "M", "--text", "T", "--dtype", "int8"), 2, "--compute-dtype is 'int8'"),
 }
 
 

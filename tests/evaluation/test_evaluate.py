@@ -7,7 +7,8 @@ import pytest
 from support import fold, tiny_model
 
 from llmfold import UsageError
-from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+from llmfold.evaluation.evaluate import evaluate
+from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.scoreboard import document, markdown_table, quality_rows, speed_rows
 from llmfold.evaluation.scores import Evaluation
 
@@ -81,7 +82,7 @@ def test_an_earlier_result_is_used_for_the_same_question_only(
     [
         ({}, "nothing to measure"),
         ({"tasks": "speed"}, "speed is measured beside the dense model: pass --against"),
-        ({"text": "t", "dtype": "int8"}, "--dtype is 'int8'"),
+        ({"text": "t", "compute_dtype": "int8"}, "--compute-dtype is 'int8'"),
         ({"text": "t", "batch_size": 0}, "--batch-size is 0"),
         ({"against": "demo", "fidelity_tokens": -1}, "--fidelity-tokens is -1"),
         ({"text": "t", "rounds": 0}, "--rounds is 0"),

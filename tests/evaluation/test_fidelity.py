@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmfold import CheckpointError, UsageError
+from llmfold.evaluation import fidelity as module
 from llmfold.evaluation.fidelity import Fidelity, fidelity, held_back_tokens, reference
 from llmfold.evaluation.loading import Loading, opened
 from llmfold.methods.sampling import Sampling, sample_tokens
@@ -18,6 +19,11 @@ def measured(dense: Path, model: Path, tokens: Tensor, batch: int = 3) -> Fideli
         known = reference(dense, loaded, tokens, batch=batch)
     with opened(model, Loading()) as loaded:
         return fidelity(known, loaded, batch=batch)
+
+
+def held_back(folder: Path, tokens: int, length: int) -> Tensor:
+    with opened(folder, Loading()) as model:
+        return held_back_tokens(folder, model, tokens=tokens, length=length)
 
 
 def log_probabilities(folder: Path, tokens: Tensor) -> Tensor:
@@ -38,7 +44,7 @@ def test_equals_the_definition(tmp_path: Path, options: dict[str, bool | str]) -
 
 
 def test_a_model_is_faithful_to_itself(session_model: Path) -> None:
-    tokens = held_back_tokens(session_model, Loading(), tokens=400, length=50)
+    tokens = held_back(session_model, 400, 50)
     found = measured(session_model, session_model, tokens)
     assert found.kl == pytest.approx(0, abs=1e-6)
     assert found.top1 == 1
@@ -62,15 +68,41 @@ def test_layer_errors_are_those_of_the_hidden_states(tmp_path: Path) -> None:
 
 
 def test_held_back_tokens_are_sampled_anew_but_always_the_same(session_model: Path) -> None:
-    tokens = held_back_tokens(session_model, Loading(), tokens=400, length=50)
+    tokens = held_back(session_model, 400, 50)
     assert tokens.shape == (8, 50)
-    assert torch.equal(tokens, held_back_tokens(session_model, Loading(), tokens=400, length=50))
-    folded_with = sample_tokens(session_model, Sampling(TokenBudget(8, 50), 0), torch.device("cpu"))
+    assert torch.equal(tokens, held_back(session_model, 400, 50))
+    folded_with = sample_tokens(session_model, Sampling(TokenBudget(8, 50, 2), 0), torch.device("cpu"))
     assert not torch.equal(tokens, folded_with)
 
 
 def test_sequences_are_as_long_as_the_model_allows(session_model: Path) -> None:
-    assert held_back_tokens(session_model, Loading(), tokens=300).shape == (2, 128)
+    assert held_back(session_model, 300, 256).shape == (2, 128)
+
+
+def test_sequences_begin_anywhere_in_documents(session_model: Path) -> None:
+    begins = held_back(session_model, 1024, 16)[:, 0]
+    assert (begins[::2] == 1).any()  # documents begin at every other of them
+    assert len(begins[1::2].unique()) > 8
+
+
+def test_each_model_runs_once(session_model: Path) -> None:
+    """The hidden states after the layers come from the pass that gives the logits."""
+    tokens, passes = torch.ones(4, 5, dtype=torch.int64), []
+    with opened(session_model, Loading()) as model:
+        model.base_model.register_forward_hook(lambda *_: passes.append(1))
+        known = reference(session_model, model, tokens, batch=2)
+        found = fidelity(known, model, batch=2)
+    assert len(passes) == 4
+    assert [layer.shape for layer in known.layers] == [(4, 5, 32)] * 2
+    assert found.layer_errors == [0.0, 0.0]
+
+
+def test_logits_are_compared_a_few_positions_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, model = (tiny_model(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    tokens = torch.randint(0, 64, (3, 20), generator=torch.Generator().manual_seed(0))
+    at_once = measured(dense, model, tokens)
+    monkeypatch.setattr(module, "_LOGIT_BYTES", 7 * 4 * 64)
+    assert measured(dense, model, tokens).kl == pytest.approx(at_once.kl, rel=1e-6)
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path, session_model: Path) -> None:

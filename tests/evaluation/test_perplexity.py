@@ -82,10 +82,10 @@ def test_a_stride_scores_every_token_once_in_the_first_window_that_holds_it(read
     assert found.nll == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
 
 
-def test_auto_dtype_runs_as_stored(tmp_path: Path, prose: Path) -> None:
+def test_without_a_dtype_a_model_runs_as_stored(tmp_path: Path, prose: Path) -> None:
     folder = teach(tiny_model(tmp_path / "half", dtype=torch.bfloat16))
     windows = text_windows(folder, read_text(str(prose)), length=50)
-    half, full = perplexity(folder, windows, Loading("auto")), perplexity(folder, windows)
+    half, full = perplexity(folder, windows, Loading(None)), perplexity(folder, windows)
     assert half.value == pytest.approx(full.value, rel=0.05)
     assert half.protocol.endswith("bfloat16")
     assert full.protocol.endswith("float32")

@@ -10,7 +10,7 @@ from llmfold.evaluation.speed import SpeedSettings, _verdict, speed
 
 def test_two_models_are_timed_side_by_side(session_model: Path, space: Path) -> None:
     folded = fold(session_model, mlp_ratio=0.5, output=space / "folded").output
-    found = speed(folded, session_model, Loading("auto"), SpeedSettings(batch=2, prompt=16, new=4, rounds=2))
+    found = speed(folded, session_model, Loading(None), SpeedSettings(batch=2, prompt=16, new=4, rounds=2))
     for one in (found.model, found.dense):
         assert one.prefill > 0
         assert one.decode > 0

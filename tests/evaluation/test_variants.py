@@ -78,7 +78,7 @@ def test_one_kind_of_ratio_may_have_several_values() -> None:
         ({"ratio": (0.2,), "seeds": 0}, "--seeds"),
         ({"ratio": (0.2,), "batch_size": 0}, "--batch-size"),
         ({"ratio": (0.2,), "fidelity_tokens": -1}, "--fidelity-tokens"),
-        ({"ratio": (0.2,), "dtype": "int8"}, "--dtype"),
+        ({"ratio": (0.2,), "compute_dtype": "int8"}, "--compute-dtype"),
         ({"ratio": (0.2,), "methods": "calibrated"}, "--data"),
         ({"ratio": (0.2,), "methods": "self:refine=-1"}, "--refine"),
     ],

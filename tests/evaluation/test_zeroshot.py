@@ -14,8 +14,9 @@ from support import ROOT, environment
 from llmfold import CheckpointError, UsageError
 from llmfold.demo import demo_folder
 from llmfold.evaluation import zeroshot as module
-from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.loading import Loading, opened
+from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.suite import prepare
 from llmfold.evaluation.zeroshot import GROUPS, Harness, expand
 
@@ -169,7 +170,7 @@ def test_an_answer_longer_than_the_model_is_a_sentence(tmp_path: Path) -> None:
     long = {"goal": "Stay dry.", "sol1": "rain " * 2000, "sol2": "sun", "label": 1}
     (tmp_path / "piqa-validation.jsonl").write_text(f"{json.dumps(long)}\n")
     with (
-        opened(demo_folder(), Loading("auto")) as model,
+        opened(demo_folder(), Loading(None)) as model,
         pytest.raises(
             CheckpointError, match=r"piqa cannot be scored .*: its longest answer takes \d+ tokens, the model has 512"
         ),

@@ -11,8 +11,8 @@ from support import environment, file_hashes, fold, tiny_model
 
 from llmfold.checkpoint import Journal
 from llmfold.errors import LlmfoldError, OutputError, UsageError
-from llmfold.streaming import ranks as module
-from llmfold.streaming.ranks import FollowerError, Ranks, launched, leads, neighbours
+from llmfold.streaming.launch import FollowerError, launched, leads, neighbours, speaks
+from llmfold.streaming.ranks import Ranks
 from llmfold.streaming.stages import mean_seconds
 
 LAYERS = 5
@@ -157,7 +157,8 @@ print("agreed", flush=True)
 
 EVERYONE = """
 from llmfold.errors import OutputError
-from llmfold.streaming.ranks import FollowerError, join_ranks
+from llmfold.streaming.launch import FollowerError
+from llmfold.streaming.ranks import join_ranks
 from llmfold.verification import DamagedError
 
 ranks = join_ranks()
@@ -265,8 +266,8 @@ def test_alone_nothing_is_shared() -> None:
     assert (launched(), neighbours(), leads()) == (1, 1, True)
     assert Ranks().lead(lambda: 3) == Ranks().first(lambda: 3) == 3
     assert Ranks().gather("x") == ["x"]
-    assert module.speaks(LlmfoldError("x"))
-    assert not module.speaks(FollowerError("x", 2))
+    assert speaks(LlmfoldError("x"))
+    assert not speaks(FollowerError("x", 2))
 
 
 def test_a_launcher_is_told_by_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,8 +276,8 @@ def test_a_launcher_is_told_by_its_variables(monkeypatch: pytest.MonkeyPatch) ->
     for name, value in {"RANK": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert (launched(), neighbours(), leads()) == (4, 2, False)
-    assert not module.speaks(UsageError("the same everywhere"))
-    assert module.speaks(OutputError("here only"))
+    assert not speaks(UsageError("the same everywhere"))
+    assert speaks(OutputError("here only"))
 
 
 def test_journals_of_other_ranks_are_absorbed(tmp_path: Path) -> None:
