@@ -141,8 +141,7 @@ def _repair(part: dict[str, Any] | None) -> Sequence[str]:
 def _layer_table(report: FoldReport) -> Table:
     parts = [part for record in report.layers for part in (record.get("mlp"), record.get("attention")) if part]
     repaired = any("ridge" in part for part in parts)
-    own = ("ridge", "error", "after") if repaired else ("merged", "largest", "inertia
-/ bound")
+    own = ("ridge", "error", "after") if repaired else ("merged", "largest", "inertia\n/ bound")
     heading = ("layer", "MLP", *own, "heads", *own[: 3 if repaired else 2])
     cells = _repair if repaired else _clusters
     rows = [
