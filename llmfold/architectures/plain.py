@@ -60,7 +60,7 @@ _KNOWN: dict[str, Callable[[Any], bool]] = {
     "layer_types": lambda value: isinstance(value, list) and set(value) == {"full_attention"},
     "hidden_act": lambda value: value == "silu",
 }
-_NEEDED = {*_SIZES, "vocab_size", "tie_word_embeddings", "hidden_act", "rms_norm_eps"}
+_NEEDED = {*_SIZES, "vocab_size", "max_position_embeddings", "tie_word_embeddings", "hidden_act", "rms_norm_eps"}
 
 
 def plain_settings(config: Mapping[str, Any]) -> SimpleNamespace | None:

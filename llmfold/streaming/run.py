@@ -29,8 +29,8 @@ from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
 from llmfold.methods.merging import Merging
 from llmfold.methods.reconstruction import SENSITIVITIES_FILE
-from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches, samples
-from llmfold.methods.tokens import TOKENS_FILE
+from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches
+from llmfold.methods.tokens import TOKENS_FILE, resolved
 from llmfold.planning import Sensitivities, make_plan
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport, machine
@@ -64,12 +64,13 @@ class Run:
     _head: dict[str, Any]
 
     def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: Stages) -> None:
-        self.config, self.listener, self.ranks = config, listener, ranks
+        self.listener, self.ranks = listener, ranks
         self.stages, self._checks = stages, Stages()
         self.device = pick_device(config.device)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
-        self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
+        self.config = resolved(config, self.shape)
+        self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config)
         self.data = public_data(config.data)
         self._done: set[str] = set()
         self._counted = 0
@@ -114,7 +115,7 @@ class Run:
 
     def sample(self) -> None:
         """Sample this process's share of the tokens that the method measures on, if it measures on such."""
-        if samples(self.config) and self.plan.folded_layers and not self._folded:
+        if self.config.samples and self.plan.folded_layers and not self._folded:
             with self.stages("sample"):
                 sample_batches(self._setting(), self.listener.stage, self.ranks.mine)
 
