@@ -70,7 +70,9 @@ def build_parser() -> Parser:
     how.add_argument("--no-bias", dest="bias", action="store_false", help="flap without its bias compensation")
     how.add_argument("--temperature", type=float, help="of sampling under --method self (default: 1.1)")
     how.add_argument(
-        "--effort", choices=tuple(EFFORTS), help="how much to measure and refine; 'plan' tells the times (default: normal)"
+        "--effort",
+        choices=tuple(EFFORTS),
+        help="how much to measure and refine; 'plan' tells the times (default: normal)",
     )
     how.add_argument("--num-samples", type=int, help="sequences to measure on (default: by --effort)")
     how.add_argument("--sequence-length", type=int, help="tokens per sequence (default: by --effort)")

@@ -49,7 +49,8 @@ def _dtype(config: FoldConfig) -> torch.dtype | None:
 
 def _from_tokens(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
     source, config = token_source(setting, say), setting.config
-    options = ReconstructionOptions(refinement=Refinement(tk.refine_steps(config)), seed=config.seed, dtype=_dtype(config))
+    refinement = Refinement(tk.refine_steps(config))
+    options = ReconstructionOptions(refinement=refinement, seed=config.seed, dtype=_dtype(config))
     return Reconstruction(source.on, options, source.facts)
 
 

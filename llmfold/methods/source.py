@@ -22,8 +22,7 @@ from llmfold.methods.dense import Measurement
 from llmfold.methods.sampling import Sampler, Sampling, cache_bytes
 from llmfold.methods.streams import TokenStream
 from llmfold.plain_text import UNREADABLE, read_plain_text
-from llmfold.planning.estimate import cache_limit
-from llmfold.planning.limits import available_memory, room
+from llmfold.planning.limits import available_memory, cache_limit, room
 from llmfold.streaming.forward import forward_context
 from llmfold.streaming.launch import neighbours
 from llmfold.streaming.states import STATE_FOLDER

@@ -23,6 +23,8 @@ from llmfold.streaming.states import stored_array
 TOKENS_FILE = "llmfold_tokens.npy"
 WINDOWS = 2
 """Sequences to a document: the second shows how the model goes on with a text, and more make fewer documents."""
+BATCH = 64
+"""Documents sampled at once, at most: more are hardly quicker, and fewer batches leave other processes without work."""
 LOOPING = 0.3
 """Share of repeated 4-grams within a sequence above which self tokens are doubted; text stays far below."""
 
@@ -50,6 +52,10 @@ class TokenBudget:
     def document_length(self) -> int:
         """Tokens of a document."""
         return self.windows * self.length
+
+    def batches(self, each: int, limit: int) -> int:
+        """In how many batches documents are sampled whose caches take ``each`` bytes, and ``limit`` bytes together."""
+        return -(-self.documents // max(1, min(BATCH, limit // each)))
 
     def cut(self, documents: Tensor) -> Tensor:
         """Cut (documents, document length) into (sequences, length), those of one document side by side."""

@@ -32,9 +32,11 @@ from llmfold.methods.reconstruction import SENSITIVITIES_FILE
 from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches
 from llmfold.methods.tokens import TOKENS_FILE, resolved
 from llmfold.planning import Sensitivities, make_plan
+from llmfold.planning.estimate import unit_tokens
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport, machine
 from llmfold.sources import locate
+from llmfold.streaming.forward import forward_context
 from llmfold.streaming.launch import LostError
 from llmfold.streaming.memory import PeakMemory
 from llmfold.streaming.opening import open_source
@@ -45,6 +47,7 @@ from llmfold.streaming.ranks import Ranks
 from llmfold.streaming.stages import Stages, mean_seconds
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.streaming.team import Team
+from llmfold.streaming.unit import forward_pass_seconds
 from llmfold.verification import DamagedError, verify
 
 METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
@@ -74,6 +77,7 @@ class Run:
         self.data = public_data(config.data)
         self._done: set[str] = set()
         self._counted = 0
+        self.forward_pass: float | None = None
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -103,6 +107,13 @@ class Run:
     def resumed(self) -> int:
         """Layers that were finished before this run."""
         return sum(unit.startswith(LAYER) for unit in self._done)
+
+    def time_forward_pass(self) -> None:
+        """Time the unit of the report; processes that share the work share a pass."""
+        with self.stages("prepare"):
+            context = forward_context(self.checkpoint.config, self.shape)
+            seconds = forward_pass_seconds(context, *unit_tokens(self.plan), self.device)
+        self.forward_pass = seconds / (self.ranks.count if self.config.shared else 1)
 
     def build_method(self) -> LayerMethod | None:
         """The method of the run, having read or drawn what it measures on; None where all is folded already."""
@@ -226,6 +237,7 @@ class Run:
             layers=[done[layer_unit(index)].record for index in range(count)],
             verification=verification,
             seconds={**self._seconds([seconds for seconds, _ in spent]), **self._checks.seconds},
+            forward_pass_seconds=self.forward_pass,
             data=facts,
             peak_memory_bytes=max(memory.bytes, *(peak for _, peak in spent)),
             resumed_layers=self.resumed,
