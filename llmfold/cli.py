@@ -35,6 +35,7 @@ other commands, which come first on the line:
 def build_parser() -> Parser:
     """The parser of all commands; unset options are absent, so that a recipe can fill them."""
     from llmfold import config
+    from llmfold.effort import EFFORTS
 
     parser = Parser(
         "llmfold",
@@ -68,9 +69,14 @@ def build_parser() -> Parser:
     how.add_argument("--data", help="text file or hub data set of --method calibrated and of baselines")
     how.add_argument("--no-bias", dest="bias", action="store_false", help="flap without its bias compensation")
     how.add_argument("--temperature", type=float, help="of sampling under --method self (default: 1.1)")
-    how.add_argument("--num-samples", type=int, help="sequences to measure on (default: 128, more for wide blocks)")
-    how.add_argument("--sequence-length", type=int, help="tokens per sequence (default: 256)")
-    how.add_argument("--refine", type=int, help="Gauss-Newton steps on gate and up rows (default: 4 under self)")
+    how.add_argument(
+        "--effort",
+        choices=tuple(EFFORTS),
+        help="how much to measure and refine; 'plan' tells the times (default: normal)",
+    )
+    how.add_argument("--num-samples", type=int, help="sequences to measure on (default: by --effort)")
+    how.add_argument("--sequence-length", type=int, help="tokens per sequence (default: by --effort)")
+    how.add_argument("--refine", type=int, help="gradient steps on every MLP, 0: none (default: by --effort)")
     how.add_argument("--cluster", choices=config.CLUSTERS, help="clustering of units (default: ward)")
     how.add_argument("--align", choices=config.ALIGNMENTS, help="gauge: bring units to a common gauge before merging")
     how.add_argument("--repair", choices=config.REPAIRS, help="variance: the paper's Fold-AR correction")
@@ -127,16 +133,13 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
     if "model" not in values:
         raise UsageError("--model is missing; pass a local folder, a hub id, or 'demo'")
     ratios = values.get("ratio")
-    if not isinstance(ratios, list | tuple):
-        configs = [FoldConfig(**values)]
-    elif not ratios:
+    several = isinstance(ratios, list | tuple)
+    if several and not ratios:
         raise UsageError("--ratio is empty; give a fraction, or several")
-    else:
-        config = FoldConfig(**{**values, "ratio": ratios[0]})
-        configs = [config] if len(ratios) == 1 else sweep_configs(config, ratios)
-    if configs[0].model != DEMO_NAME:
-        local_folder(configs[0].model, configs[0].revision)  # a path that is none is told at once
-    return configs
+    config = FoldConfig(**{**values, "ratio": ratios[0]} if several else values)
+    if config.model != DEMO_NAME:
+        local_folder(config.model, config.revision)  # a path that is none is told at once
+    return sweep_configs(config, ratios) if several and len(ratios) > 1 else [config]
 
 
 def _show_plans(configs: "list[FoldConfig]") -> "list[FoldPlan]":

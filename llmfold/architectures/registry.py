@@ -142,6 +142,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         qkv_bias=_flag(stock, architecture.qkv_bias),
         o_bias=_flag(stock, architecture.o_bias),
         mlp_bias=_flag(stock, architecture.mlp_bias),
+        positions=_positive(stock.max_position_embeddings, "max_position_embeddings"),
     )
 
 

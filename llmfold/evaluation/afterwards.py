@@ -1,5 +1,6 @@
 """What a fold measures when it is done: how close the folded model is to the dense one, and the tasks of ``--eval``."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.loading import Loading, fits
 from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.suite import Suite, prepare
+from llmfold.planning.estimate import AFTERWARDS
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport
 from llmfold.sources import locate
@@ -63,6 +65,7 @@ def measure_afterwards(report: FoldReport, config: FoldConfig, suite: Suite, say
             "closeness to the dense model was not measured and no prompt continued, since that does not fit in memory: "
             f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
         ]
+    start = time.perf_counter()
     if tokens or not suite.empty:
         found = evaluate(_settings(config, report, tokens), say=say, suite=suite, limit=limit)
         report.quality = found.to_dict()
@@ -73,6 +76,7 @@ def measure_afterwards(report: FoldReport, config: FoldConfig, suite: Suite, say
             for warning in (report.data.get("warning"), found.fidelity.warning if found.fidelity else None)
             if warning
         ]
+    report.seconds[AFTERWARDS] = time.perf_counter() - start
     save_report(report, report.output)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from llmfold.planning.cost import passes
+
 SMALL = 0.01
 """Share of the time below which a stage has no row of its own."""
 OTHER = "other"
@@ -21,3 +23,12 @@ def main_stages(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
     large = [(name, spent) for name, spent in seconds.items() if spent >= SMALL * total and spent > 0]
     rest = total - sum(spent for _, spent in large)
     return [*large, (OTHER, rest)] if len(large) < sum(spent > 0 for spent in seconds.values()) else large
+
+
+def stage_rows(seconds: Mapping[str, float], forward_pass: float | None) -> list[tuple[str, str, str]]:
+    """Heading, main stages and their sum: name, seconds, and forward passes of the dense model where one was timed."""
+    stages = main_stages(seconds)
+    rows = [*stages, ("together", sum(spent for _, spent in stages))] if stages else []
+    in_passes = passes(dict(rows), forward_pass)
+    body = [(name, f"{spent:,.1f}", f"{in_passes[name]:,.1f}" if in_passes else "") for name, spent in rows]
+    return [("stage", "seconds", "forward passes"), *body]

@@ -9,7 +9,7 @@ from llmfold.evaluation.scoreboard import notes, quality_rows, speed_rows
 from llmfold.evaluation.scores import Evaluation
 from llmfold.planning import human_seconds
 from llmfold.planning.limits import human_bytes
-from llmfold.report.condense import main_stages, without_empty_columns
+from llmfold.report.condense import main_stages, stage_rows, without_empty_columns
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart, plain
 from llmfold.report.terminal import human_count
 from llmfold.report.words import METHODS, check_words, data_words, fold_command
@@ -204,7 +204,8 @@ def _time(report: Mapping[str, Any]) -> list[str]:
     if not stages:
         return []
     bars = [Bar(name, seconds) for name, seconds in stages]
-    return ["<h2>Time</h2>", _figure(bar_chart(bars, title="Seconds by stage", x_label="seconds"))]
+    rows = stage_rows(report["seconds"], report.get("forward_pass_seconds"))
+    return ["<h2>Time</h2>", _figure(bar_chart(bars, title="Seconds by stage", x_label="seconds")), _table(rows)]
 
 
 def _origin(report: Mapping[str, Any], quality: Evaluation | None) -> list[str]:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from rich.text import Text
 
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import SELF_DATA, FoldConfig
+from llmfold.methods.tokens import resolved
 from llmfold.planning import Estimate, FoldPlan, advice, human_bytes, human_seconds
-from llmfold.report.condense import main_stages, without_empty_columns
+from llmfold.report.condense import stage_rows, without_empty_columns
 from llmfold.report.record import PAGE_FILE, FoldReport
 from llmfold.report.words import check_words
 
@@ -63,13 +64,18 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
     )
     sizes.add_row("weights", f"{human_bytes(plan.bytes_before)} → {human_bytes(plan.bytes_after)}")
     sizes.add_row("method", describe_method(plan))
+    if plan.config.uses("num_samples"):
+        sizes.add_row("measured on", _measured_on(resolved(plan.config, plan.before)))
     sizes.add_row("loads as", f"{plan.written_as.causal_lm}{_loading_note(plan)}")
     if estimate is not None:
         sizes.add_row(
             "expect",
             f"{human_bytes(estimate.memory_bytes)} of memory, {human_bytes(estimate.disk_bytes)} of disk, "
-            f"about {human_seconds(estimate.seconds)} before the reload check",
+            f"about {human_seconds(estimate.seconds)}",
         )
+        sizes.add_row("", _stage_table(estimate.stages, estimate.forward_pass_seconds))
+        if estimate.efforts:
+            sizes.add_row("effort", _efforts(estimate.efforts, plan.config.effort))
         hint = advice(plan, estimate.seconds)
         if hint:
             sizes.add_row("", hint)
@@ -83,6 +89,27 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
             span, _arrow(a.intermediate, b.intermediate), _arrow(a.heads, b.heads), _arrow(a.kv_heads, b.kv_heads)
         )
     return Group(sizes, Text(), widths)
+
+
+def _stage_table(seconds: Mapping[str, float], forward_pass: float | None) -> Table:
+    head, *body = without_empty_columns(stage_rows(seconds, forward_pass))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
+    return table
+
+
+def _efforts(seconds: Mapping[str, float], chosen: str) -> str:
+    """``quick 4 min, normal 18 min (this one), best 70 min``."""
+    parts = (f"{name} {human_seconds(spent)}{' (this one)' * (name == chosen)}" for name, spent in seconds.items())
+    return ", ".join(parts)
+
+
+def _measured_on(config: FoldConfig) -> str:
+    refined = f", {config.refine} steps of refinement" if config.refine is not None else ""
+    return f"{config.num_samples} sequences of {config.sequence_length} tokens{refined}"
 
 
 def describe_method(plan: FoldPlan) -> str:
@@ -170,7 +197,7 @@ def report_table(report: FoldReport) -> RenderableType:
     for note in report.notes:
         run.add_row("note", note)
     run.add_row("peak memory", human_bytes(report.peak_memory_bytes))
-    run.add_row("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in main_stages(report.seconds)))
+    run.add_row("time", _stage_table(report.seconds, report.forward_pass_seconds))
     where = _grid()
     where.add_row("output", str(report.output))
     where.add_row("report", str(report.output / PAGE_FILE))

@@ -92,7 +92,9 @@ def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
     def build() -> LayerMethod | None:
         return next((method for method in [run.build_method() for run in runs] if method is not None), None)
 
+    runs[0].time_forward_pass()
     for run in runs:
+        run.forward_pass = runs[0].forward_pass
         ranks.everyone(run.sample)
     if runs[0].config.shared:
         method = ranks.first(build)

@@ -6,6 +6,7 @@ from pathlib import Path
 from llmfold.checkpoint import MARKER_FILE
 from llmfold.checkpoint.jsonfile import read_object
 from llmfold.config import FoldConfig
+from llmfold.methods.tokens import resolved
 from llmfold.report.record import REPORT_FILE, FoldReport
 from llmfold.report.saved import load_report
 from llmfold.sources import locate
@@ -47,7 +48,8 @@ def finished_report(config: FoldConfig) -> FoldReport | None:
     if config.overwrite or not (folder / MARKER_FILE).is_file():
         return None
     source = locate(config.model, config.revision)
-    wanted = origin_digest(origin(config, source, open_source(source)[0]))
+    checkpoint, shape = open_source(source)
+    wanted = origin_digest(origin(resolved(config, shape), source, checkpoint))
     if read_object(folder / MARKER_FILE, unique_keys=False).get("origin_sha256") != wanted:
         return None
     return load_report(folder) if (folder / REPORT_FILE).is_file() else None
