@@ -49,8 +49,8 @@ class FoldReport:
         data: what the method looked at beside the weights: nothing, tokens of the model itself, or outside text.
         verification: what the reload check compared.
         seconds: time by stage.
-        forward_pass_seconds: one forward pass of the dense model over the tokens that were measured on, on this machine;
-            None where it was not timed.
+        forward_pass_seconds: one forward pass of the dense model over the tokens that were measured on, on this
+            machine; None where it was not timed.
         peak_memory_bytes: largest anonymous memory seen (RssAnon).
         resumed_layers: layers that an earlier, interrupted run had finished.
         warnings: why the result may disappoint, a sentence each.
