@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
-from support import environment
+from support import environment, write_to
 
 PATIENCE = 120
 
@@ -66,18 +66,10 @@ def _send(processes: set[int], number: signal.Signals) -> None:
 
 def _fork(variables: dict[str, object], work: Callable[[], int], texts: list[Path]) -> int:
     pid = os.fork()
-    if pid:
-        return pid
-    code = 99
-    try:
-        os.environ.update({name: str(value) for name, value in variables.items()})
-        for descriptor, text in zip((1, 2), texts, strict=True):
-            os.dup2(os.open(text, os.O_WRONLY | os.O_APPEND), descriptor)
-        sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))  # noqa: SIM115
-        code = work()
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
+    if pid == 0:
+        try:
+            os.environ.update({name: str(value) for name, value in variables.items()})
+            write_to(texts, work)
+        finally:
+            os._exit(99)
+    return pid
