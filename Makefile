@@ -2,15 +2,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# A worker a core, of one thread each; more than four would want more memory than cores are usually sold with.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test test-slow lint types check clean
 
 demo: $(VENV)/.core
 	$(BIN)/llmfold --model demo --ratio 0.2 --output demo-output --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST) --dist worksteal -m "not slow"
+
+# File by file: what is slow in a file shares the folds of the file.
+test-slow: $(VENV)/.dev
+	$(PYTEST) --dist loadfile -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -19,7 +25,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types test test-slow
 
 # torch goes first and pinned: left to a dependency, pip may choose a build of several gigabytes.
 $(VENV)/.core: pyproject.toml constraints.txt

@@ -18,19 +18,7 @@ HERE = Path(__file__).parent
 def test_all_kernels_agree_with_what_they_should_compute(sizes: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE]
     done = run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            HERE,
-            "-W",
-            "ignore::RuntimeWarning",
-            "-m",
-            sizes,
-        ],
+        [*command, "-W", "ignore::RuntimeWarning", "-m", sizes],
         env=environment(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES=""),
         cwd=HERE.parent.parent,
         capture_output=True,
