@@ -1,17 +1,21 @@
 """Folding by activations: exactness where nothing is lost, determinism, resumption, and what the report says."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import FAMILIES, SINGLE, file_hashes, fold, tiny_model
+from support import FAMILIES, SINGLE, file_hashes, fold, forked, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmfold import FoldReport
+from llmfold.checkpoint import Journal
 from llmfold.errors import OutputError
 from llmfold.methods import source as source_module
 from llmfold.methods import tokens as tk
@@ -115,55 +119,70 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, method: str
     assert weights[0] != weights[2]
 
 
-KILLED = """
-import os, signal, sys
-import llmfold
-from llmfold.checkpoint import Journal
-append = Journal.append
-def dying(self, unit, digests, record):
-    append(self, unit, digests, record)
-    if unit == sys.argv[3]:
-        os.kill(os.getpid(), signal.SIGKILL)
-Journal.append = dying
-llmfold.fold(sys.argv[1], output=sys.argv[2], method=sys.argv[4], ratio=0.3, num_samples=16, sequence_length=32)
-"""
+def killed(model: Path, out: Path, unit: str, **options: Any) -> None:
+    """Fold in a fork that is killed when it has journalled ``unit``."""
+
+    def work() -> None:
+        append = Journal.append
+
+        def dying(self: Journal, done: str, *rest: Any) -> None:
+            append(self, done, *rest)
+            if done == unit:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Journal.append = dying  # type: ignore[method-assign]
+        fold(model, output=out, **options)
+
+    assert forked(work) == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("deep") / "m", num_hidden_layers=3)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FoldReport]:
+    """By method, the fold that was not killed."""
+
+    @cache
+    def made(method: str) -> FoldReport:
+        return fold(deep, method=method, ratio=0.3, output=tmp_path_factory.mktemp("whole") / method, **MEASURED)
+
+    return made
 
 
 @pytest.mark.parametrize("method", ["self", "weights"])
 @pytest.mark.parametrize("unit", ["method", "outside", "layer-0", "layer-1", "layer-2"])
-def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit: str) -> None:
-    model = tiny_model(tmp_path / "m", num_hidden_layers=3)
-    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), unit, method]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+def test_a_killed_run_ends_with_the_same_bytes(
+    tmp_path: Path, deep: Path, undisturbed: Callable[[str], FoldReport], method: str, unit: str
+) -> None:
+    options = {"method": method, "ratio": 0.3, **MEASURED}
+    killed(deep, tmp_path / "killed", unit, **options)
     assert not (tmp_path / "killed").exists()
-    resumed = fold(model, method=method, ratio=0.3, output=tmp_path / "killed", **MEASURED)
-    undisturbed = fold(model, method=method, ratio=0.3, output=tmp_path / "whole", **MEASURED)
+    resumed, whole = fold(deep, output=tmp_path / "killed", **options), undisturbed(method)
     assert resumed.resumed_layers == {"layer-0": 1, "layer-1": 2, "layer-2": 3}.get(unit, 0)
-    names = {p.name for p in (tmp_path / "whole").iterdir()}
-    assert names == {p.name for p in (tmp_path / "killed").iterdir()}
-    for name in names - {"report.json", "report.html"}:  # they tell seconds
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert resumed.data == undisturbed.data
-    assert [layer["mlp"] for layer in resumed.layers] == [layer["mlp"] for layer in undisturbed.layers]
+    assert {p.name for p in whole.output.iterdir()} == {p.name for p in (tmp_path / "killed").iterdir()}
+    assert file_hashes(tmp_path / "killed") == file_hashes(whole.output)
+    assert resumed.data == whole.data
+    assert [layer["mlp"] for layer in resumed.layers] == [layer["mlp"] for layer in whole.layers]
 
 
 def test_a_resumed_run_takes_the_prior_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model(tmp_path / "m")
-    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), "layer-0", "weights"]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+    model, options = tiny_model(tmp_path / "m"), {"method": "weights", "ratio": 0.3, **MEASURED}
+    killed(model, tmp_path / "killed", "layer-0", **options)
     monkeypatch.setattr(Population, "prior", None)
-    resumed = fold(model, method="weights", ratio=0.3, output=tmp_path / "killed", **MEASURED)
+    resumed = fold(model, output=tmp_path / "killed", **options)
     assert resumed.resumed_layers == 1
 
 
 def test_a_killed_run_leaves_layers_that_are_not_narrowed_alone(tmp_path: Path) -> None:
     """Nothing corrects what another layer got wrong, whether the run was interrupted or not."""
     model = tiny_model(tmp_path / "m", num_hidden_layers=4)
-    script = KILLED.replace("ratio=0.3", "layers={'2': {'mlp': 0.5}}")
-    command = [sys.executable, "-c", script, str(model), str(tmp_path / "killed"), "layer-0", "self"]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+    options: dict[str, Any] = {"method": "self", "layers": {"2": {"mlp": 0.5}}, **MEASURED}
+    killed(model, tmp_path / "killed", "layer-0", **options)
     for name in ("killed", "whole"):
-        fold(model, method="self", layers={"2": {"mlp": 0.5}}, output=tmp_path / name, **MEASURED)
+        fold(model, output=tmp_path / name, **options)
     assert (tmp_path / "killed" / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
     before, after = load_file(model / SINGLE), load_file(tmp_path / "whole" / SINGLE)
     changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
