@@ -166,8 +166,7 @@ def by_self(bench: Bench) -> Found:
     arguments = bench.arguments
     model, layers = bench.model("llama-7b", 4), 4
     options = ("--method", "self", "--ratio", "0.2", "--ratio-of", "decoder", "--max-memory", arguments.max_memory)
-    tokens = ("--num-samples", arguments.num_samples, "--sequence-length", arguments.sequence_length)
-    found = bench.fold(model, *options, *tokens, "--refine", arguments.refine)
+    found = bench.fold(model, *options, "--effort", arguments.effort)
     whole_model = {stage: seconds * 32 / layers for stage, seconds in found["seconds"].items()}
     return {"fold": found, "extrapolated_seconds": whole_model, "extrapolated_hours": sum(whole_model.values()) / 3600}
 
@@ -178,7 +177,7 @@ def ranks(bench: Bench) -> Found:
 
 
 def together(bench: Bench) -> Found:
-    """One process against two, one thread each, which share the rows that every layer is measured on."""
+    """One process against two, one thread each, which share sampling and forward passes, and fold layers of their own."""
     arguments = bench.arguments
     tokens = ("--num-samples", arguments.num_samples, "--sequence-length", arguments.sequence_length)
     model = bench.model("llama-7b", 4, arguments.scale_down)
@@ -380,9 +379,10 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints that are made")
     parser.add_argument("--layers", type=int, help="cut the model of whole, limit, ranks and sweep")
     parser.add_argument("--scale-down", type=int, default=4, help="of depth and reference")
-    parser.add_argument("--num-samples", default="64", help="of self")
-    parser.add_argument("--sequence-length", default="256", help="of self")
-    parser.add_argument("--refine", default="0", help="of self")
+    parser.add_argument("--effort", default="quick", help="of self")
+    parser.add_argument("--num-samples", default="64", help="of together")
+    parser.add_argument("--sequence-length", default="256", help="of together")
+    parser.add_argument("--refine", default="0", help="of together")
     parser.add_argument("--max-memory", default="2GiB", help="of self")
     parser.add_argument("--note", help="to stand beside the result, for example what else ran on the machine")
     arguments = parser.parse_args()
