@@ -1,16 +1,34 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Where torch comes from; for Linux without a GPU: https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+# A worker a core, of one thread each; more than four would want more memory than cores are usually sold with.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
 TORCH := $(shell grep '^torch==' constraints.txt)
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
+LOG := $(VENV)/install.log
 
-.PHONY: demo test lint types check clean
+# What pip says is shown where it fails.
+define install
+@echo "installing $(1)"
+@$(INSTALL) $(2) > $(LOG) 2>&1 || { cat $(LOG); exit 1; }
+endef
+define tell_size
+@echo "installed: $(VENV) takes $$(du -sh $(VENV) | cut -f1)"
+endef
+
+.PHONY: demo test test-slow lint types check clean
 
 demo: $(VENV)/.core
 	$(BIN)/llmfold --model demo --ratio 0.2 --output demo-output --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST) --dist worksteal -m "not slow"
+
+# File by file: what is slow in a file shares the folds of the file.
+test-slow: $(VENV)/.dev
+	$(PYTEST) --dist loadfile -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -19,19 +37,21 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types test test-slow
 
 # torch goes first and pinned: left to a dependency, pip may choose a build of several gigabytes.
 $(VENV)/.core: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "llmfold needs Python 3.10 or newer")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) $(TORCH)
-	$(INSTALL) --editable .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "llmfold needs Python 3.10 or newer")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call install,$(TORCH)$(if $(TORCH_INDEX), from $(TORCH_INDEX)),$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH))
+	$(call install,llmfold and what it needs,--editable .)
+	$(tell_size)
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(INSTALL) --editable '.[dev]'
-	touch $@
+	$(call install,what its tests need,--editable '.[dev]')
+	$(tell_size)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) demo-output build dist *.egg-info

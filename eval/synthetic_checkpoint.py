@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llmfold.architectures import LayerShape, ModelShape, Role, expected_tensors, shape_of, tensor_name
 from llmfold.checkpoint import ShardWriter, TensorSpec, plan_shards
-from llmfold.config import parse_size
+from llmfold.sizes import parse_size
 
 _LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
 _LLAMA_3 = {**_LLAMA, "vocab_size": 128_256, "rope_theta": 5e5, "max_position_embeddings": 8192}

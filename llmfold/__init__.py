@@ -1,11 +1,18 @@
-"""llmfold makes large language models smaller with no data and no fine-tuning."""
+"""llmfold makes large language models smaller with no data and no fine-tuning.
 
-from llmfold.api import fold, plan, sweep
-from llmfold.architectures import Architecture, register_architecture
-from llmfold.config import FoldConfig, LayerOverride
-from llmfold.errors import CheckpointError, HubError, LlmfoldError, OutputError, UsageError, VerificationError
-from llmfold.planning import FoldPlan
-from llmfold.report.record import FoldReport
+Names are imported when they are first used: ``import llmfold`` and the command line's own answers take no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmfold.api import fold, plan, sweep
+    from llmfold.architectures import Architecture, register_architecture
+    from llmfold.config import FoldConfig, LayerOverride
+    from llmfold.errors import CheckpointError, HubError, LlmfoldError, OutputError, UsageError, VerificationError
+    from llmfold.planning import FoldPlan
+    from llmfold.report.record import FoldReport
 
 __version__ = "0.1.0"
 
@@ -27,3 +34,27 @@ __all__ = [
     "register_architecture",
     "sweep",
 ]
+
+_HOMES = {
+    "llmfold.api": ("fold", "plan", "sweep"),
+    "llmfold.architectures": ("Architecture", "register_architecture"),
+    "llmfold.config": ("FoldConfig", "LayerOverride"),
+    "llmfold.errors": (
+        *("CheckpointError", "HubError", "LlmfoldError", "OutputError", "UsageError", "VerificationError"),
+    ),
+    "llmfold.planning": ("FoldPlan",),
+    "llmfold.report.record": ("FoldReport",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

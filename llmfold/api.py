@@ -5,17 +5,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmfold.config import FoldConfig, LayerOverride
+from llmfold.config import FoldConfig, LayerOverride, sweep_configs
 from llmfold.errors import UsageError
 from llmfold.evaluation.afterwards import finished, measure_afterwards, prepare_afterwards
 from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
 from llmfold.report.record import FoldReport
 from llmfold.streaming.engine import fold_together
+from llmfold.streaming.launch import leads
 from llmfold.streaming.opening import plan_from_config
-from llmfold.streaming.progress import Bar, Silent, on_terminal
-from llmfold.streaming.ranks import leads
-from llmfold.streaming.sweep import fold_sweep, sweep_configs
+from llmfold.streaming.progress import Bar, Lines, Silent, on_terminal
+from llmfold.streaming.sweep import fold_sweep
 
 
 def make_config(model: str | Path | FoldConfig, options: dict[str, Any]) -> FoldConfig:
@@ -64,12 +64,20 @@ def fold(
 
 
 def fold_configs(
-    configs: Sequence[FoldConfig], *, quiet: bool = False, announce: Callable[[FoldPlan], None] | None = None
+    configs: Sequence[FoldConfig],
+    *,
+    quiet: bool = False,
+    lines: bool = False,
+    announce: Callable[[FoldPlan], None] | None = None,
 ) -> list[FoldReport]:
-    """Fold by one config, or by several that differ in ratio and output only; other arguments as of :func:`fold`."""
+    """Fold by one config, or by several that differ in ratio and output only; other arguments as of :func:`fold`.
+
+    With ``lines``, a plain line now and then stands in for the bar where there is no terminal.
+    """
     work = fold_sweep if len(configs) > 1 else fold_together
     suite = prepare_afterwards(configs[0])
-    with Silent(announce) if quiet or not on_terminal() or not leads() else Bar(announce) as listener:
+    shown = Silent if quiet or not leads() else Bar if on_terminal() else Lines if lines else Silent
+    with shown(announce) as listener:
         reports = work(configs, listener)
         if leads():
             with finished([report.output for report in reports]):

@@ -35,6 +35,7 @@ other commands, which come first on the line:
 def build_parser() -> Parser:
     """The parser of all commands; unset options are absent, so that a recipe can fill them."""
     from llmfold import config
+    from llmfold.effort import EFFORTS
 
     parser = Parser(
         "llmfold",
@@ -68,9 +69,14 @@ def build_parser() -> Parser:
     how.add_argument("--data", help="text file or hub data set of --method calibrated and of baselines")
     how.add_argument("--no-bias", dest="bias", action="store_false", help="flap without its bias compensation")
     how.add_argument("--temperature", type=float, help="of sampling under --method self (default: 1.1)")
-    how.add_argument("--num-samples", type=int, help="sequences to measure on (default: 128, more for wide blocks)")
-    how.add_argument("--sequence-length", type=int, help="tokens per sequence (default: 256)")
-    how.add_argument("--refine", type=int, help="Gauss-Newton steps on gate and up rows (default: 4 under self)")
+    how.add_argument(
+        "--effort",
+        choices=tuple(EFFORTS),
+        help="how much to measure and refine; 'plan' tells the times (default: normal)",
+    )
+    how.add_argument("--num-samples", type=int, help="sequences to measure on (default: by --effort)")
+    how.add_argument("--sequence-length", type=int, help="tokens per sequence (default: by --effort)")
+    how.add_argument("--refine", type=int, help="gradient steps on every MLP, 0: none (default: by --effort)")
     how.add_argument("--cluster", choices=config.CLUSTERS, help="clustering of units (default: ward)")
     how.add_argument("--align", choices=config.ALIGNMENTS, help="gauge: bring units to a common gauge before merging")
     how.add_argument("--repair", choices=config.REPAIRS, help="variance: the paper's Fold-AR correction")
@@ -84,7 +90,11 @@ def build_parser() -> Parser:
     how.add_argument("--device", help="torch device (default: auto, CUDA when present)")
     run = parser.add_argument_group("the run")
     after = parser.add_argument_group("what to measure afterwards")
-    after.add_argument("--fidelity-tokens", type=int, help="tokens of the dense model to compare on (default: 2048)")
+    after.add_argument(
+        "--fidelity-tokens",
+        type=int,
+        help="tokens of the dense model to compare on; 0: no comparison, no continued prompts (default: 2048)",
+    )
     after.add_argument(
         "--eval", nargs="?", const="wikitext2,folding", help="tasks of 'llmfold eval' (default: %(const)s)"
     )
@@ -109,32 +119,35 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
 
     Raises:
         UsageError: no model, or whatever the recipe or the config refuses.
+        CheckpointError: a model that is a path where no folder is.
     """
-    from llmfold.config import FoldConfig
+    from llmfold.config import FoldConfig, sweep_configs
+    from llmfold.demo import DEMO_NAME
     from llmfold.errors import UsageError
+    from llmfold.model_path import local_folder
     from llmfold.recipe import load_recipe
-    from llmfold.streaming.sweep import sweep_configs
 
     values = {**load_recipe(options["recipe"])} if "recipe" in options else {}
     known = {f.name for f in dataclasses.fields(FoldConfig)}
     values.update({name: value for name, value in options.items() if name in known})
     if "model" not in values:
         raise UsageError("--model is missing; pass a local folder, a hub id, or 'demo'")
-    ratios = values.get("ratio")
-    if not isinstance(ratios, list | tuple):
-        return [FoldConfig(**values)]
-    if not ratios:
+    ratios: Any = values.get("ratio")
+    several = isinstance(ratios, list | tuple)
+    if several and not ratios:
         raise UsageError("--ratio is empty; give a fraction, or several")
-    config = FoldConfig(**{**values, "ratio": ratios[0]})
-    return [config] if len(ratios) == 1 else sweep_configs(config, ratios)
+    config = FoldConfig(**{**values, "ratio": ratios[0]} if several else values)
+    if config.model != DEMO_NAME:
+        local_folder(config.model, config.revision)  # a path that is none is told at once
+    return sweep_configs(config, ratios) if several and len(ratios) > 1 else [config]
 
 
 def _show_plans(configs: "list[FoldConfig]") -> "list[FoldPlan]":
-    from llmfold.api import plan
     from llmfold.planning import estimate
     from llmfold.report.terminal import plan_table, print_table
+    from llmfold.streaming.opening import plan_from_config
 
-    plans = [plan(config) for config in configs]
+    plans = [plan_from_config(config) for config in configs]
     for made in plans:
         print_table(plan_table(made, estimate(made)))
     return plans
@@ -155,9 +168,10 @@ def read_target(options: dict[str, Any]) -> "Target | None":
         UsageError: a malformed name, or options of a push without one.
     """
     from llmfold.errors import UsageError
-    from llmfold.hub.push import Target
 
     if "push_to_hub" in options:
+        from llmfold.hub.push import Target
+
         return Target(options["push_to_hub"], options.get("private"), options.get("hub_revision"))
     for name in ("private", "hub_revision"):
         if name in options:
@@ -166,15 +180,15 @@ def read_target(options: dict[str, Any]) -> "Target | None":
 
 
 def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) -> None:
-    from llmfold.api import fold_configs
-    from llmfold.hub.push import check_login, push
     from llmfold.report.terminal import plan_table, print_table, report_table
-    from llmfold.streaming.ranks import launched, leads
+    from llmfold.streaming.launch import launched, leads
 
     def announce(plan: "FoldPlan") -> None:
         print_table(plan_table(plan))
 
     if target:
+        from llmfold.hub.push import check_login
+
         check_login(target)
     if not quiet:
         _show_plans(configs)
@@ -183,13 +197,17 @@ def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) 
             print_table(f"--method {configs[0].method} goes from layer to layer in one process; {others} more wait")
         if configs[0].measures:
             print_table("measuring where to remove what …")
+    from llmfold.api import fold_configs  # takes seconds: the plan is on the screen by now
+
     wanted = announce if configs[0].replans and not quiet else None
-    reports = fold_configs(configs, quiet=quiet, announce=wanted)
+    reports = fold_configs(configs, quiet=quiet, lines=True, announce=wanted)
     for report in reports:
         if not quiet:
             print_table("")
             print_table(report_table(report))
     if target and leads():
+        from llmfold.hub.push import push
+
         address = push(reports[0].output, target, quiet=quiet)
         if not quiet:
             print(address)
@@ -197,7 +215,7 @@ def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) 
 
 def _fold_or_plan(options: dict[str, Any]) -> None:
     from llmfold.errors import UsageError
-    from llmfold.streaming.ranks import leads
+    from llmfold.streaming.launch import leads
 
     configs, target = read_configs(options), read_target(options)
     if target and len(configs) > 1:
@@ -211,7 +229,7 @@ def _fold_or_plan(options: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for failures, 2 for usage, 130 for Ctrl-C."""
     from llmfold.errors import LlmfoldError, UsageError
-    from llmfold.streaming.ranks import launched, speaks
+    from llmfold.streaming.launch import launched, speaks
 
     _show_any_letter()
     words = list(sys.argv[1:] if arguments is None else arguments)

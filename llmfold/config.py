@@ -2,14 +2,17 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmfold.checkpoint import parse_size
-from llmfold.clustering import Method
+from llmfold.effort import DEFAULT_EFFORT, EFFORTS
 from llmfold.errors import UsageError
+from llmfold.sizes import parse_size
+
+if TYPE_CHECKING:
+    from llmfold.clustering import Method
 
 FOLDS = ("self", "weights", "paper", "calibrated")
 BASELINES = ("random", "magnitude", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
@@ -29,6 +32,21 @@ VERIFICATIONS = ("full", "shapes", "off")
 AFTERWARDS = ("fidelity_tokens", "eval", "eval_text", "eval_data_dir", "eval_limit")
 """Options of what is measured when the fold is done."""
 
+_ON_TOKENS = ("self", *WITH_DATA)
+USED_BY = {
+    "cluster": ("paper",),
+    "align": ("paper",),
+    "repair": ("paper",),
+    "bias": ("flap", "flap-uniform"),
+    "refine": ("self", "calibrated"),
+    "num_samples": _ON_TOKENS,
+    "sequence_length": _ON_TOKENS,
+    "effort": ("weights", *_ON_TOKENS),
+}
+"""Methods by the options that not all of them use."""
+_OF_SAMPLING = ("temperature", "max_memory")
+"""Options of folds that sample from the model, be it by their method or by their data."""
+
 _CHOICES = {
     "method": METHODS,
     "cluster": CLUSTERS,
@@ -39,6 +57,7 @@ _CHOICES = {
     "dtype": DTYPES,
     "compute_dtype": DTYPES,
     "verify": VERIFICATIONS,
+    "effort": tuple(EFFORTS),
 }
 
 
@@ -69,10 +88,11 @@ class FoldConfig:
             sampled from the model.
         bias: write the bias compensation of ``flap`` and ``flap-uniform``.
         temperature: of sampling under ``self``; a little above one covers what the model has learnt more evenly.
-        num_samples: sequences to measure on; ``None``: 128, or more where blocks are wide.
-        sequence_length: tokens per sequence; ``None``: 256.
-        refine: Gauss-Newton steps on gate and up rows, and whether the final gain is refit at all; ``None`` is 4 under
-            ``self`` and ``calibrated``, else none.
+        effort: ``quick``, ``normal`` or ``best``: how many tokens to measure on, and how many steps to refine for; see
+            :data:`llmfold.effort.EFFORTS`.
+        num_samples: sequences to measure on; ``None`` leaves them to ``effort``, as with the next two.
+        sequence_length: tokens per sequence.
+        refine: gradient steps on what is left of every MLP under ``self`` and ``calibrated``; 0 for the closed form.
         mlp_ratio: fraction of intermediate neurons removed in every layer, overriding the planner.
         attention_ratio: fraction of key/value groups removed in every layer, overriding the planner.
         multiple_of: MLP widths are multiples of this; ``None``: 128 where the layer is 1,024 wide or more, else 1.
@@ -90,8 +110,8 @@ class FoldConfig:
         verify: reload check: ``full``, ``shapes`` or ``off``.
         overwrite: replace an earlier output, and discard a partial run with other options.
         trust_remote_code: also copy Python files that the checkpoint carries. llmfold never runs them.
-        fidelity_tokens: about how many tokens to sample from the dense model to say how close the folded one is; 0 for
-            none. Left out where the dense model does not fit in memory.
+        fidelity_tokens: about how many tokens to sample from the dense model to say how close the folded one is, with a
+            few prompts continued by both; 0 for neither. Left out where the dense model does not fit in memory.
         eval: tasks to measure both models on afterwards; see ``llmfold eval``.
         eval_text, eval_data_dir, eval_limit: ``--text``, ``--data-dir`` and ``--limit`` of that evaluation.
     """
@@ -101,7 +121,7 @@ class FoldConfig:
     output: str | None = None
     revision: str | None = None
     method: str = "self"
-    cluster: Method = "ward"
+    cluster: "Method" = "ward"
     align: str | None = None
     repair: str = "none"
     allocation: str = "uniform"
@@ -109,6 +129,7 @@ class FoldConfig:
     data: str | None = None
     bias: bool = True
     temperature: float = 1.1
+    effort: str = DEFAULT_EFFORT
     num_samples: int | None = None
     sequence_length: int | None = None
     refine: int | None = None
@@ -173,10 +194,7 @@ class FoldConfig:
                 "--ratio without --mlp-ratio and --attention-ratio"
             )
         self._check_data()
-        if self.method != "paper" and (self.cluster, self.align, self.repair) != ("ward", None, "none"):
-            raise UsageError(f"--cluster, --align and --repair shape --method paper, not {self.method}; leave them out")
-        if self.refine and self.method not in ("self", "calibrated"):
-            raise UsageError(f"--refine works on tokens: it needs --method self or calibrated, not {self.method}")
+        self._check_uses()
         if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed is {self.seed!r}; give an integer in [0, 2^63)")
         if self.ratio is None and self.mlp_ratio is None and self.attention_ratio is None and not self.layers:
@@ -184,6 +202,18 @@ class FoldConfig:
         if self.tensor_parallel > 1 and self.method == "flap":
             raise UsageError("--method flap finds widths that no --tensor-parallel divides; use flap-uniform")
         self.shard_bytes, self.memory_limits  # noqa: B018 - refuse a malformed size now, not after the clustering
+
+    def _check_uses(self) -> None:
+        """Refuse options that would change nothing."""
+        for f in dataclasses.fields(self):
+            if self.uses(f.name) or getattr(self, f.name) == f.default:
+                continue
+            name = "--no-bias" if f.name == "bias" else option(f.name)
+            if f.name in _OF_SAMPLING:
+                where = "where the model samples its own tokens: under --method self or --data self"
+            else:
+                where = f"by --method {', '.join(USED_BY[f.name])}"
+            raise UsageError(f"{name} is used {where}, not by {self.method} as it is asked for here; leave it out")
 
     def _check_data(self) -> None:
         """Outside text is used where the method says so, and nowhere else."""
@@ -222,6 +252,15 @@ class FoldConfig:
         """Whether the split of the ratio between MLPs, heads and layers is measured before the plan is made."""
         split_given = self.mlp_ratio is not None or self.attention_ratio is not None
         return self.method in MEASURING and bool(self.ratio) and not split_given
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are sampled from the model."""
+        return SELF_DATA in (self.method, self.data)
+
+    def uses(self, name: str) -> bool:
+        """Whether an option changes anything under this method and data."""
+        return self.samples if name in _OF_SAMPLING else self.method in USED_BY.get(name, METHODS)
 
     @property
     def replans(self) -> bool:
@@ -266,6 +305,22 @@ class FoldConfig:
         values["align"] = self.alignment
         values["layers"] = {str(i): values["layers"][i] for i in sorted(self.layers)}
         return values
+
+
+def sweep_configs(config: FoldConfig, ratios: Sequence[float]) -> list[FoldConfig]:
+    """One config per ratio; an output that was named becomes the folder that holds them, under their default names.
+
+    Raises:
+        UsageError: a ratio that stands twice, or is none.
+    """
+    if len(set(ratios)) < len(ratios):
+        raise UsageError(f"--ratio names {max(ratios, key=list(ratios).count):g} twice")
+    configs = []
+    for ratio in ratios:
+        named = dataclasses.replace(config, ratio=ratio, output=None)
+        parent = Path() if config.output is None else config.output_path
+        configs.append(dataclasses.replace(named, output=str(parent / named.output_path.name)))
+    return configs
 
 
 def option(name: str) -> str:

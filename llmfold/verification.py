@@ -22,7 +22,8 @@ from llmfold.planning import FoldPlan
 from llmfold.planning.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULARY
 from llmfold.quiet import quiet_transformers
 from llmfold.streaming.forward import ForwardContext, decoder_layer, forward_context, rms_norm
-from llmfold.streaming.ranks import LostError, Ranks
+from llmfold.streaming.launch import LostError
+from llmfold.streaming.ranks import Ranks
 from llmfold.streaming.team import Team
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1.5e-1}

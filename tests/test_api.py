@@ -60,6 +60,9 @@ class Recorder:
     def __init__(self) -> None:
         self.heard: list[str] = []
 
+    def opened(self, layers: int) -> None:
+        self.heard.append(f"opened {layers}")
+
     def start(self, plan: FoldPlan, done: int) -> None:
         self.heard.append(f"start {done}/{len(plan.before.layers)}")
 
@@ -76,7 +79,7 @@ def test_a_listener_hears_of_every_layer_in_order(tmp_path: Path) -> None:
     recorder = Recorder()
     source = tiny_model(tmp_path / "m", num_hidden_layers=3)
     fold_checkpoint(FoldConfig(str(source), ratio=0.2, method="paper", output=str(tmp_path / "out")), recorder)
-    assert "start 0/3" in recorder.heard
+    assert recorder.heard.index("opened 3") < recorder.heard.index("start 0/3")
     assert recorder.heard.count("advance") == 3
     assert recorder.heard[-2:] == ["reload check", "publish"]
     layers = [stage for stage in recorder.heard if stage.startswith("layer ")]

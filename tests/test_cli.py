@@ -34,7 +34,8 @@ def test_python_dash_m_folds_the_demo_at_80_columns(space: Path) -> None:
     done = subprocess.run(
         command, cwd=space, env=environment(COLUMNS="80"), capture_output=True, text=True, timeout=120, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr  # a slow machine sees lines of progress there
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "…" not in done.stdout
     assert "20.0% less" in done.stdout
@@ -62,12 +63,27 @@ def test_plan_and_fold_refuse_what_the_machine_cannot_hold(
         assert os.listdir(at_work) == []
 
 
-def test_fold_is_the_default_command_and_names_its_output(llmfold: Cli, session_model: Path, at_work: Path) -> None:
+def test_fold_is_the_default_command_and_names_its_output(
+    llmfold: Cli, session_model: Path, at_work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmfold.streaming.progress.INTERVAL", float("inf"))
     code, stdout, stderr = llmfold("--model", session_model, "--ratio", 0.2, "--method", "paper")
     assert (code, stderr) == (0, "")
     assert os.listdir(at_work) == [f"{session_model.name}-folded-0.2"]
     assert "reload check" in stdout
     assert "passed" in stdout
+
+
+def test_without_a_terminal_a_line_tells_now_and_then_where_the_work_is(
+    llmfold: Cli, session_model: Path, space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmfold.streaming.progress.INTERVAL", 0.0)
+    arguments = ("--model", session_model, "--ratio", 0.2, "--method", "paper", "--output", space / "out")
+    code, _, stderr = llmfold(*arguments)
+    assert code == 0
+    assert "folding, layer 2 of 2, " in stderr
+    assert "reload check\n" in stderr
+    assert llmfold(*arguments, "--overwrite", "--quiet") == (0, "", "")
 
 
 def test_quiet_prints_nothing(llmfold: Cli, session_model: Path, space: Path) -> None:

@@ -128,11 +128,35 @@ def test_the_options_that_decide_the_bytes_leave_out_those_that_do_not() -> None
 @pytest.mark.parametrize("options", [{"cluster": "kmeans"}, {"align": "gauge"}, {"repair": "variance"}])
 def test_options_of_the_published_method_are_refused_elsewhere(options: dict[str, Any]) -> None:
     FoldConfig("m", ratio=0.2, method="paper", **options)
-    with pytest.raises(UsageError, match="shape --method paper"):
+    with pytest.raises(UsageError, match=f"--{next(iter(options))} is used by --method paper, not by self"):
         FoldConfig("m", ratio=0.2, method="self", **options)
 
 
 def test_refinement_needs_tokens() -> None:
     FoldConfig("m", ratio=0.2, method="self", refine=2)
-    with pytest.raises(UsageError, match="--refine works on tokens"):
+    with pytest.raises(UsageError, match="--refine is used by --method self, calibrated, not by weights"):
         FoldConfig("m", ratio=0.2, method="weights", refine=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"method": m, n: v} for m in ("paper", "random", "magnitude") for n, v in (("effort", "best"),)),
+        *(
+            {"method": m, n: v}
+            for m in ("paper", "weights", "random", "magnitude")
+            for n, v in (("num_samples", 8), ("sequence_length", 8), ("temperature", 1.0), ("max_memory", "4GiB"))
+        ),
+        {"method": "calibrated", "data": "t.txt", "temperature": 1.0},
+        {"method": "flap", "data": "t.txt", "max_memory": 10**9},
+        {"method": "wanda-sp", "data": "self", "refine": 1},
+        {"method": "self", "bias": False},
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"^--[a-z-]+ is used [^.]+; leave it out$"):
+        FoldConfig("m", ratio=0.2, **options)
+
+
+def test_options_of_sampling_go_with_data_that_is_sampled() -> None:
+    FoldConfig("m", ratio=0.2, method="wanda-sp", data="self", temperature=1.0, max_memory="4GiB", effort="quick")

@@ -80,6 +80,7 @@ class ModelShape:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
+    positions: int
 
     @property
     def uniform(self) -> bool:

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
-
-from transformers import CONFIG_MAPPING, PretrainedConfig
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from llmfold.architectures.base import (
     EMBEDDING,
@@ -17,9 +16,13 @@ from llmfold.architectures.base import (
 )
 from llmfold.architectures.llama import LLAMA
 from llmfold.architectures.mistral import MISTRAL
+from llmfold.architectures.plain import plain_settings
 from llmfold.architectures.qwen2 import QWEN2
 from llmfold.architectures.qwen3 import QWEN3
 from llmfold.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in (LLAMA, MISTRAL, QWEN2, QWEN3)}
 
@@ -53,12 +56,14 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return ARCHITECTURES[str(model_type)]
 
 
-def stock_config(config: Mapping[str, Any]) -> PretrainedConfig:
+def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
     """Build the transformers config of a raw config (without per-layer widths), so that its defaults are filled in.
 
     Raises:
         CheckpointError: transformers refuses the config.
     """
+    from transformers import CONFIG_MAPPING  # takes seconds, and most plans do without
+
     plain = {k: v for k, v in config.items() if k not in ("per_layer_config", "auto_map")}
     try:
         return CONFIG_MAPPING[config["model_type"]].from_dict(plain)
@@ -73,7 +78,7 @@ def _positive(value: Any, key: str) -> int:
     return value
 
 
-def _flag(config: PretrainedConfig, key: bool | str) -> bool:
+def _flag(config: "PretrainedConfig | SimpleNamespace", key: bool | str) -> bool:
     return key if isinstance(key, bool) else bool(getattr(config, key, False))
 
 
@@ -117,7 +122,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         CheckpointError: an unsupported family or a config that contradicts itself.
     """
     architecture = architecture_of(config)
-    stock = stock_config(config)
+    stock = plain_settings(config) or stock_config(config)
     hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
     common = {
@@ -137,6 +142,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         qkv_bias=_flag(stock, architecture.qkv_bias),
         o_bias=_flag(stock, architecture.o_bias),
         mlp_bias=_flag(stock, architecture.mlp_bias),
+        positions=_positive(stock.max_position_embeddings, "max_position_embeddings"),
     )
 
 

@@ -5,7 +5,7 @@ from llmfold.checkpoint.journal import Entry, Journal
 from llmfold.checkpoint.preflight import MARKER_FILE
 from llmfold.checkpoint.publish import JOURNAL_FILE, WorkFolder, partial_folder
 from llmfold.checkpoint.reader import Checkpoint, TensorInfo, is_damage
-from llmfold.checkpoint.shards import ShardPlan, TensorSpec, parse_size, plan_shards
+from llmfold.checkpoint.shards import ShardPlan, TensorSpec, plan_shards
 from llmfold.checkpoint.source import Source, resolve
 from llmfold.checkpoint.storage import free_bytes
 from llmfold.checkpoint.writer import ShardWriter
@@ -24,7 +24,6 @@ __all__ = [
     "WorkFolder",
     "free_bytes",
     "is_damage",
-    "parse_size",
     "partial_folder",
     "plan_shards",
     "resolve",

@@ -2,10 +2,8 @@
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -13,9 +11,6 @@ import torch
 from llmfold.checkpoint.dtypes import SAFETENSORS_DTYPES
 from llmfold.checkpoint.weights import SINGLE_FILE
 from llmfold.errors import OutputError, UsageError
-
-_UNITS = {unit: 1000**power for power, unit in enumerate(("B", "KB", "MB", "GB", "TB"))}
-_UNITS |= {unit: 1024**power for power, unit in enumerate(("KIB", "MIB", "GIB", "TIB"), start=1)}
 
 
 @dataclass(frozen=True)
@@ -92,20 +87,6 @@ def plan_shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> ShardPlan:
     names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     shards = tuple(_lay_out(name, group) for name, group in zip(names, groups, strict=True))
     return ShardPlan(shards, _index(shards))
-
-
-def parse_size(size: str | int) -> int:
-    """Return ``size`` in bytes; "5GB" and "500MB" are decimal, "5GiB" is binary, a number is bytes.
-
-    Raises:
-        UsageError: not a positive size.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B)?", str(size).strip().upper(), re.ASCII)
-    factor = _UNITS.get(match[2] or "B") if match else None
-    nbytes = int(Fraction(match[1]) * factor) if match and factor else 0
-    if nbytes <= 0:
-        raise UsageError(f"{size!r} is not a size: write for example 5GB, 500MB or 2GiB")
-    return nbytes
 
 
 def _check(specs: Sequence[TensorSpec]) -> None:

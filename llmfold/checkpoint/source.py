@@ -1,7 +1,6 @@
 """From what the user typed to a local model folder: a path, or a model of the Hugging Face hub."""
 
 import errno
-import os
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -17,7 +16,8 @@ from huggingface_hub.errors import (
 )
 
 from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE, no_weights, read_weight_map
-from llmfold.errors import CheckpointError, LlmfoldError, UsageError
+from llmfold.errors import CheckpointError, LlmfoldError
+from llmfold.model_path import local_folder
 
 # Matched by the hub client with case; weights are asked for by name only, so pickles never travel.
 _METADATA = [
@@ -45,15 +45,9 @@ def resolve(model: str, *, revision: str | None = None, weights: bool = True) ->
         UsageError: ``revision`` given for a local folder.
         CheckpointError: the folder or the hub's model cannot be had, or has no safetensors weights.
     """
-    path = os.path.expanduser(model)
-    if os.path.exists(path):
-        if not os.path.isdir(path):
-            raise CheckpointError(f"model {model} is a file: pass the folder that holds config.json and the weights")
-        if revision is not None:
-            raise UsageError(f"--revision {revision} works for hub models only, and {model} is a local folder")
-        return Source(Path(path), model, None)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise CheckpointError(f"model folder {model} does not exist")
+    folder = local_folder(model, revision)
+    if folder is not None:
+        return Source(folder, model, None)
     try:
         return _download(model, revision, weights)
     except LlmfoldError:

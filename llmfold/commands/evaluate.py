@@ -65,14 +65,18 @@ def run(options: dict[str, Any]) -> None:
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
     from llmfold.errors import LlmfoldError
-    from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+    from llmfold.evaluation.options import EvaluationSettings
+
+    quiet, output = options.pop("quiet", False), options.pop("output", None)
+    options.pop("debug", None)
+    settings = EvaluationSettings(**options)
+
+    from llmfold.evaluation.evaluate import evaluate  # takes seconds, which a usage error need not
     from llmfold.evaluation.results import write
     from llmfold.evaluation.scoreboard import document, terminal
     from llmfold.report.terminal import print_table
 
-    quiet, output = options.pop("quiet", False), options.pop("output", None)
-    options.pop("debug", None)
-    found = evaluate(EvaluationSettings(**options), output, (lambda _: None) if quiet else tell)
+    found = evaluate(settings, output, (lambda _: None) if quiet else tell)
     if output is not None:
         write(output.with_suffix(".md"), document(found))
     if not quiet:

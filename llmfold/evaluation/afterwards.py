@@ -1,5 +1,6 @@
 """What a fold measures when it is done: how close the folded model is to the dense one, and the tasks of ``--eval``."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 from llmfold.config import FoldConfig
 from llmfold.devices import pick_device
 from llmfold.errors import LlmfoldError
-from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.loading import Loading, fits
+from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.suite import Suite, prepare
+from llmfold.planning.estimate import AFTERWARDS
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport
 from llmfold.sources import locate
@@ -59,17 +62,21 @@ def measure_afterwards(report: FoldReport, config: FoldConfig, suite: Suite, say
     if tokens and not fits(dense, Loading(None, pick_device(config.device), limit)):
         tokens = 0
         report.notes = [
-            "closeness to the dense model was not measured, since that does not fit in memory: "
+            "closeness to the dense model was not measured and no prompt continued, since that does not fit in memory: "
             f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
         ]
+    start = time.perf_counter()
     if tokens or not suite.empty:
         found = evaluate(_settings(config, report, tokens), say=say, suite=suite, limit=limit)
         report.quality = found.to_dict()
+        if tokens and not found.samples:
+            report.notes = ["no prompt was continued by the two models, since there is no tokenizer that fits them"]
         report.warnings = [
             warning
             for warning in (report.data.get("warning"), found.fidelity.warning if found.fidelity else None)
             if warning
         ]
+    report.seconds[AFTERWARDS] = time.perf_counter() - start
     save_report(report, report.output)
 
 

@@ -1,9 +1,8 @@
 """``llmfold eval``: perplexity, zero-shot accuracy, fidelity and speed of a model, beside the dense one."""
 
-import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,96 +10,26 @@ from typing import Any
 from accelerate.utils import find_executable_batch_size
 
 from llmfold.checkpoint import Checkpoint, Source
-from llmfold.config import check_compute_dtype, option
 from llmfold.devices import pick_device
-from llmfold.errors import LlmfoldError, UsageError
-from llmfold.evaluation.fidelity import TOKENS, Fidelity
+from llmfold.errors import LlmfoldError
+from llmfold.evaluation.defaults import AUTO, BATCH
+from llmfold.evaluation.fidelity import Fidelity
 from llmfold.evaluation.judge import Judge
 from llmfold.evaluation.keys import key_of
-from llmfold.evaluation.loading import Loading, opened
-from llmfold.evaluation.perplexity import BATCH, Perplexity, Windows, text_windows
+from llmfold.evaluation.loading import Loading, fits, opened
+from llmfold.evaluation.options import EvaluationSettings
+from llmfold.evaluation.perplexity import Perplexity, Windows, text_windows
+from llmfold.evaluation.samples import Sample
 from llmfold.evaluation.scores import Evaluation, Finished, ModelScores, task_score
 from llmfold.evaluation.speed import SpeedSettings, speed
-from llmfold.evaluation.suite import SPEED, Suite, prepare
+from llmfold.evaluation.suite import Suite, prepare
 from llmfold.evaluation.texts import Text
-from llmfold.evaluation.variants import public_file
-from llmfold.evaluation.zeroshot import AUTO
 from llmfold.methods.tokens import digest
 from llmfold.report.record import versions
 from llmfold.sources import locate, public_name
 
 Say = Callable[[str], None]
 _DECIDING = ("llmfold", "torch", "transformers", "lm-eval")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Options of an evaluation.
-
-    Attributes:
-        model: local folder, hub id or ``demo``.
-        tasks: see :func:`llmfold.evaluation.suite.prepare`.
-        against: the dense model: measured alike, and compared with by KL and top-1 agreement; None for none.
-        against_revision: branch, tag or commit of it on the hub.
-        text: file or ``wikitext`` for perplexity.
-        data_dir: folder of JSON lines for zero-shot tasks in place of the hub.
-        limit: most documents of a zero-shot task.
-        sequence_length: tokens in a window; None: 2,048 or the model's maximum.
-        stride: of the windows; None if they do not overlap.
-        windows: most windows to score.
-        batch_size: sequences in one forward pass, or ``auto``.
-        compute_dtype: of all arithmetic: ``float32``, ``bfloat16``, ``float16``, or ``auto``; see
-            :func:`llmfold.devices.compute_dtype`.
-        device: where to run.
-        fidelity_tokens: about how many tokens to sample from the dense model; 0 for no fidelity.
-        prompt_tokens, new_tokens, speed_batch_size, rounds: of the task ``speed``; see :class:`SpeedSettings`.
-        trust_remote_code: run the modelling file that ``model`` carries.
-    """
-
-    model: str
-    tasks: str | None = None
-    against: str | None = None
-    against_revision: str | None = None
-    text: str | None = None
-    data_dir: str | None = None
-    limit: int | None = None
-    sequence_length: int | None = None
-    stride: int | None = None
-    windows: int | None = None
-    batch_size: int | str = AUTO
-    compute_dtype: str = "auto"
-    device: str = "auto"
-    fidelity_tokens: int = TOKENS
-    prompt_tokens: int = 128
-    new_tokens: int = 32
-    speed_batch_size: int = 1
-    rounds: int = 5
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Check everything that can be checked without models and data; raises UsageError."""
-        if not (self.tasks or self.text or self.against):
-            raise UsageError("nothing to measure: pass --tasks, --text for perplexity, or --against for fidelity")
-        if SPEED in (self.tasks or "").split(",") and self.against is None:
-            raise UsageError("speed is measured beside the dense model: pass --against")
-        check_compute_dtype(self.compute_dtype)
-        if self.batch_size != AUTO and (isinstance(self.batch_size, str) or self.batch_size < 1):
-            raise UsageError(f"--batch-size is {self.batch_size!r}; give a number of at least 1, or auto")
-        if self.fidelity_tokens < 0:
-            raise UsageError(f"--fidelity-tokens is {self.fidelity_tokens}; give at least 0")
-        for name in ("prompt_tokens", "new_tokens", "speed_batch_size", "rounds"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{option(name)} is {getattr(self, name)}; give at least 1")
-
-    def command(self) -> str:
-        """The command line of this evaluation, files and folders by their names only."""
-        words = ["llmfold", "eval"]
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value == f.default:
-                continue
-            words += [option(f.name), *([] if value is True else [public_file(str(value))])]
-        return shlex.join(words)
 
 
 def evaluate(
@@ -168,6 +97,7 @@ class _Evaluating:
         if found["fidelity"]:
             self.found.fidelity = Fidelity(**found["fidelity"])
             self.found.fidelity_protocol = found["fidelity_protocol"]
+        self.found.samples = [Sample(**sample) for sample in found.get("samples", ())]
 
     def _windows(self, text: Text) -> Windows:
         settings = self.settings
@@ -183,7 +113,10 @@ class _Evaluating:
         reference = self.dense or self.source
 
         def measure(batch: int) -> dict[str, Any]:
-            judge = Judge(reference.folder, windows, self.loading, batch=batch, tokens=tokens, say=self.say)
+            writes = bool(tokens) and fits(reference.folder, self.loading)  # offloaded, it is read for every token
+            judge = Judge(
+                reference.folder, windows, self.loading, batch=batch, tokens=tokens, writes=writes, say=self.say
+            )
             verdict = judge.dense()
             perplexity = {"dense" if self.dense else "model": verdict.perplexity}
             fidelity = None
@@ -195,6 +128,7 @@ class _Evaluating:
                 "perplexity": {name: asdict(value) for name, value in perplexity.items() if value},
                 "fidelity": asdict(fidelity) if fidelity else None,
                 "fidelity_protocol": judge.fidelity_protocol(),
+                "samples": [asdict(sample) for sample in judge.samples(verdict)] if self.dense else [],
             }
 
         if self.settings.batch_size == AUTO:

@@ -12,6 +12,7 @@ from llmfold.evaluation.fidelity import Fidelity
 from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Perplexity
 from llmfold.evaluation.results import write
+from llmfold.evaluation.samples import Sample
 from llmfold.evaluation.speed import ModelSpeed, Speed
 from llmfold.evaluation.zeroshot import TaskScore
 from llmfold.report.record import versions
@@ -44,6 +45,7 @@ class Evaluation:
         command: that measured.
         versions: of the packages that measured.
         machine: that measured, in words.
+        samples: prompts continued by both; none where the dense model has no tokenizer or does not fit in memory.
     """
 
     model: ModelScores
@@ -57,6 +59,7 @@ class Evaluation:
     command: str | None = None
     versions: dict[str, str] = field(default_factory=partial(versions, "lm-eval", "datasets"))
     machine: str = field(default_factory=machine_words)
+    samples: list[Sample] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -78,6 +81,7 @@ class Evaluation:
             content["command"],
             dict(content["versions"]),
             content["machine"],
+            [Sample(**sample) for sample in content.get("samples", ())],
         )
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from llmfold.config import FoldConfig, check_compute_dtype, option
+from llmfold.config import USED_BY, FoldConfig, check_compute_dtype, option
 from llmfold.errors import UsageError
-from llmfold.evaluation.fidelity import TOKENS
-from llmfold.evaluation.perplexity import BATCH
+from llmfold.evaluation.defaults import BATCH, FIDELITY_TOKENS
 from llmfold.evaluation.variants import Variant, parse_variants, public_file
 
 AMOUNTS = ("ratio", "mlp_ratio", "attention_ratio")
@@ -44,7 +43,7 @@ class Settings:
         compute_dtype: in which all models are evaluated and the folds run their forward passes.
         device: of folds and evaluation.
         fidelity_tokens: about how many tokens to sample from the dense model for KL and top-1; 0 for neither.
-        num_samples, multiple_of: as of a fold, for all methods.
+        num_samples, multiple_of: as of a fold, for all methods that use them.
         keep: leave the folded models in the folder OUTPUT-models.
         recompute: do not use results that compare.json already holds.
     """
@@ -66,7 +65,7 @@ class Settings:
     batch_size: int = BATCH
     compute_dtype: str = "float32"
     device: str = "auto"
-    fidelity_tokens: int = TOKENS
+    fidelity_tokens: int = FIDELITY_TOKENS
     num_samples: int | None = None
     multiple_of: int | None = None
     keep: bool = False
@@ -113,7 +112,9 @@ class Settings:
         common: dict[str, Any] = {
             name: getattr(self, name) for name in ("ratio_of", "revision", "compute_dtype", "device")
         }
-        common.update(num_samples=self.num_samples, multiple_of=self.multiple_of, **amount)
+        common.update(multiple_of=self.multiple_of, **amount)
+        if variant.method in USED_BY["num_samples"]:
+            common.update(num_samples=self.num_samples)
         options = variant.fold_options(self.data, **common)
         return FoldConfig(
             self.model, **options, seed=seed, output=str(output), overwrite=True, verify="shapes", fidelity_tokens=0

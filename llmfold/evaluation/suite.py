@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmfold.errors import UsageError
+from llmfold.evaluation.defaults import PERPLEXITY, SPEED
 from llmfold.evaluation.texts import WIKITEXT, Text, read_text
 from llmfold.evaluation.zeroshot import FOLDING, Harness, expand
 
-PERPLEXITY, SPEED = "wikitext2", "speed"
 DEFAULT = f"{PERPLEXITY},{FOLDING}"
 """Of ``--eval`` without a value: what the tables of the papers show."""
 _WIKITEXT_FILE = "wikitext-2-raw-v1-test.txt"

@@ -19,12 +19,12 @@ from unittest import mock
 
 from llmfold.checkpoint.storage import file_sha256
 from llmfold.errors import CheckpointError, UsageError
+from llmfold.evaluation.defaults import AUTO
 from llmfold.methods.tokens import input_device
 
 FOLDING = "folding"
 GROUPS = {FOLDING: ("boolq", "winogrande", "arc_easy", "arc_challenge")}
 """The four tasks of the model folding paper (arXiv 2502.10216, table 4)."""
-AUTO = "auto"
 _LOCAL = "_local"
 _TASKS = Path(__file__).with_name("tasks")
 _CPU_BATCH = 8

@@ -10,7 +10,6 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 _ROUNDS = 4
@@ -212,5 +211,7 @@ def _rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _assign(similarity: Tensor) -> Tensor:
+    from scipy.optimize import linear_sum_assignment  # half a second that only aligned heads need
+
     _, columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
     return torch.from_numpy(columns)

@@ -11,10 +11,10 @@ from llmfold.methods import tokens as tk
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.dense import Measurement
 from llmfold.methods.merging import Merging
-from llmfold.methods.population import Population, PopulationOptions
+from llmfold.methods.population import Population, PopulationOptions, population_rows
 from llmfold.methods.reconstruction import Reconstruction, ReconstructionOptions
 from llmfold.methods.source import Setting, token_source
-from llmfold.methods.streams import CHUNK, PopulationStream
+from llmfold.methods.streams import PopulationStream
 from llmfold.repair.refine import Refinement
 from llmfold.streaming.forward import forward_context
 from llmfold.streaming.states import STATE_FOLDER, stored_array
@@ -41,8 +41,6 @@ def build_method(setting: Setting, say: Callable[[str], None]) -> LayerMethod:
 
 
 PRIOR_FILE = "prior.npy"
-DEFAULT_REFINE = 200
-"""Gradient steps where tokens are measured on."""
 
 
 def _dtype(config: FoldConfig) -> torch.dtype | None:
@@ -51,8 +49,8 @@ def _dtype(config: FoldConfig) -> torch.dtype | None:
 
 def _from_tokens(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
     source, config = token_source(setting, say), setting.config
-    steps = DEFAULT_REFINE if config.refine is None else config.refine
-    options = ReconstructionOptions(refinement=Refinement(steps), seed=config.seed, dtype=_dtype(config))
+    refinement = Refinement(tk.refine_steps(config))
+    options = ReconstructionOptions(refinement=refinement, seed=config.seed, dtype=_dtype(config))
     return Reconstruction(source.on, options, source.facts)
 
 
@@ -65,9 +63,7 @@ def _from_weights(setting: Setting, say: Callable[[str], None]) -> Reconstructio
     say("token prior from the weights")
     prior = torch.from_numpy(stored_array(setting.work / STATE_FOLDER / PRIOR_FILE, lambda: population.prior().numpy()))
     metric = population.output_metric(prior)
-    widest = max(max(layer.intermediate, layer.heads * shape.head_dim) for layer in shape.layers)
-    members = max(16384, tk.TOKENS_PER_UNIT * widest)
-    rows = -(-members // (mean_field.context * CHUNK)) * CHUNK
+    rows = population_rows(config, shape)
     options = ReconstructionOptions(
         gaussian=0.2,
         metric=metric,

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, tensor_name
 from llmfold.checkpoint import Checkpoint
+from llmfold.config import FoldConfig
+from llmfold.effort import EFFORTS
 from llmfold.methods.streams import CHUNK, PopulationStream, chunks
 from llmfold.streaming.forward import decoder_layer, rms_norm
 
@@ -34,6 +36,11 @@ class PopulationOptions:
     context: int = 64
     prior_members: int = 4096
     prior_rounds: int = 6
+
+
+def population_rows(config: FoldConfig, shape: ModelShape) -> int:
+    """Rows of ``context`` members that layers are measured on, by the effort of a fold."""
+    return -(-EFFORTS[config.effort].tokens_for(shape) // (PopulationOptions.context * CHUNK)) * CHUNK
 
 
 class Population:

@@ -18,10 +18,7 @@ from llmfold.casting import load_model
 from llmfold.errors import CheckpointError
 from llmfold.methods.beginnings import MIXTURE, UNSET, Beginnings, Mixture, starts
 from llmfold.methods.tokens import TokenBudget, input_device
-from llmfold.planning.estimate import CACHE_BYTES
-
-BATCH = 64
-"""Documents sampled at once, at most: more are hardly quicker, and fewer batches leave other processes without work."""
+from llmfold.planning.limits import CACHE_BYTES
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,8 @@ class Sampling:
         Args:
             config: the model's.
         """
-        documents, each = self.budget.documents, cache_bytes(config, self.budget.document_length)
-        count = -(-documents // max(1, min(BATCH, self.cache_limit // each)))
+        documents = self.budget.documents
+        count = self.budget.batches(cache_bytes(config, self.budget.document_length), self.cache_limit)
         return [range(documents * i // count, documents * (i + 1) // count) for i in range(count)]
 
     def generator(self, index: int) -> torch.Generator:

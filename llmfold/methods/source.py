@@ -14,7 +14,7 @@ from torch import Tensor
 from llmfold.architectures import ModelShape, stock_config
 from llmfold.casting import load_model
 from llmfold.checkpoint import Checkpoint
-from llmfold.config import SELF_DATA, FoldConfig
+from llmfold.config import FoldConfig
 from llmfold.devices import compute_dtype
 from llmfold.errors import UsageError
 from llmfold.methods import tokens as tk
@@ -22,10 +22,9 @@ from llmfold.methods.dense import Measurement
 from llmfold.methods.sampling import Sampler, Sampling, cache_bytes
 from llmfold.methods.streams import TokenStream
 from llmfold.plain_text import UNREADABLE, read_plain_text
-from llmfold.planning.estimate import cache_limit
-from llmfold.planning.limits import available_memory, room
+from llmfold.planning.limits import available_memory, cache_limit, room
 from llmfold.streaming.forward import forward_context
-from llmfold.streaming.ranks import neighbours
+from llmfold.streaming.launch import neighbours
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.streaming.team import Team
 
@@ -68,7 +67,7 @@ def token_source(setting: Setting, say: Callable[[str], None]) -> TokenSource:
         LlmfoldError: missing data, unusable tokens.
     """
     checkpoint, shape = setting.checkpoint, setting.shape
-    budget, sampled = _budget(setting), samples(setting.config)
+    budget, sampled = tk.token_budget(setting.config, shape), setting.config.samples
     if sampled:
         make, data = lambda: _sampled(setting, say), "sampled from the model itself"
     else:
@@ -96,16 +95,6 @@ def token_source(setting: Setting, say: Callable[[str], None]) -> TokenSource:
         setting.team,
     )
     return TokenSource(on, tokens, facts)
-
-
-def samples(config: FoldConfig) -> bool:
-    """Whether a fold samples from its model."""
-    return SELF_DATA in (config.method, config.data)
-
-
-def _budget(setting: Setting) -> tk.TokenBudget:
-    config, positions = setting.config, int(stock_config(setting.checkpoint.config).max_position_embeddings)
-    return tk.token_budget(setting.shape, positions, config.num_samples, config.sequence_length)
 
 
 def sample_batches(
@@ -154,7 +143,7 @@ def _sampled(setting: Setting, say: Callable[[str], None]) -> Tensor:
 def _batches(setting: Setting) -> tuple[Sampling, list[range]]:
     config = setting.config
     limit = cache_limit(config, _device_name(setting.device))
-    sampling = Sampling(_budget(setting), config.seed, config.temperature, limit)
+    sampling = Sampling(tk.token_budget(config, setting.shape), config.seed, config.temperature, limit)
     return sampling, sampling.batches(stock_config(setting.checkpoint.config))
 
 

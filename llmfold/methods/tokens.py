@@ -1,5 +1,6 @@
 """Token sequences to measure on: sampled from the model itself, or cut from a text that the user names."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,20 +11,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmfold.architectures import EMBEDDING, HEAD, ModelShape
 from llmfold.checkpoint import Checkpoint
+from llmfold.config import FoldConfig
+from llmfold.effort import EFFORTS
 from llmfold.errors import UsageError
 from llmfold.methods.streams import CHUNK, chunks
-from llmfold.quiet import quiet_transformers
 from llmfold.streaming.states import stored_array
 
 TOKENS_FILE = "llmfold_tokens.npy"
-TOKENS_PER_UNIT = 4
-DEFAULT_SEQUENCES = 128
 WINDOWS = 2
 """Sequences to a document: the second shows how the model goes on with a text, and more make fewer documents."""
+BATCH = 64
+"""Documents sampled at once, at most: more are hardly quicker, and fewer batches leave other processes without work."""
 LOOPING = 0.3
 """Share of repeated 4-grams within a sequence above which self tokens are doubted; text stays far below."""
 
@@ -52,32 +53,49 @@ class TokenBudget:
         """Tokens of a document."""
         return self.windows * self.length
 
+    def batches(self, each: int, limit: int) -> int:
+        """In how many batches documents are sampled whose caches take ``each`` bytes, and ``limit`` bytes together."""
+        return -(-self.documents // max(1, min(BATCH, limit // each)))
+
     def cut(self, documents: Tensor) -> Tensor:
         """Cut (documents, document length) into (sequences, length), those of one document side by side."""
         return documents.reshape(-1, self.length)[: self.sequences].clone()  # no longer of inference mode
 
 
-def token_budget(shape: ModelShape, positions: int, sequences: int | None, length: int | None) -> TokenBudget:
-    """Default budget: 128 sequences of 256 tokens, more where a block has more than a quarter as many units.
+def token_budget(config: FoldConfig, shape: ModelShape) -> TokenBudget:
+    """Sequences that a fold measures on: those of its effort, unless it names their number or length itself.
 
     Sampled documents are two sequences long where the model has positions for it.
 
     Args:
+        config: the fold's options.
         shape: the model's shape.
-        positions: the model's maximum number of positions.
-        sequences: wanted sequences, or None.
-        length: wanted tokens per sequence, or None.
 
     Raises:
         UsageError: sequences longer than the model allows.
     """
-    length = length or min(256, positions)
-    if length > positions:
-        raise UsageError(f"--sequence-length {length} exceeds the model's maximum of {positions} positions")
-    widest = max(max(layer.intermediate, layer.heads * shape.head_dim) for layer in shape.layers)
-    needed = -(-TOKENS_PER_UNIT * widest // length)
-    sequences = sequences or max(DEFAULT_SEQUENCES, -(-needed // CHUNK) * CHUNK)
-    return TokenBudget(sequences, length, min(WINDOWS, positions // length, sequences))
+    effort = EFFORTS[config.effort]
+    length = config.sequence_length or effort.length_for(shape)
+    if length > shape.positions:
+        raise UsageError(f"--sequence-length {length} exceeds the model's maximum of {shape.positions} positions")
+    sequences = config.num_samples or -(-effort.tokens_for(shape) // (length * CHUNK)) * CHUNK
+    return TokenBudget(sequences, length, min(WINDOWS, shape.positions // length, sequences))
+
+
+def resolved(config: FoldConfig, shape: ModelShape) -> FoldConfig:
+    """The same options with the numbers that its effort stands for; raises UsageError as :func:`token_budget`."""
+    values: dict[str, Any] = {}
+    if config.uses("num_samples"):
+        budget = token_budget(config, shape)
+        values.update(num_samples=budget.sequences, sequence_length=budget.length)
+    if config.uses("refine"):
+        values.update(refine=refine_steps(config))
+    return dataclasses.replace(config, **values)
+
+
+def refine_steps(config: FoldConfig) -> int:
+    """Gradient steps of the refinement: those of the effort, unless the options name them."""
+    return EFFORTS[config.effort].refine if config.refine is None else config.refine
 
 
 def input_device(model: Any) -> torch.device:
@@ -112,6 +130,10 @@ def doubt(found: dict[str, float]) -> str | None:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint, from tokenizer.json itself where there is one."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes seconds, which a plan need not
+
+    from llmfold.quiet import quiet_transformers
+
     with quiet_transformers():
         if (folder / "tokenizer.json").exists():
             return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -124,6 +146,8 @@ def text_tokens(folder: Path, text: str, budget: TokenBudget, origin: str) -> Te
     Raises:
         UsageError: the text is too short.
     """
+    from llmfold.quiet import quiet_transformers
+
     with quiet_transformers():
         stream = load_tokenizer(folder)(text).input_ids
     wanted = budget.sequences * budget.length

@@ -18,7 +18,7 @@ from torch import Tensor
 from llmfold.errors import LlmfoldError
 
 _ATTEMPTS = 8
-_PANEL = 2048
+PANEL = 2048
 """Columns of a Gram that are multiplied at once; what lies above the diagonal is mirrored, not multiplied."""
 
 
@@ -68,15 +68,15 @@ def activation_sums(blocks: Iterable[tuple[Tensor, Tensor]]) -> ActivationSums:
             gram, total = a.new_zeros(a.shape[1], a.shape[1]), a.new_zeros(a.shape[1], dtype=torch.float64)
             weight = 0.0
         scaled = a * w.sqrt()[:, None]
-        for start in range(0, len(gram), _PANEL):
-            panel = slice(start, min(start + _PANEL, len(gram)))
+        for start in range(0, len(gram), PANEL):
+            panel = slice(start, min(start + PANEL, len(gram)))
             gram[panel, : panel.stop].addmm_(scaled[:, panel].T, scaled[:, : panel.stop])
         total += (a * w[:, None]).double().sum(0)
         weight += float(w.double().sum())
     if gram is None:
         raise ValueError("a Gram matrix needs at least one block of rows")
-    for start in range(_PANEL, len(gram), _PANEL):
-        panel = slice(start, min(start + _PANEL, len(gram)))
+    for start in range(PANEL, len(gram), PANEL):
+        panel = slice(start, min(start + PANEL, len(gram)))
         gram[:start, panel] = gram[panel, :start].T
     return ActivationSums(gram, total, weight)
 

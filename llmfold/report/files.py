@@ -7,9 +7,7 @@ from llmfold.checkpoint.storage import replace_text
 from llmfold.hub import card
 from llmfold.hub.base_card import CARD_FILE
 from llmfold.report.html import page
-from llmfold.report.record import REPORT_FILE, FoldReport
-
-PAGE_FILE = "report.html"
+from llmfold.report.record import PAGE_FILE, REPORT_FILE, FoldReport
 
 
 def save_report(report: FoldReport, folder: Path) -> None:

@@ -9,6 +9,7 @@ from llmfold.evaluation.scoreboard import notes, quality_rows, speed_rows
 from llmfold.evaluation.scores import Evaluation
 from llmfold.planning import human_seconds
 from llmfold.planning.limits import human_bytes
+from llmfold.report.condense import main_stages, stage_rows, without_empty_columns
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart, plain
 from llmfold.report.terminal import human_count
 from llmfold.report.words import METHODS, check_words, data_words, fold_command
@@ -25,6 +26,9 @@ p, li { overflow-wrap: anywhere; } .dim, li { color: var(--dim); } li { margin: 
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1rem 0; }
 .cards div { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: .6rem .8rem; }
 .cards b { display: block; font-size: 1.25rem; } .cards span { color: var(--dim); font-size: .85rem; }
+.said { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 0 1rem; margin: .8rem 0; }
+.said b { grid-column: 1 / -1; } .said p { margin: .2rem 0; white-space: pre-line; }
+.said i { display: block; color: var(--dim); font-size: .85rem; }
 .warn { border-left: 4px solid #d4a72c; background: var(--card); padding: .6rem .9rem; border-radius: 4px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
@@ -50,6 +54,7 @@ def page(report: Mapping[str, Any]) -> str:
         _cards(report, quality),
         *(f'<p class="warn">{escape(text)}.</p>' for text in report["warnings"]),
         *(f'<p class="dim">{escape(text)}.</p>' for text in report["notes"]),
+        *_samples(quality),
         *_quality(quality),
         *_layers(report, quality),
         *_clusters(report),
@@ -96,7 +101,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    head, *body = rows
+    head, *body = without_empty_columns(rows)
     return f'<div class="wide"><table>{line(head, "th")}{"".join(line(row, "td") for row in body)}</table></div>'
 
 
@@ -106,6 +111,17 @@ def _list(items: Sequence[str]) -> str:
 
 def _figure(svg: str) -> str:
     return f"<figure>{svg}</figure>"
+
+
+def _samples(quality: Evaluation | None) -> list[str]:
+    if quality is None or not quality.samples:
+        return []
+    texts = [
+        f'<div class="said"><b>{escape(sample.prompt)} …</b>'
+        f"<p><i>dense</i> {escape(sample.dense)}</p><p><i>folded</i> {escape(sample.model)}</p></div>"
+        for sample in quality.samples
+    ]
+    return ["<h2>The same prompt, continued by both</h2>", *texts]
 
 
 def _quality(quality: Evaluation | None) -> list[str]:
@@ -184,11 +200,12 @@ def _clusters(report: Mapping[str, Any]) -> list[str]:
 
 
 def _time(report: Mapping[str, Any]) -> list[str]:
-    stages = [(name, seconds) for name, seconds in report["seconds"].items() if seconds > 0]
+    stages = main_stages(report["seconds"])
     if not stages:
         return []
     bars = [Bar(name, seconds) for name, seconds in stages]
-    return ["<h2>Time</h2>", _figure(bar_chart(bars, title="Seconds by stage", x_label="seconds"))]
+    rows = stage_rows(report["seconds"], report.get("forward_pass_seconds"))
+    return ["<h2>Time</h2>", _figure(bar_chart(bars, title="Seconds by stage", x_label="seconds")), _table(rows)]
 
 
 def _origin(report: Mapping[str, Any], quality: Evaluation | None) -> list[str]:

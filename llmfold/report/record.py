@@ -2,13 +2,16 @@
 
 import platform
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-REPORT_FILE = "report.json"
+from llmfold.planning.cost import passes
+
+REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "scipy")
 
 
@@ -17,12 +20,15 @@ def versions(*more: str) -> dict[str, str]:
     from llmfold import __version__
 
     found = {"python": platform.python_version(), "llmfold": __version__}
-    for package in (*_PACKAGES, *more):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | {package: _installed(package) for package in (*_PACKAGES, *more)}
+
+
+@cache
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def machine() -> dict[str, Any]:
@@ -47,6 +53,8 @@ class FoldReport:
         data: what the method looked at beside the weights: nothing, tokens of the model itself, or outside text.
         verification: what the reload check compared.
         seconds: time by stage.
+        forward_pass_seconds: one forward pass of the dense model over the tokens that were measured on, on this
+            machine; None where it was not timed.
         peak_memory_bytes: largest anonymous memory seen (RssAnon).
         resumed_layers: layers that an earlier, interrupted run had finished.
         warnings: why the result may disappoint, a sentence each.
@@ -63,6 +71,7 @@ class FoldReport:
     data: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    forward_pass_seconds: float | None = None
     peak_memory_bytes: int = 0
     resumed_layers: int = 0
     quality: dict[str, Any] = field(default_factory=dict)
@@ -111,5 +120,6 @@ class FoldReport:
         return push(self.output, Target(repo_id, private=private, revision=revision), quiet=quiet)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; the output path is reduced to the folder's name."""
-        return {**asdict(self), "output": self.output.name}
+        """Plain data, stages in forward passes too; the output path is reduced to the folder's name."""
+        spent = passes(self.seconds, self.forward_pass_seconds)
+        return {**asdict(self), "output": self.output.name, "passes": spent}

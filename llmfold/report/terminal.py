@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from rich.text import Text
 
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import SELF_DATA, FoldConfig
+from llmfold.methods.tokens import resolved
 from llmfold.planning import Estimate, FoldPlan, advice, human_bytes, human_seconds
-from llmfold.report.record import FoldReport
+from llmfold.report.condense import stage_rows, without_empty_columns
+from llmfold.report.record import PAGE_FILE, FoldReport
 from llmfold.report.words import check_words
 
 
@@ -62,13 +64,18 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
     )
     sizes.add_row("weights", f"{human_bytes(plan.bytes_before)} → {human_bytes(plan.bytes_after)}")
     sizes.add_row("method", describe_method(plan))
+    if plan.config.uses("num_samples"):
+        sizes.add_row("measured on", _measured_on(resolved(plan.config, plan.before)))
     sizes.add_row("loads as", f"{plan.written_as.causal_lm}{_loading_note(plan)}")
     if estimate is not None:
         sizes.add_row(
             "expect",
             f"{human_bytes(estimate.memory_bytes)} of memory, {human_bytes(estimate.disk_bytes)} of disk, "
-            f"about {human_seconds(estimate.seconds)} before the reload check",
+            f"about {human_seconds(estimate.seconds)}",
         )
+        sizes.add_row("", _stage_table(estimate.stages, estimate.forward_pass_seconds))
+        if estimate.efforts:
+            sizes.add_row("effort", _efforts(estimate.efforts, plan.config.effort))
         hint = advice(plan, estimate.seconds)
         if hint:
             sizes.add_row("", hint)
@@ -82,6 +89,27 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
             span, _arrow(a.intermediate, b.intermediate), _arrow(a.heads, b.heads), _arrow(a.kv_heads, b.kv_heads)
         )
     return Group(sizes, Text(), widths)
+
+
+def _stage_table(seconds: Mapping[str, float], forward_pass: float | None) -> Table:
+    head, *body = without_empty_columns(stage_rows(seconds, forward_pass))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
+    return table
+
+
+def _efforts(seconds: Mapping[str, float], chosen: str) -> str:
+    """``quick 4 min, normal 18 min (this one), best 70 min``."""
+    parts = (f"{name} {human_seconds(spent)}{' (this one)' * (name == chosen)}" for name, spent in seconds.items())
+    return ", ".join(parts)
+
+
+def _measured_on(config: FoldConfig) -> str:
+    refined = f", {config.refine} steps of refinement" if config.refine is not None else ""
+    return f"{config.num_samples} sequences of {config.sequence_length} tokens{refined}"
 
 
 def describe_method(plan: FoldPlan) -> str:
@@ -138,55 +166,62 @@ def _repair(part: dict[str, Any] | None) -> Sequence[str]:
 
 
 def _layer_table(report: FoldReport) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim")
     parts = [part for record in report.layers for part in (record.get("mlp"), record.get("attention")) if part]
     repaired = any("ridge" in part for part in parts)
     own = ("ridge", "error", "after") if repaired else ("merged", "largest", "inertia\n/ bound")
-    for heading in ("layer", "MLP", *own, "heads", *own[: 3 if repaired else 2]):
-        table.add_column(heading, justify="right", no_wrap=True)
+    heading = ("layer", "MLP", *own, "heads", *own[: 3 if repaired else 2])
     cells = _repair if repaired else _clusters
-    for index, record in enumerate(report.layers):
-        row = (*cells(record.get("mlp")), *cells(record.get("attention")))
-        table.add_row(str(index), *row[: len(table.columns) - 1])
+    rows = [
+        (str(index), *cells(record.get("mlp")), *cells(record.get("attention")))[: len(heading)]
+        for index, record in enumerate(report.layers)
+    ]
+    head, *body = without_empty_columns([heading, *rows])
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for name in head:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
     return table
 
 
 def report_table(report: FoldReport) -> RenderableType:
-    """The report: what was merged in every layer, what was checked, and where the time went.
+    """The report: what became of every layer, what was checked and where the time went, and the two models compared.
 
     Errors are relative squared errors of what a layer should add to the residual stream, on tokens held back: with the
     consumer as it was, and after its repair.
     """
-    layers = _layer_table(report)
-    summary = _grid()
-    summary.add_row(
-        "parameters",
-        f"{report.parameters_before:,} → {report.parameters_after:,}  "
-        f"({_saving(report.parameters_before, report.parameters_after)})",
-    )
-    sizes = report.plan["bytes"]
-    summary.add_row("weights", f"{human_bytes(sizes['before'])} → {human_bytes(sizes['after'])}")
-    summary.add_row("reload check", check_words(report.verification))
-    for row in _quality(report.quality):
-        summary.add_row(*row)
+    run = _grid()
+    run.add_row("reload check", check_words(report.verification))
     for warning in report.warnings:
-        summary.add_row("warning", warning)
+        run.add_row("warning", warning)
     for note in report.notes:
-        summary.add_row("note", note)
-    summary.add_row("peak memory", human_bytes(report.peak_memory_bytes))
-    summary.add_row("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
-    summary.add_row("output", str(report.output))
-    return Group(layers, Text(), summary)
+        run.add_row("note", note)
+    run.add_row("peak memory", human_bytes(report.peak_memory_bytes))
+    run.add_row("time", _stage_table(report.seconds, report.forward_pass_seconds))
+    where = _grid()
+    where.add_row("output", str(report.output))
+    where.add_row("report", str(report.output / PAGE_FILE))
+    return Group(_layer_table(report), Text(), run, Text(), _beside(report), Text(), where)
 
 
-def _quality(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """How close the folded model is to the dense one, and what else was measured."""
-    rows = []
-    if found.get("fidelity"):
-        close = found["fidelity"]
-        agreement = f"{close['top1']:.1%} same next token, KL {close['kl']:.3f} nats per token"
-        rows.append(("beside dense", f"{agreement}, on {close['tokens']:,} tokens sampled from the dense model"))
-    return rows
+def _beside(report: FoldReport) -> Table:
+    """The dense model and the folded one side by side: size, closeness, and one prompt as both continue it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(style="dim", overflow="fold")
+    for name in ("dense", "folded"):
+        table.add_column(name, overflow="fold")
+    before, after = report.parameters_before, report.parameters_after
+    table.add_row("parameters", f"{before:,}", f"{after:,}  ({_saving(before, after)})")
+    sizes = report.plan["bytes"]
+    table.add_row("weights", human_bytes(sizes["before"]), human_bytes(sizes["after"]))
+    close = report.quality.get("fidelity")
+    if close:
+        table.add_row("same next token", "", f"{close['top1']:.1%} of {close['tokens']:,} that the dense model wrote")
+        table.add_row("KL to dense", "", f"{close['kl']:.3f} nats per token")
+    for sample in report.quality.get("samples", ())[:1]:
+        texts = (Text(" ".join(sample[side].split())) for side in ("dense", "model"))
+        table.add_row(Text(sample["prompt"]), *texts)
+    return table
 
 
 class _Patient(Console):

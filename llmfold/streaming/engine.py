@@ -13,10 +13,11 @@ from llmfold.errors import UsageError
 from llmfold.methods.base import LayerMethod
 from llmfold.planning import FoldPlan, check_machine
 from llmfold.report.record import FoldReport
+from llmfold.streaming.launch import neighbours
 from llmfold.streaming.memory import PeakMemory, return_freed_blocks
 from llmfold.streaming.prefetch import ReadAhead
 from llmfold.streaming.progress import Listener, Silent
-from llmfold.streaming.ranks import Ranks, check_alike, join_ranks, neighbours
+from llmfold.streaming.ranks import Ranks, check_alike, join_ranks
 from llmfold.streaming.run import Run
 from llmfold.streaming.sharing import fold_at, inherit
 from llmfold.streaming.shortage import said_plainly
@@ -60,6 +61,7 @@ def fold_together(
         stages = Stages()
         runs = [Run(config, listener or Silent(), ranks, stages) for config in configs]
         ranks.lead(partial(_check_resources, runs))
+        runs[0].listener.opened(len(runs[0].shape.layers))
         for run in runs:
             stack.enter_context(run.opened())
             if heritage is not None:
@@ -90,7 +92,9 @@ def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
     def build() -> LayerMethod | None:
         return next((method for method in [run.build_method() for run in runs] if method is not None), None)
 
+    runs[0].time_forward_pass()
     for run in runs:
+        run.forward_pass = runs[0].forward_pass
         ranks.everyone(run.sample)
     if runs[0].config.shared:
         method = ranks.first(build)

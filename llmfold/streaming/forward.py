@@ -7,18 +7,18 @@ come from transformers' own table, since they are definitions rather than code.
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PretrainedConfig
-from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmfold.architectures import LayerShape, ModelShape, Role, stock_config
 from llmfold.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Weights = Mapping[Role, Tensor]
 
@@ -44,7 +44,7 @@ class ForwardContext:
     windows: tuple[int | None, ...]
 
 
-def rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
+def rope_parameters(config: "PretrainedConfig") -> dict[str, Any]:
     """Rotary parameters of a config of transformers 5 (one dict) or 4 (``rope_theta`` and ``rope_scaling``)."""
     merged = getattr(config, "rope_parameters", None)
     if merged:
@@ -54,7 +54,7 @@ def rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
     return {"rope_theta": float(getattr(config, "rope_theta", 10000.0)), **scaling}
 
 
-def _windows(config: PretrainedConfig, count: int) -> tuple[int | None, ...]:
+def _windows(config: "PretrainedConfig", count: int) -> tuple[int | None, ...]:
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     if types is None:
@@ -68,6 +68,9 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardCont
     Raises:
         CheckpointError: transformers has no such rotary variant.
     """
+    from transformers.activations import ACT2FN  # a plan, which imports this module, does without them
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     stock = stock_config(config)
     rope = rope_parameters(stock)
     if rope["rope_type"] == "default":

@@ -6,6 +6,7 @@ import os
 import torch
 
 from llmfold.architectures import ModelShape, check_tensors, expected_tensors, shape_of
+from llmfold.architectures.plain import plain_settings
 from llmfold.checkpoint import Checkpoint, Source, TensorInfo, resolve
 from llmfold.checkpoint.accept import refuse_quantised_config
 from llmfold.config import DTYPES, FoldConfig
@@ -21,10 +22,15 @@ def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
     Raises:
         CheckpointError: see :mod:`llmfold.checkpoint` and :func:`llmfold.architectures.check_tensors`.
     """
+    checkpoint, shape = _opened(source)
+    forward_context(checkpoint.config, shape)  # refuses what the forward passes could not do, before any work
+    return checkpoint, shape
+
+
+def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     checkpoint = Checkpoint.open(source.folder)
     shape = shape_of(checkpoint.config)
     check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
-    forward_context(checkpoint.config, shape)  # refuses what the forward passes could not do, before any work
     return checkpoint, shape
 
 
@@ -35,7 +41,10 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         LlmfoldError: as :func:`llmfold.fold` does before it begins to work.
     """
     if config.model == DEMO_NAME or os.path.exists(os.path.expanduser(config.model)):
-        checkpoint, shape = open_source(locate(config.model, config.revision))
+        source = locate(config.model, config.revision)
+        checkpoint, shape = _opened(source)
+        if plain_settings(checkpoint.config) is None:  # a plain config holds nothing that could be refused
+            forward_context(checkpoint.config, shape)
         return make_plan(shape, checkpoint.tensors, config)
     source = resolve(config.model, revision=config.revision, weights=False)
     raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))

@@ -25,7 +25,10 @@ def source_name(source: Source) -> dict[str, Any]:
 
 
 def origin(config: FoldConfig, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
-    """All that can move a bit of the result: the source's files, options, text, versions, device and threads."""
+    """All that can move a bit of the result: the source's files, options, text, versions, device and threads.
+
+    Options are those of :func:`llmfold.methods.tokens.resolved`.
+    """
     return {
         "source": checkpoint.fingerprint(),
         "config": work_config(config, source),

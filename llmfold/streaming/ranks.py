@@ -18,28 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llmfold.errors import LlmfoldError, UsageError
+from llmfold.streaming.launch import FollowerError, LostError, end_undisturbed, joined, launched
 
 T = TypeVar("T")
 Tensors = tuple[Tensor, ...]
 _PATIENCE = datetime.timedelta(days=30)
 """How long a process waits for the others: they may be sampling for hours, and a dead one is noticed at once."""
-
-
-class LostError(LlmfoldError):
-    """Another process of the run has ended; what is journalled stays."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "a process of this run has ended early; finished layers are kept: run the same command again to resume"
-        )
-
-
-class FollowerError(LlmfoldError):
-    """The run has been refused or has failed, and rank 0 says why; the other processes end without a word."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -165,32 +149,12 @@ def _noticing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        _end_undisturbed()
+        end_undisturbed()
         raise LostError from error
 
 
-_joined: list[Any] = []
-
-
 def _group() -> Any:
-    return _joined[0]
-
-
-def launched() -> int:
-    """Number of processes that a launcher has started for this run; 1 without one."""
-    named = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
-    count = os.environ.get("WORLD_SIZE", "1")
-    return int(count) if named and count.isdecimal() else 1
-
-
-def neighbours() -> int:
-    """Processes of the run on this machine, this one included."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", launched())) if launched() > 1 else 1
-
-
-def leads() -> bool:
-    """Whether this process is the one that talks, known before the processes have met."""
-    return launched() == 1 or os.environ["RANK"] == "0"
+    return joined[0]
 
 
 def join_ranks() -> Ranks:
@@ -201,37 +165,18 @@ def join_ranks() -> Ranks:
     """
     if launched() == 1:
         return Ranks()
-    if not _joined:
+    if not joined:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         with _noticing():
             if not dist.is_initialized():
                 dist.init_process_group("gloo", timeout=_PATIENCE)
-            _joined.append(dist.new_group(backend="gloo", timeout=_PATIENCE))
+            joined.append(dist.new_group(backend="gloo", timeout=_PATIENCE))
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _told_to_end)
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
 def _told_to_end(number: int, frame: object) -> None:
-    _end_undisturbed()
+    end_undisturbed()
     raise LostError
-
-
-def _end_undisturbed() -> None:
-    """From here on the process ends by itself: another SIGTERM must not cut its last words off."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def speaks(error: BaseException) -> bool:
-    """Whether this process is the one to tell of an error that ends the run: the first that comes to know of it."""
-    if isinstance(error, FollowerError):
-        return False
-    if not _joined:  # bad options are bad in every process
-        return leads() or not isinstance(error, UsageError)
-    _end_undisturbed()
-    try:
-        return bool(dist.distributed_c10d._get_default_store().add("llmfold/told", 1) == 1)
-    except RuntimeError:  # the store went with the process that held it
-        return True

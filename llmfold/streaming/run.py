@@ -29,21 +29,25 @@ from llmfold.methods.base import LayerMethod
 from llmfold.methods.build import build_method
 from llmfold.methods.merging import Merging
 from llmfold.methods.reconstruction import SENSITIVITIES_FILE
-from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches, samples
-from llmfold.methods.tokens import TOKENS_FILE
+from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches
+from llmfold.methods.tokens import TOKENS_FILE, resolved
 from llmfold.planning import Sensitivities, make_plan
+from llmfold.planning.estimate import unit_tokens
 from llmfold.report.files import save_report
 from llmfold.report.record import FoldReport, machine
 from llmfold.sources import locate
+from llmfold.streaming.forward import forward_context
+from llmfold.streaming.launch import LostError
 from llmfold.streaming.memory import PeakMemory
 from llmfold.streaming.opening import open_source
 from llmfold.streaming.output import MODELING_FILE, modeling_source, output_config
 from llmfold.streaming.progress import Listener
 from llmfold.streaming.provenance import origin, provenance, public_config, public_data, source_name
-from llmfold.streaming.ranks import LostError, Ranks
+from llmfold.streaming.ranks import Ranks
 from llmfold.streaming.stages import Stages, mean_seconds
 from llmfold.streaming.states import STATE_FOLDER
 from llmfold.streaming.team import Team
+from llmfold.streaming.unit import forward_pass_seconds
 from llmfold.verification import DamagedError, verify
 
 METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
@@ -63,15 +67,17 @@ class Run:
     _head: dict[str, Any]
 
     def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: Stages) -> None:
-        self.config, self.listener, self.ranks = config, listener, ranks
+        self.listener, self.ranks = listener, ranks
         self.stages, self._checks = stages, Stages()
         self.device = pick_device(config.device)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
-        self.plan = make_plan(self.shape, self.checkpoint.tensors, config)
+        self.config = resolved(config, self.shape)
+        self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config)
         self.data = public_data(config.data)
         self._done: set[str] = set()
         self._counted = 0
+        self.forward_pass: float | None = None
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -102,6 +108,13 @@ class Run:
         """Layers that were finished before this run."""
         return sum(unit.startswith(LAYER) for unit in self._done)
 
+    def time_forward_pass(self) -> None:
+        """Time the unit of the report; processes that share the work share a pass."""
+        with self.stages("prepare"):
+            context = forward_context(self.checkpoint.config, self.shape)
+            seconds = forward_pass_seconds(context, *unit_tokens(self.plan), self.device)
+        self.forward_pass = seconds / (self.ranks.count if self.config.shared else 1)
+
     def build_method(self) -> LayerMethod | None:
         """The method of the run, having read or drawn what it measures on; None where all is folded already."""
         if self._folded:
@@ -113,7 +126,7 @@ class Run:
 
     def sample(self) -> None:
         """Sample this process's share of the tokens that the method measures on, if it measures on such."""
-        if samples(self.config) and self.plan.folded_layers and not self._folded:
+        if self.config.samples and self.plan.folded_layers and not self._folded:
             with self.stages("sample"):
                 sample_batches(self._setting(), self.listener.stage, self.ranks.mine)
 
@@ -224,6 +237,7 @@ class Run:
             layers=[done[layer_unit(index)].record for index in range(count)],
             verification=verification,
             seconds={**self._seconds([seconds for seconds, _ in spent]), **self._checks.seconds},
+            forward_pass_seconds=self.forward_pass,
             data=facts,
             peak_memory_bytes=max(memory.bytes, *(peak for _, peak in spent)),
             resumed_layers=self.resumed,

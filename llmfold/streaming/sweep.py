@@ -1,13 +1,12 @@
 """Several ratios in one command, each with an output of its own."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from llmfold.checkpoint import MARKER_FILE
 from llmfold.checkpoint.jsonfile import read_object
 from llmfold.config import FoldConfig
-from llmfold.errors import UsageError
+from llmfold.methods.tokens import resolved
 from llmfold.report.record import REPORT_FILE, FoldReport
 from llmfold.report.saved import load_report
 from llmfold.sources import locate
@@ -18,22 +17,6 @@ from llmfold.streaming.provenance import origin, origin_digest
 
 ONE_PASS = ("paper", "random", "magnitude")
 """Methods that fold every layer to all ratios at once; the others run ratio by ratio and share what they measured."""
-
-
-def sweep_configs(config: FoldConfig, ratios: Sequence[float]) -> list[FoldConfig]:
-    """One config per ratio; an output that was named becomes the folder that holds them, under their default names.
-
-    Raises:
-        UsageError: a ratio that stands twice, or is none.
-    """
-    if len(set(ratios)) < len(ratios):
-        raise UsageError(f"--ratio names {max(ratios, key=list(ratios).count):g} twice")
-    configs = []
-    for ratio in ratios:
-        named = dataclasses.replace(config, ratio=ratio, output=None)
-        parent = Path() if config.output is None else config.output_path
-        configs.append(dataclasses.replace(named, output=str(parent / named.output_path.name)))
-    return configs
 
 
 def fold_sweep(configs: Sequence[FoldConfig], listener: Listener | None = None) -> list[FoldReport]:
@@ -65,7 +48,8 @@ def finished_report(config: FoldConfig) -> FoldReport | None:
     if config.overwrite or not (folder / MARKER_FILE).is_file():
         return None
     source = locate(config.model, config.revision)
-    wanted = origin_digest(origin(config, source, open_source(source)[0]))
+    checkpoint, shape = open_source(source)
+    wanted = origin_digest(origin(resolved(config, shape), source, checkpoint))
     if read_object(folder / MARKER_FILE, unique_keys=False).get("origin_sha256") != wanted:
         return None
     return load_report(folder) if (folder / REPORT_FILE).is_file() else None

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from llmfold.checkpoint import ShardWriter, TensorSpec, parse_size, plan_shards
+from llmfold.checkpoint import ShardWriter, TensorSpec, plan_shards
 from llmfold.errors import OutputError, UsageError
 
 from .builders import write_config
@@ -71,36 +71,6 @@ def test_specs_that_cannot_be_written(bad):
 def test_a_limit_must_be_positive(limit):
     with pytest.raises(UsageError, match="must be positive"):
         plan_shards(specs(1), limit)
-
-
-@pytest.mark.parametrize(
-    ("text", "nbytes"),
-    [
-        ("5GB", 5 * 10**9),
-        ("500MB", 5 * 10**8),
-        ("1.5kb", 1500),
-        ("2GiB", 2 << 30),
-        ("3 MiB", 3 << 20),
-        ("1TB", 10**12),
-        ("12B", 12),
-        ("7", 7),
-        (7, 7),
-        ("0.1GB", 10**8),
-    ],
-)
-def test_parse_size(text, nbytes):
-    assert parse_size(text) == nbytes
-
-
-@pytest.mark.parametrize(
-    "text", ["", "GB", "5", "-5GB", "5XB", "5 G B", "1e9", "0GB", 0, -3, "٣GB", "0.1B", "IB", "5IB"]
-)
-def test_parse_size_refuses(text):
-    if text == "5":
-        assert parse_size(text) == 5
-        return
-    with pytest.raises(UsageError, match="is not a size"):
-        parse_size(text)
 
 
 SPECS = st.lists(

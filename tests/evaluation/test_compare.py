@@ -66,7 +66,8 @@ def test_writes_table_picture_and_data_and_nothing_else(settings: Callable[..., 
 
 
 def test_numbers_are_those_of_the_folded_model(settings: Callable[..., Settings], prose: Path, space: Path) -> None:
-    from llmfold.evaluation.evaluate import EvaluationSettings, evaluate
+    from llmfold.evaluation.evaluate import evaluate
+    from llmfold.evaluation.options import EvaluationSettings
 
     compare(settings(keep=True, seeds=1, methods="paper"))
     (run,) = read(space / "table")["runs"]

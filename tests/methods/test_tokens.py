@@ -1,33 +1,64 @@
 """Self tokens and calibration text."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support import fold, tiny_model
 
-from llmfold import CheckpointError, UsageError
+from llmfold import CheckpointError, FoldConfig, UsageError
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.architectures.llama import LLAMA
-from llmfold.methods.tokens import TokenBudget, doubt, quality, text_tokens, token_budget
+from llmfold.effort import EFFORTS
+from llmfold.methods.tokens import TokenBudget, doubt, quality, resolved, text_tokens, token_budget
 
 
-def shape(intermediate: int) -> ModelShape:
-    return ModelShape(LLAMA, 64, 8, 100, (LayerShape(intermediate, 8, 8),), True, False, False, False)
+def shape(intermediate: int, positions: int = 2048) -> ModelShape:
+    layers = (LayerShape(intermediate, 8, 8),)
+    return ModelShape(LLAMA, 64, 8, 100, layers, True, False, False, False, positions)
 
 
-def test_default_budget_has_four_tokens_per_unit_of_the_widest_block() -> None:
-    assert token_budget(shape(512), 2048, None, None) == TokenBudget(128, 256, 2)
-    assert token_budget(shape(512), 300, None, None) == TokenBudget(128, 256, 1)
-    assert token_budget(shape(512), 2048, 1, 100) == TokenBudget(1, 100, 1)
-    wide = token_budget(shape(11008), 2048, None, None)
-    assert wide.sequences * wide.length >= 4 * 11008
-    assert token_budget(shape(512), 128, None, None).length == 128
+def asked(effort: str = "normal", **options: Any) -> FoldConfig:
+    return FoldConfig("m", ratio=0.2, effort=effort, **options)
+
+
+def test_budgets_are_those_of_the_effort() -> None:
+    assert token_budget(asked(), shape(512)) == TokenBudget(128, 512, 2)
+    assert token_budget(asked(), shape(512, 600)) == TokenBudget(128, 512, 1)
+    assert token_budget(asked(), shape(512, 128)) == TokenBudget(512, 128, 1)
+    assert token_budget(asked("quick"), shape(4096)) == TokenBudget(64, 256, 2)
+    assert token_budget(asked("quick"), shape(4097)) == TokenBudget(32, 256, 2)
+    assert token_budget(asked("best"), shape(512)) == TokenBudget(512, 512, 2)
+    wide = token_budget(asked(), shape(20_000))
+    assert wide.sequences % 8 == 0
+    assert 0 <= wide.sequences * wide.length - 4 * 20_000 < 8 * wide.length
+
+
+def test_explicit_numbers_win() -> None:
+    assert token_budget(asked(num_samples=1, sequence_length=100), shape(512)) == TokenBudget(1, 100, 1)
+    found = resolved(asked("best", num_samples=3, refine=7), shape(512, 256))
+    assert (found.num_samples, found.sequence_length, found.refine) == (3, 256, 7)
+
+
+def test_resolved_options_are_whole_and_tell_efforts_apart() -> None:
+    found = [resolved(asked(effort), shape(512)) for effort in EFFORTS]
+    assert [(c.num_samples, c.sequence_length, c.refine) for c in found] == [
+        (64, 256, 0),
+        (128, 512, 200),
+        (512, 512, 800),
+    ]
+    assert len({str(c.work()) for c in found}) == len(found)
+    assert resolved(found[0], shape(512)) == found[0]
+    paper = asked(method="paper")
+    assert resolved(paper, shape(512)) == paper
+    pruner = resolved(asked(method="wanda-sp", data="self"), shape(512))
+    assert (pruner.num_samples, pruner.sequence_length, pruner.refine) == (128, 512, None)
 
 
 def test_sequences_longer_than_the_model_are_refused() -> None:
     with pytest.raises(UsageError, match="--sequence-length 300"):
-        token_budget(shape(512), 256, None, 300)
+        token_budget(asked(sequence_length=300), shape(512, 256))
 
 
 def test_sequences_of_a_document_stand_side_by_side() -> None:

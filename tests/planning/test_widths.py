@@ -103,6 +103,7 @@ def model(
         head_dim=head_dim or hidden // heads,
         vocabulary=vocabulary,
         layers=(LayerShape(n, heads, kv_heads),) * layers,
+        positions=2048,
         **{"tied": False, **biases, **flags},
     )
 

@@ -105,7 +105,8 @@ def test_the_report_of_many_wide_layers_fits(tmp_path: Path) -> None:
     text = printed(report_table(report))
     assert "53248 → 28672" in text
     assert "12345" in text
-    assert str(deep) in "".join(line[14:].rstrip() for line in text.splitlines()[-8:])
+    assert str(deep) in "".join(line[8:].rstrip() for line in text.splitlines()[-8:])
+    assert "".join(line[8:].rstrip() for line in text.splitlines()[-4:]).endswith(str(deep / "report.html"))
 
 
 def test_the_report_of_an_unfolded_layer_has_no_clusters(tmp_path: Path, session_model: Path) -> None:

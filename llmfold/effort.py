@@ -1,0 +1,46 @@
+"""How much a fold measures: one knob over tokens, the length of their sequences, and refinement, by the model alone."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmfold.architectures import ModelShape
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a name stands for.
+
+    Attributes:
+        tokens: to measure on.
+        length: tokens of a sequence, or as many as the model has positions.
+        refine: gradient steps on every MLP.
+        tokens_per_unit: at least so many tokens for each unit of the widest block.
+        wide_tokens: in place of ``tokens`` where an MLP has more than ``WIDE_MLP`` neurons.
+    """
+
+    tokens: int
+    length: int
+    refine: int
+    tokens_per_unit: int = 0
+    wide_tokens: int | None = None
+
+    def tokens_for(self, shape: "ModelShape") -> int:
+        """Tokens to measure a model on, at least."""
+        neurons = max(layer.intermediate for layer in shape.layers)
+        tokens = self.tokens if self.wide_tokens is None or neurons <= WIDE_MLP else self.wide_tokens
+        widest = max(neurons, *(layer.heads * shape.head_dim for layer in shape.layers))
+        return max(tokens, self.tokens_per_unit * widest)
+
+    def length_for(self, shape: "ModelShape") -> int:
+        """Tokens of a sequence."""
+        return min(self.length, shape.positions)
+
+
+WIDE_MLP = 4096
+EFFORTS = {
+    "quick": Effort(tokens=16_384, length=256, refine=0, wide_tokens=8_192),
+    "normal": Effort(tokens=32_768, length=512, refine=400, tokens_per_unit=4),
+    "best": Effort(tokens=131_072, length=512, refine=1_600, tokens_per_unit=4),
+}
+DEFAULT_EFFORT = "normal"

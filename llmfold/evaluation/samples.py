@@ -1,0 +1,100 @@
+"""A few prompts continued by the dense model and by the folded one: what people look at first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfold.methods.tokens import input_device, load_tokenizer
+
+PROMPTS = (
+    "Once upon a time, there was a",
+    "The city lies on the river and is known for",
+    "The human heart is an organ",
+)
+NEW_TOKENS = 32
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, and what each model wrote after it."""
+
+    prompt: str
+    dense: str
+    model: str
+
+
+def find_tokenizer(folder: Path) -> Any | None:
+    """The tokenizer of a checkpoint, or None where it has none that can be loaded."""
+    if not any((folder / name).exists() for name in _TOKENIZERS):
+        return None
+    try:
+        return load_tokenizer(folder)
+    except Exception:  # transformers raises many kinds for files that it cannot use, and none is worth a failed run
+        return None
+
+
+def continued(
+    model: Any, tokenizer: Any, prompts: Sequence[str] = PROMPTS, new_tokens: int = NEW_TOKENS
+) -> list[str] | None:
+    """Continue prompts by the most likely token each time, as plain text.
+
+    Args:
+        model: loaded by stock transformers, in inference mode.
+        tokenizer: of that model.
+        prompts: texts, none empty.
+        new_tokens: most tokens to write; fewer where the model has no positions left, or ends its text.
+
+    Returns:
+        The texts written, or None where the tokenizer's ids or the prompts are too large for the model.
+    """
+    ids = [list(tokenizer(prompt).input_ids) for prompt in prompts]
+    longest = max(map(len, ids))
+    vocabulary, positions = model.config.vocab_size, model.config.max_position_embeddings
+    if not all(ids) or max(map(max, ids)) >= vocabulary or longest >= positions:
+        return None
+    found = greedy(model, ids, min(new_tokens, positions - longest))
+    return [_text(tokenizer, prompt, row) for prompt, row in zip(ids, found, strict=True)]
+
+
+def greedy(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """The ``count`` most likely next tokens of every prompt, one after the other; fewer where an end token comes.
+
+    Prompts go together, padded on the left: padding is masked, and positions count from a prompt's own beginning.
+    """
+    device = input_device(model)
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache, written = None, []
+    for _ in range(count):
+        seen = model(
+            tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        cache = seen.past_key_values
+        tokens = seen.logits[:, -1].argmax(-1, keepdim=True).to(device)
+        written.append(tokens)
+        mask, positions = torch.cat((mask, torch.ones_like(tokens)), -1), positions[:, -1:] + 1
+    return [_until(row, _ends(model)) for row in torch.cat(written, -1).cpu()]
+
+
+def _ends(model: Any) -> set[int]:
+    found = getattr(model.generation_config, "eos_token_id", None)
+    return set() if found is None else set(found) if isinstance(found, list) else {int(found)}
+
+
+def _until(row: Tensor, ends: set[int]) -> list[int]:
+    tokens = row.tolist()
+    return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+def _text(tokenizer: Any, prompt: list[int], written: list[int]) -> str:
+    """What was written, with the space that stands before it."""
+    head, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + written))
+    text: str = whole[len(head) :] if whole.startswith(head) else tokenizer.decode(written, skip_special_tokens=True)
+    return text

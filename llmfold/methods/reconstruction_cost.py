@@ -1,0 +1,185 @@
+"""What the reconstruction costs: ``--method self``, ``calibrated`` and ``weights``."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llmfold.architectures import LayerShape
+from llmfold.methods.population import PopulationOptions, population_rows
+from llmfold.methods.reconstruction import RIDGES, ReconstructionOptions, kept_neurons, split
+from llmfold.methods.sampling_cost import sampling_cost
+from llmfold.methods.streams import CHUNK
+from llmfold.methods.tokens import refine_steps, token_budget
+from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops
+from llmfold.planning.plan import FoldPlan
+from llmfold.repair.least_squares import PANEL
+from llmfold.repair.refine import Refinement
+from llmfold.selection.elimination import WIDE
+
+_SINGLE, _DOUBLE = 4, 8
+"""Bytes of a number."""
+_ADAM_TENSORS = 5
+"""Tensors of the size of the MLP that refinement holds: where it starts, parameters, gradients and two moments."""
+_ADAM_TRAFFIC = 10
+"""Times that a step reads or writes a number of the MLP."""
+
+
+def tokens_cost(plan: FoldPlan, processes: int = 1) -> Cost:
+    """Cost on token sequences, sampled or read."""
+    budget = token_budget(plan.config, plan.before)
+    work = _Work(plan, budget.sequences, budget.length, refine_steps(plan.config))
+    sample, held = sampling_cost(plan, budget, processes) if plan.config.samples else (None, 0)
+    return work.cost([*([sample] if sample else []), Stage("prepare")], processes, held)
+
+
+def population_cost(plan: FoldPlan, processes: int = 1) -> Cost:
+    """Cost on a population that the weights imply: its prior is a fixed point of forward passes."""
+    options, shape = PopulationOptions(), plan.before
+    members = options.prior_rounds * options.prior_members
+    metric = 2.0 * shape.vocabulary * shape.hidden**2
+    prepare = Stage(
+        "prepare",
+        large=forward_flops(shape, members, options.context),
+        double=metric,
+        disk=options.prior_rounds * plan.bytes_before,
+    )
+    return _Work(plan, population_rows(plan.config, shape), options.context, 0).cost([prepare], processes)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The reconstruction on some sequences.
+
+    Attributes:
+        plan: widths before and after.
+        sequences, length: rows that are measured on.
+        steps: of refinement.
+    """
+
+    plan: FoldPlan
+    sequences: int
+    length: int
+    steps: int
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+    @property
+    def held(self) -> int:
+        """Tokens that ridges and refinements are judged on."""
+        held: list[slice] = split(self.sequences, ReconstructionOptions.held_back)[1]
+        return sum(int(part.stop) - int(part.start) for part in held) * self.length
+
+    def cost(self, before: list[Stage], processes: int, sampling: int = 0) -> Cost:
+        """The whole, behind what comes ``before`` it; states lie before, within and after a layer of each process."""
+        shape, layers = self.plan.before, self.plan.before.layers
+        area = max(self._area(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b)
+        wide = max(map(shape.layer_parameters, layers)) * _SINGLE
+        states = (2 * processes + 1) * self.tokens * shape.hidden * _SINGLE
+        rows = {"tokens": self.tokens, "length": self.length}
+        return Cost.of([*before, *self._layers()], work_area=area + wide, states=states, sampling=sampling, **rows)
+
+    def _layers(self) -> Iterator[Stage]:
+        shape, measured = self.plan.before, self.plan.config.measures
+        if measured:
+            yield Stage("widths", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
+            for a in shape.layers:
+                yield Stage("widths", large=self._gram_of_heads(a) + self._gram_of_neurons(a))
+                yield self._eliminate_heads("widths", a, 1)
+                yield self._eliminate_neurons("widths", a, kept_neurons(a.intermediate, self.plan.config.ratio or 0.0))
+        yield Stage("forward", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
+        for a, b in zip(shape.layers, self.plan.after.layers, strict=True):
+            if a.heads != b.heads:
+                yield Stage("measure", large=self._gram_of_heads(a))
+                if not measured:
+                    yield self._eliminate_heads("select", a, _units(b))
+                yield from self._refit(
+                    a.heads * shape.head_dim, b.heads * shape.head_dim, self._head_rows(a, self.held)
+                )
+            if a.intermediate != b.intermediate:
+                yield Stage("measure", large=self._gram_of_neurons(a))
+                if not measured:
+                    yield self._eliminate_neurons("select", a, b.intermediate)
+                yield from self._refit(a.intermediate, b.intermediate, self._neuron_rows(a, self.held))
+                yield from self._refine(b.intermediate)
+
+    def _head_rows(self, layer: LayerShape, tokens: int) -> float:
+        """Operations for the outputs of all heads."""
+        shape = self.plan.before
+        projections = 2.0 * tokens * (layer.heads + 2 * layer.kv_heads) * shape.head_dim * shape.hidden
+        return projections + attention_flops(shape, layer, tokens, self.length)
+
+    def _neuron_rows(self, layer: LayerShape, tokens: int) -> float:
+        """Operations for the activations of all neurons."""
+        return 4.0 * tokens * self.plan.before.hidden * layer.intermediate
+
+    def _gram_of_heads(self, layer: LayerShape) -> float:
+        features = layer.heads * self.plan.before.head_dim
+        return self._head_rows(layer, self.tokens) + gram_flops(self.tokens, features)
+
+    def _gram_of_neurons(self, layer: LayerShape) -> float:
+        return self._neuron_rows(layer, self.tokens) + gram_flops(self.tokens, layer.intermediate)
+
+    def _eliminate_heads(self, name: str, layer: LayerShape, keep: int) -> Stage:
+        """Factor and inverse in float64; every step solves for the blocks left, and downdates the inverse."""
+        units, n, d = _units(layer), layer.heads * self.plan.before.head_dim, self.plan.before.hidden
+        size, steps = n // units, units - keep
+        solved = 2.0 * size**2 * (size + d) * steps * (units + keep) / 2
+        return Stage(name, double=float(n) ** 3 + solved + 2.0 * steps * n * size * (n + d))
+
+    def _eliminate_neurons(self, name: str, layer: LayerShape, keep: int) -> Stage:
+        """Factor, inverse and products; then three products of rank one a step, on the units that are left."""
+        n = layer.intermediate
+        steps = (float(n) ** 3 - float(keep) ** 3) / 3 * 6
+        flops = float(n) ** 3 + 2.0 * n**2 * self.plan.before.hidden + steps
+        return Stage(name, large=flops) if n > WIDE else Stage(name, double=flops)
+
+    def _refit(self, n: int, k: int, rows: float) -> Iterator[Stage]:
+        """Ridges on the rows to fit on, the best of them on all rows, and their errors on the rows held back."""
+        d, fits = self.plan.before.hidden, len(RIDGES) + 1
+        solved = float(k) ** 3 / 3 + 2.0 * k**2 * d
+        products = 2.0 * fits * k * (n - k) * d + 2.0 * fits * self.held * k * d
+        yield Stage("select", large=rows + products, double=fits * solved)
+
+    def _refine(self, k: int) -> Iterator[Stage]:
+        """Steps of Adam: forward, the gradients of all three matrices and of the neurons; and two judgements."""
+        if self.steps and self.held:
+            entries = 3.0 * self.plan.before.hidden * k
+            rows = self.steps * Refinement.batch * 2 * (2 + 1 / 3) + 2 * 2 * self.held
+            yield Stage("refine", large=rows * entries, memory=self.steps * _ADAM_TRAFFIC * _SINGLE * entries)
+
+    def _area(self, before: LayerShape, after: LayerShape) -> int:
+        """Largest work area of a layer; Grams of the rows to fit on and of all rows are held throughout."""
+        shape = self.plan.before
+        wanted = [self._chunk(before)]
+        if before.heads != after.heads or self.plan.config.measures:
+            wanted.append(self._gram_area(before.heads * shape.head_dim, after.heads * shape.head_dim, _DOUBLE))
+        if before.intermediate != after.intermediate or self.plan.config.measures:
+            n, k = before.intermediate, after.intermediate
+            wanted.append(self._gram_area(n, k, _SINGLE if n > WIDE else _DOUBLE))
+            if self.steps:
+                wanted.append(_ADAM_TENSORS * 3 * shape.hidden * k * _SINGLE)
+        return max(wanted) + self._chunk(before)
+
+    def _gram_area(self, n: int, k: int, size: int) -> int:
+        """Grams with what elimination, the refit, or its judgement holds beside them."""
+        elimination = 3 * size * n**2
+        refit = 3 * _DOUBLE * k**2
+        judged = _SINGLE * self.held * (n + k + self.plan.before.hidden)
+        return 2 * _SINGLE * n**2 + max(elimination, refit, judged)
+
+    def _chunk(self, layer: LayerShape) -> int:
+        """Activations of the sequences that pass through a layer at once."""
+        shape = self.plan.before
+        numbers = 3 * layer.intermediate + 4 * layer.heads * shape.head_dim + 4 * shape.hidden
+        return _SINGLE * CHUNK * self.length * numbers
+
+
+def gram_flops(tokens: float, n: int) -> float:
+    """Operations of a Gram whose upper part is mirrored by panels."""
+    panels = -(-n // PANEL)
+    return 2.0 * tokens * n**2 * (panels + 1) / (2 * panels)
+
+
+def _units(layer: LayerShape) -> int:
+    return layer.kv_heads if layer.kv_heads > 1 else layer.heads
