@@ -18,7 +18,8 @@ from llmfold.methods.population import Population
 from llmfold.methods.sampling import Sampler, cache_bytes
 from llmfold.planning import Sensitivities
 
-MEASURED = {"num_samples": 16, "sequence_length": 32}
+MEASURED: dict[str, Any] = {"num_samples": 16, "sequence_length": 32}
+MEASURED_BY: dict[str, dict[str, Any]] = {"self": MEASURED, "weights": {"effort": "quick"}}
 
 
 def logits(folder: Path, **loading: Any) -> torch.Tensor:
@@ -45,7 +46,8 @@ def with_duplicates(folder: Path) -> Path:
 @pytest.mark.parametrize("method", ["self", "weights"])
 def test_redundant_neurons_go_without_loss(tmp_path: Path, method: str) -> None:
     model = with_duplicates(tiny_model(tmp_path / "m"))
-    fold(model, method=method, mlp_ratio=0.25, output=tmp_path / "out", num_samples=64, refine=0)
+    options = {"self": {"num_samples": 64, "refine": 0}, "weights": {"effort": "quick"}}[method]
+    fold(model, method=method, mlp_ratio=0.25, output=tmp_path / "out", **options)
     before, after = logits(model), logits(tmp_path / "out")
     assert (before - after).norm() < 2e-2 * before.norm()
 
@@ -54,7 +56,7 @@ def test_redundant_neurons_go_without_loss(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize("method", ["self", "weights"])
 def test_every_family_folds_and_passes_its_check(tmp_path: Path, family: str, method: str) -> None:
     model = tiny_model(tmp_path / "m", family)
-    report = fold(model, method=method, ratio=0.25, output=tmp_path / "out", **MEASURED)
+    report = fold(model, method=method, ratio=0.25, output=tmp_path / "out", **MEASURED_BY[method])
     assert report.verification["mode"] == "full"
     assert report.ratio == pytest.approx(0.25, abs=0.02)
 
@@ -97,7 +99,7 @@ def test_adaptive_widths_load_with_their_modelling_file(tmp_path: Path) -> None:
 def test_the_report_says_what_data_was_used(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "m")
     own = fold(model, method="self", mlp_ratio=0.2, output=tmp_path / "self", **MEASURED)
-    none = fold(model, method="weights", mlp_ratio=0.2, output=tmp_path / "weights")
+    none = fold(model, method="weights", mlp_ratio=0.2, output=tmp_path / "weights", effort="quick")
     assert own.data["data"] == "sampled from the model itself"
     assert own.data["sequences"] * own.data["sequence_length"] == 512
     assert none.data["data"] == "none"
@@ -108,14 +110,14 @@ def test_the_report_says_what_data_was_used(tmp_path: Path) -> None:
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, method: str) -> None:
     model = tiny_model(tmp_path / "m")
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        fold(model, method=method, ratio=0.2, seed=seed, output=tmp_path / name, **MEASURED)
+        fold(model, method=method, ratio=0.2, seed=seed, output=tmp_path / name, **MEASURED_BY[method])
     weights = [(tmp_path / name / SINGLE).read_bytes() for name in "abc"]
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 import llmfold
 from llmfold.checkpoint import Journal
 append = Journal.append
@@ -124,7 +126,7 @@ def dying(self, unit, digests, record):
     if unit == sys.argv[3]:
         os.kill(os.getpid(), signal.SIGKILL)
 Journal.append = dying
-llmfold.fold(sys.argv[1], output=sys.argv[2], method=sys.argv[4], ratio=0.3, num_samples=16, sequence_length=32)
+llmfold.fold(sys.argv[1], output=sys.argv[2], method=sys.argv[4], ratio=0.3, **json.loads(sys.argv[5]))
 """
 
 
@@ -133,10 +135,11 @@ llmfold.fold(sys.argv[1], output=sys.argv[2], method=sys.argv[4], ratio=0.3, num
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit: str) -> None:
     model = tiny_model(tmp_path / "m", num_hidden_layers=3)
     command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), unit, method]
+    command.append(json.dumps(MEASURED_BY[method]))
     assert subprocess.run(command, check=False, capture_output=True).returncode == -9
     assert not (tmp_path / "killed").exists()
-    resumed = fold(model, method=method, ratio=0.3, output=tmp_path / "killed", **MEASURED)
-    undisturbed = fold(model, method=method, ratio=0.3, output=tmp_path / "whole", **MEASURED)
+    resumed = fold(model, method=method, ratio=0.3, output=tmp_path / "killed", **MEASURED_BY[method])
+    undisturbed = fold(model, method=method, ratio=0.3, output=tmp_path / "whole", **MEASURED_BY[method])
     assert resumed.resumed_layers == {"layer-0": 1, "layer-1": 2, "layer-2": 3, "finish": 3}.get(unit, 0)
     names = {p.name for p in (tmp_path / "whole").iterdir()}
     assert names == {p.name for p in (tmp_path / "killed").iterdir()}
@@ -149,9 +152,10 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit
 def test_a_resumed_run_takes_the_prior_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(tmp_path / "m")
     command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), "layer-0", "weights"]
+    command.append(json.dumps(MEASURED_BY["weights"]))
     assert subprocess.run(command, check=False, capture_output=True).returncode == -9
     monkeypatch.setattr(Population, "prior", None)
-    resumed = fold(model, method="weights", ratio=0.3, output=tmp_path / "killed", **MEASURED)
+    resumed = fold(model, method="weights", ratio=0.3, output=tmp_path / "killed", **MEASURED_BY["weights"])
     assert resumed.resumed_layers == 1
 
 
@@ -160,6 +164,7 @@ def test_a_killed_run_leaves_layers_before_the_first_narrowed_one_alone(tmp_path
     model = tiny_model(tmp_path / "m", num_hidden_layers=4)
     script = KILLED.replace("ratio=0.3", "layers={'2': {'mlp': 0.5}}")
     command = [sys.executable, "-c", script, str(model), str(tmp_path / "killed"), "layer-0", "self"]
+    command.append(json.dumps(MEASURED))
     assert subprocess.run(command, check=False, capture_output=True).returncode == -9
     for name in ("killed", "whole"):
         fold(model, method="self", layers={"2": {"mlp": 0.5}}, output=tmp_path / name, **MEASURED)
