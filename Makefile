@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Where torch comes from; for Linux without a GPU: https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# A worker a core, of one thread each; more than four would want more memory than cores are usually sold with.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
 TORCH := $(shell grep '^torch==' constraints.txt)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 LOG := $(VENV)/install.log
@@ -16,13 +18,17 @@ define tell_size
 @echo "installed: $(VENV) takes $$(du -sh $(VENV) | cut -f1)"
 endef
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test test-slow lint types check clean
 
 demo: $(VENV)/.core
 	$(BIN)/llmfold --model demo --ratio 0.2 --output demo-output --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST) --dist worksteal -m "not slow"
+
+# File by file: what is slow in a file shares the folds of the file.
+test-slow: $(VENV)/.dev
+	$(PYTEST) --dist loadfile -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -31,7 +37,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types test test-slow
 
 # torch goes first and pinned: left to a dependency, pip may choose a build of several gigabytes.
 $(VENV)/.core: pyproject.toml constraints.txt

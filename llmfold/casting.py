@@ -58,13 +58,23 @@ def cast_in_use(model: nn.Module, dtype: torch.dtype) -> None:
             if not (isinstance(module, nn.Linear) and name == "weight"):
                 parameter.data = parameter.data.to(dtype)
         if isinstance(module, nn.Linear) and module.weight.dtype != dtype:
-            module.forward = partial(_cast_linear, module, dtype)  # type: ignore[method-assign]
+            module.forward = partial(_forward, module)  # type: ignore[method-assign]
 
 
-def _cast_linear(module: nn.Linear, dtype: torch.dtype, x: Tensor) -> Tensor:
-    """(…, in) to (…, out) in ``dtype``, the weight cast by blocks of rows."""
-    rows = max(1, BLOCK_BYTES // (dtype.itemsize * module.in_features))
-    blocks = torch.split(module.weight, rows)
-    biases = [None] * len(blocks) if module.bias is None else torch.split(module.bias, rows)
-    products = [F.linear(x, block.to(dtype), bias) for block, bias in zip(blocks, biases, strict=True)]
+def cast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply (…, in) by a weight of another dtype, which is cast by blocks of rows; (…, out) in the dtype of ``x``.
+
+    Args:
+        x: (…, in).
+        weight: (out, in) of any float dtype.
+        bias: (out,) in the dtype of ``x``.
+    """
+    rows = max(1, BLOCK_BYTES // (x.dtype.itemsize * weight.shape[1]))
+    blocks = torch.split(weight, rows)
+    biases = [None] * len(blocks) if bias is None else torch.split(bias, rows)
+    products = [F.linear(x, block.to(x.dtype), part) for block, part in zip(blocks, biases, strict=True)]
     return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+def _forward(module: nn.Linear, x: Tensor) -> Tensor:
+    return cast_linear(x, module.weight, module.bias)

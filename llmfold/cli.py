@@ -132,7 +132,7 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
     values.update({name: value for name, value in options.items() if name in known})
     if "model" not in values:
         raise UsageError("--model is missing; pass a local folder, a hub id, or 'demo'")
-    ratios = values.get("ratio")
+    ratios: Any = values.get("ratio")
     several = isinstance(ratios, list | tuple)
     if several and not ratios:
         raise UsageError("--ratio is empty; give a fraction, or several")

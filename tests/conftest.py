@@ -1,5 +1,6 @@
 """No network, one thread, and the real checkpoints where they are to be had."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +16,12 @@ from support import tiny_model
 
 torch.set_num_threads(1)
 transformers.logging.disable_progress_bar()
+
+
+def pytest_collection_finish() -> None:
+    """Take the half million objects of the imports out of every later collection: each fold collects once."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

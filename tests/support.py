@@ -7,7 +7,8 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,40 @@ def forked(work: Callable[[], None]) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def forked_program(work: Callable[[], object], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a program in a fork, as :func:`forked`: what it is told as ``sys.argv``, what it writes and how it exits."""
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [Path(folder) / name for name in ("stdout", "stderr")]
+        for text in texts:
+            text.touch()
+        code = forked(lambda: write_to(texts, lambda: _as_main(work, [str(a) for a in arguments])))
+        return subprocess.CompletedProcess(arguments, code, *(text.read_text() for text in texts))
+
+
+def write_to(texts: Sequence[Path], work: Callable[[], int]) -> None:
+    """In a fork: do ``work`` with standard output and error appended to two files, and exit with the code it returns.
+
+    As the interpreter does it: SystemExit is a code, any other exception a traceback and 1.
+    """
+    for descriptor, text in zip((1, 2), texts, strict=True):
+        os.dup2(os.open(text, os.O_WRONLY | os.O_APPEND), descriptor)
+    sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))  # noqa: SIM115
+    code = 1
+    try:
+        code = work()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _as_main(work: Callable[[], object], arguments: list[str]) -> int:
+    sys.argv = arguments
+    found = work()
+    return found if isinstance(found, int) else 0

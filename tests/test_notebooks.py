@@ -16,6 +16,7 @@ def test_there_are_two() -> None:
     assert [path.name for path in NOTEBOOKS] == ["01_fold_a_llama.ipynb", "02_bring_your_own_architecture.ipynb"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = tmp_path / "kernels" / "python3"

@@ -198,3 +198,19 @@ def test_probe_tokens_are_in_the_vocabulary() -> None:
         tokens = verification.probe_tokens(vocabulary)
         assert tokens.shape == (1, verification.PROBE_TOKENS)
         assert 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["emulated", "native"])
+def test_a_half_dtype_is_run_only_where_the_processor_multiplies_it(
+    tmp_path: Path, space: Path, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr("llmfold.devices.multiplies_bfloat16", lambda: native)
+    source = tiny_model(tmp_path / "m", dtype=torch.bfloat16)
+    found = fold(source, output=space / "out", **OPTIONS).verification
+    assert list(found["relative_logit_difference"]) == ["float32", *["bfloat16"] * native]
+    assert found["tolerance"].keys() == found["relative_logit_difference"].keys()
+
+
+def test_float32_is_run_whatever_the_compute_dtype(space: Path, session_model: Path) -> None:
+    found = fold(session_model, output=space / "out", compute_dtype="bfloat16", **OPTIONS).verification
+    assert list(found["relative_logit_difference"]) == ["float32", "bfloat16"]

@@ -47,20 +47,22 @@ def _rope(value: Any) -> bool:
 
 _KNOWN: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys((*_SIZES, "vocab_size", "max_position_embeddings", "pretraining_tp"), _count),
-    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "use_sliding_window"), _flag),
+    **dict.fromkeys(
+        ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "use_sliding_window", "is_llama_config"),
+        _flag,
+    ),
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "initializer_range", "attention_dropout"), _number),
-    **dict.fromkeys(("model_type", "transformers_version", "dtype", "torch_dtype"), _text),
+    **dict.fromkeys(("model_type", "transformers_version", "dtype", "torch_dtype", "_model_name_or_path"), _text),
     **dict.fromkeys(("head_dim", "sliding_window"), _maybe_count),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), _rope),
     "max_window_layers": _number,
-    "bos_token_id": _token,
-    "pad_token_id": _token,
+    **dict.fromkeys(("bos_token_id", "pad_token_id", "unk_token_id"), _token),
     "eos_token_id": _tokens,
     "architectures": lambda value: isinstance(value, list) and all(map(_text, value)),
     "layer_types": lambda value: isinstance(value, list) and set(value) == {"full_attention"},
     "hidden_act": lambda value: value == "silu",
 }
-_NEEDED = {*_SIZES, "vocab_size", "max_position_embeddings", "tie_word_embeddings", "hidden_act", "rms_norm_eps"}
+_NEEDED = {*_SIZES, "vocab_size", "tie_word_embeddings", "hidden_act", "rms_norm_eps"}
 
 
 def plain_settings(config: Mapping[str, Any]) -> SimpleNamespace | None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmfold.architectures import EMBEDDING, HEAD, shape_of
+from llmfold.casting import cast_linear
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import FIDELITY_TOKENS
@@ -79,10 +80,10 @@ class Reference:
 def held_back_tokens(
     folder: Path, model: Any, *, tokens: int = FIDELITY_TOKENS, length: int = LENGTH, seed: int = SEED
 ) -> Tensor:
-    """Sample from the dense ``model``, loaded from ``folder``, about ``tokens`` tokens with a seed of their own; (sequences, length) int64.
+    """Sample from the dense ``model``, loaded from ``folder``, about ``tokens`` tokens with a seed of their own.
 
     Sequences are windows of sampled documents as those that a fold measures on, ``length`` long, or as long as the
-    model allows if that is less.
+    model allows if that is less; (sequences, length) int64.
     """
     positions = int(model.config.max_position_embeddings)
     length = min(length, positions)
@@ -144,7 +145,7 @@ def fidelity(dense: Reference, model: Any, *, batch: int = 8) -> Fidelity:
         CheckpointError: the model computes NaN or infinity.
     """
     total, agreed = 0.0, 0
-    head = dense.head.to(input_device(model), dense.hidden.dtype)
+    head = dense.head.to(input_device(model))
     rows = max(1, _LOGIT_BYTES // (4 * len(head)))
     with _traced(model) as layers:
         for part, hidden in zip(torch.split(dense.tokens, batch), torch.split(dense.hidden, batch), strict=True):
@@ -156,7 +157,7 @@ def fidelity(dense: Reference, model: Any, *, batch: int = 8) -> Fidelity:
                 )
             pairs = zip(torch.split(hidden.flatten(0, 1), rows), torch.split(logits.flatten(0, 1), rows), strict=True)
             for known, found in pairs:
-                p = F.linear(known.to(head.device), head).float().log_softmax(-1)
+                p = cast_linear(known.to(head.device), head).float().log_softmax(-1)
                 q = found.to(head.device).float().log_softmax(-1)
                 total += float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).double().sum())
                 agreed += int((p.argmax(-1) == q.argmax(-1)).sum())

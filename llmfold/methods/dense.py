@@ -6,6 +6,7 @@ computes again what it needs. States lie in mapped files: before a layer, and af
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from llmfold.methods.streams import CHUNK, Stream, chunks, gather, heads_of
 from llmfold.streaming.forward import mlp_neurons, rms_norm
 from llmfold.streaming.states import STATE_FOLDER, mapped, read, write
 from llmfold.streaming.team import Team
+
+_DIGITS = 5
 
 
 def row_weight(hidden: Tensor) -> Tensor:
@@ -140,16 +143,15 @@ class DenseStates:
         on = self.on
         on.team.wait()  # others may still read what is about to go
         if self._next is None or layers[0] < self._next:
-            self._drop(lambda name: True)
+            self._drop(len(on.shape.layers) + 1)
             self._held[_before(0)] = on.first_states(_before(0))
             self._next = 0
         for index in range(self._next, layers[-1] + 1):
-            self._drop(lambda name, last=index: int(name[:5]) < min(layers[0], last))
-            weights = on.wide(read_layer(index))
+            self._drop(min(layers[0], index))
             for name in (_between(index), _before(index + 1)):
-                self._held[name] = on.team.made(lambda create, name=name: on.states(name, create))
-            inputs = self.around(index, weights)
-            on.team.each(list(chunks(on.size[0], chunk)), lambda part, inputs=inputs: _forward(inputs, part))
+                self._held[name] = on.team.made(partial(on.states, name))
+            inputs = self.around(index, on.wide(read_layer(index)))
+            on.team.each(list(chunks(on.size[0], chunk)), partial(_forward, inputs))
         self._next = layers[-1] + 1
 
     def around(self, index: int, weights: dict[Role, Tensor]) -> LayerInputs:
@@ -163,22 +165,23 @@ class DenseStates:
     def close(self) -> None:
         """Drop all states."""
         self.on.team.wait()
-        self._drop(lambda name: True)
+        self._drop(len(self.on.shape.layers) + 1)
         self._next = None
 
-    def _drop(self, which: Callable[[str], bool]) -> None:
-        for name in [name for name in self._held if which(name)]:
+    def _drop(self, first_kept: int) -> None:
+        """Drop the states of all layers before one."""
+        for name in [name for name in self._held if int(name[:_DIGITS]) < first_kept]:
             del self._held[name]
             if self.on.team.leads:
                 self.on.path(name).unlink(missing_ok=True)
 
 
 def _before(index: int) -> str:
-    return f"{index:05d}"
+    return f"{index:0{_DIGITS}d}"
 
 
 def _between(index: int) -> str:
-    return f"{index:05d}-between"
+    return f"{index:0{_DIGITS}d}-between"
 
 
 def _forward(inputs: LayerInputs, part: slice) -> None:

@@ -1,4 +1,4 @@
-"""Folding as reconstruction: a layer is narrowed so that, on the inputs it has in the dense model, it gives what it gave.
+"""Folding as reconstruction: a narrower layer gives what the layer gave, on the inputs that the dense model gives it.
 
 Every layer is fitted alone. To have it correct what earlier layers got wrong was measured to hurt: their errors add
 up, and the correction is mostly noise that is fitted (eval/results/tried.md). So there is one stream of hidden states,
@@ -256,11 +256,11 @@ class _Layer:
         return sums + extra.scaled(share / (1 - share) * _trace(sums) / max(_trace(extra), 1e-30))
 
     def _attention(self, after: LayerShape) -> dict[Role, Tensor]:
-        units = _head_units(self._widths)
-        kept = self.head_order(_head_units(after) if self._widths.kv_heads > 1 else after.heads).kept
-        queries = _features(kept, self._widths.heads * self._shape.head_dim // units)
+        grouped = self._widths.kv_heads > 1
+        kept = self.head_order(after.kv_heads if grouped else after.heads).kept
+        queries = _features(kept, self._widths.heads * self._shape.head_dim // _head_units(self._widths))
         picked = {"q": queries, "q_bias": queries}
-        if self._widths.kv_heads > 1:
+        if grouped:
             keys = _features(kept, self._shape.head_dim)
             picked.update(k=keys, v=keys, k_bias=keys, v_bias=keys)
         weights = self._in.weights
@@ -272,7 +272,8 @@ class _Layer:
 
     def _mlp(self, width: int) -> dict[Role, Tensor]:
         kept, weights = self.neuron_order(width).kept, self._in.weights
-        folded = {role: weights[role][kept] for role in ("gate", "up", "gate_bias", "up_bias") if role in weights}
+        producers: tuple[Role, ...] = ("gate", "up", "gate_bias", "up_bias")
+        folded = {role: weights[role][kept] for role in producers if role in weights}
         consumer, bias, record = self._refit("down", kept, self._mlp_rows)
         folded |= _consumer("down", consumer, bias)
         self._known = {}  # the refinement needs the room

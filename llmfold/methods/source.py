@@ -181,8 +181,8 @@ def _device_name(device: torch.device) -> int | str:
 def _placement(setting: Setting, cache: int, processes: int, offload: Path) -> dict[str, Any]:
     """How the model is held while it samples: whole on its device if it fits, else spread by accelerate.
 
-    It is held in the dtype of the arithmetic if there is room, else as stored. What is left for the key/value cache is counted first; ``max_memory`` bounds model and cache together. Processes
-    that sample on one machine share its memory.
+    It is held in the dtype of the arithmetic if there is room, else as stored. What is left for the key/value cache is
+    counted first; ``max_memory`` bounds both together. Processes that sample on one machine share its memory.
     """
     limits, device = setting.config.memory_limits, setting.device
     own = _device_name(device)

@@ -32,7 +32,7 @@ class Refinement:
     """
 
     steps: int = 0
-    batch: int = 1024
+    batch: int = 512
     rate: float = 1e-2
 
 

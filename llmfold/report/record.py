@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ def versions(*more: str) -> dict[str, str]:
     from llmfold import __version__
 
     found = {"python": platform.python_version(), "llmfold": __version__}
-    for package in (*_PACKAGES, *more):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | {package: _installed(package) for package in (*_PACKAGES, *more)}
+
+
+@cache
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def machine() -> dict[str, Any]:
@@ -49,8 +53,8 @@ class FoldReport:
         data: what the method looked at beside the weights: nothing, tokens of the model itself, or outside text.
         verification: what the reload check compared.
         seconds: time by stage.
-        forward_pass_seconds: one forward pass of the dense model over the tokens that were measured on, on this machine;
-            None where it was not timed.
+        forward_pass_seconds: one forward pass of the dense model over the tokens that were measured on, on this
+            machine; None where it was not timed.
         peak_memory_bytes: largest anonymous memory seen (RssAnon).
         resumed_layers: layers that an earlier, interrupted run had finished.
         warnings: why the result may disappoint, a sentence each.

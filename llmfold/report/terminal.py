@@ -220,7 +220,7 @@ def _beside(report: FoldReport) -> Table:
         table.add_row("KL to dense", "", f"{close['kl']:.3f} nats per token")
     for sample in report.quality.get("samples", ())[:1]:
         texts = (Text(" ".join(sample[side].split())) for side in ("dense", "model"))
-        table.add_row(Text(f"{sample['prompt']} …"), *texts)
+        table.add_row(Text(sample["prompt"]), *texts)
     return table
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from support import fold
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+pytestmark = pytest.mark.slow
 WINDOW, WINDOWS = 256, 60
 
 

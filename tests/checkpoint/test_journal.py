@@ -2,12 +2,11 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
+import torch
 
-from llmfold.checkpoint import Entry, Journal
+from llmfold.checkpoint import Entry, Journal, ShardWriter, TensorSpec, plan_shards
 from llmfold.errors import OutputError, UsageError
 
 from .builders import one_sentence
@@ -116,21 +115,17 @@ def test_places_that_cannot_be_written(tmp_path):
         Journal.open(tmp_path, HEAD)
 
 
-WRITING = """
-import sys, torch
-from pathlib import Path
-from llmfold.checkpoint import Journal, ShardWriter, TensorSpec, plan_shards
-folder = Path(sys.argv[1])
-names = [f"t{number}" for number in range(2000)]
-writer = ShardWriter(plan_shards([TensorSpec(name, torch.float32, (256,)) for name in names], 10**9), folder)
-writer.create()
-journal = Journal.open(folder / "journal.jsonl", {"run": 1})
-for number, name in enumerate(names):
-    digest = writer.write(name, torch.full((256,), float(number)))
-    writer.sync()
-    journal.append(name, {name: digest}, {})
-    print(name, flush=True)
-"""
+def write_units(folder, told):
+    """Write and journal a unit after another, and tell of each."""
+    names = [f"t{number}" for number in range(2000)]
+    writer = ShardWriter(plan_shards([TensorSpec(name, torch.float32, (256,)) for name in names], 10**9), folder)
+    writer.create()
+    journal = Journal.open(folder / "journal.jsonl", {"run": 1})
+    for number, name in enumerate(names):
+        digest = writer.write(name, torch.full((256,), float(number)))
+        writer.sync()
+        journal.append(name, {name: digest}, {})
+        os.write(told, f"{name}\n".encode())
 
 
 def test_killed_while_writing(tmp_path):
@@ -139,12 +134,18 @@ def test_killed_while_writing(tmp_path):
 
     from safetensors.torch import load_file
 
-    process = subprocess.Popen([sys.executable, "-c", WRITING, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    seen = [process.stdout.readline().strip() for _ in range(20)]
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            write_units(tmp_path, writing)
+        finally:
+            os._exit(99)
+    os.close(writing)
+    with open(reading) as told:
+        seen = [told.readline().strip() for _ in range(20)]
+        os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     with Journal.open(tmp_path / "journal.jsonl", {"run": 1}) as journal:
         assert set(seen) <= journal.done.keys()
         loaded = load_file(tmp_path / "model.safetensors")

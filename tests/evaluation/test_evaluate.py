@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import fold, tiny_model
 
 from llmfold import UsageError
@@ -46,7 +47,38 @@ def test_what_was_saved_reads_back(reader: Path, prose: Path, space: Path) -> No
     assert [row[0] for row in quality_rows(found)] == [
         *("", "perplexity", "KL to dense, nats per token", "top-1 agreement with dense")
     ]
-    assert [row[0] for row in speed_rows(found)][1:3] == ["prefill, tokens per second", "decode, tokens per second"]
+    timed = ("prefill, tokens per second", "decode, tokens per second", "peak memory")
+    assert [row[0] for row in speed_rows(found)][1:] == [*(f"{t}, float32 as stored" for t in timed), "weights on disk"]
+
+
+def test_speed_is_that_of_the_stored_dtype_and_of_the_one_computed_in(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "half", dtype=torch.bfloat16)
+    times: dict[str, Any] = {
+        "tasks": "speed",
+        "prompt_tokens": 8,
+        "new_tokens": 2,
+        "rounds": 1,
+        "compute_dtype": "float32",
+    }
+    found = evaluate(EvaluationSettings(str(model), against=str(model), fidelity_tokens=0, **times))
+    assert found.speed
+    assert found.computed_speed
+    assert (found.speed.dtype, found.computed_speed.dtype) == ("bfloat16 as stored", "float32")
+    headings = [row[0] for row in speed_rows(found)]
+    assert "decode, tokens per second, bfloat16 as stored" in headings
+    assert "decode, tokens per second, float32" in headings
+    again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert document(again) == document(found)
+
+
+def test_results_of_one_dtype_are_not_those_of_another(reader: Path, prose: Path, space: Path) -> None:
+    options: dict[str, Any] = {"text": str(prose), "sequence_length": 50}
+    for dtype in ("auto", "float32", "bfloat16"):
+        found = evaluate(EvaluationSettings(str(reader), compute_dtype=dtype, **options), space / "found.json")
+        assert found.compute_dtype == ("bfloat16" if dtype == "bfloat16" else "float32")
+        assert found.model.perplexity
+        assert found.model.perplexity.protocol.endswith(found.compute_dtype)
+    assert len(json.loads((space / "found.json").read_text())["finished"]) == 2
 
 
 def test_an_earlier_result_is_used_for_the_same_question_only(

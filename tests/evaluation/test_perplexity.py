@@ -49,8 +49,8 @@ def test_equals_an_independent_computation(reader: Path, prose: Path) -> None:
     ("model", "text", "expected"),
     [
         ("stories260K", "tinystories-validation-head.txt", 4.1552),
-        ("story-llama", "tinystories-validation-head.txt", 34.5466),
-        ("wiki-llama", "wikipedia-heldout.txt", 28.2350),
+        pytest.param("story-llama", "tinystories-validation-head.txt", 34.5466, marks=pytest.mark.slow),
+        pytest.param("wiki-llama", "wikipedia-heldout.txt", 28.2350, marks=pytest.mark.slow),
     ],
 )
 def test_real_models_by_the_protocol_of_the_project(data_dir: Path, model: str, text: str, expected: float) -> None:

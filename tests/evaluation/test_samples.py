@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import llmfold as package
 from llmfold.evaluation.loading import Loading, opened
-from llmfold.evaluation.samples import NEW_TOKENS, PROMPTS, continued, find_tokenizer, greedy
+from llmfold.evaluation.samples import PROMPTS, continued, find_tokenizer, greedy
 
 from .conftest import teach
 
@@ -70,12 +70,11 @@ def test_a_fold_shows_them_on_the_page_and_at_its_end(reader: Path, space: Path,
     samples = json.loads((space / "out" / "report.json").read_text())["quality"]["samples"]
     assert [sample["prompt"] for sample in samples] == list(PROMPTS)
     assert any(sample["dense"] != sample["model"] for sample in samples)
-    assert all(0 < len(sample[side]) <= 8 * NEW_TOKENS for sample in samples for side in ("dense", "model"))
     text = (space / "out" / "report.html").read_text()
     assert all(f"{prompt} …" in text for prompt in PROMPTS)
     assert text.index(PROMPTS[0]) < text.index("Quality beside")
     assert PROMPTS[0].split()[0] in stdout
-    assert stdout.split()[-1].endswith("report.html") or "report.html" in "".join(stdout.split()[-3:])
+    assert "".join(line[8:].rstrip() for line in stdout.splitlines()[-4:]).endswith("out/report.html")
 
 
 def test_without_a_tokenizer_a_note_says_so(session_model: Path, space: Path) -> None:

@@ -18,7 +18,8 @@ def test_two_models_are_timed_side_by_side(session_model: Path, space: Path) -> 
     assert found.model.disk_bytes == sum(path.stat().st_size for path in folded.glob("*.safetensors"))
     assert found.model.disk_bytes < found.dense.disk_bytes
     assert found.decode_ratio == pytest.approx(found.model.decode / found.dense.decode, rel=0.9)
-    assert "batch 2" in found.protocol
+    assert "batch 2, float32 as stored, cpu" in found.protocol
+    assert found.dtype == "float32 as stored"
 
 
 def test_no_gain_is_said_plainly_with_its_reason(tmp_path: Path, session_model: Path) -> None:

@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support import ROOT, environment
+from support import ROOT, forked_program
 
 from llmfold import CheckpointError, UsageError
 from llmfold.demo import demo_folder
@@ -126,11 +125,11 @@ def test_numbers_equal_those_of_lm_eval_on_its_own_command_line(documents: Path,
     folder = demo_folder()
     settings = EvaluationSettings(str(folder), tasks="arc_easy,piqa,hellaswag", data_dir=str(documents))
     found = evaluate(settings).model.tasks
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={folder}"]
+    command = ["lm_eval", "--model", "hf", "--model_args", f"pretrained={folder}"]
     command += ["--include_path", str(ROOT / "eval" / "tasks"), "--tasks", "arc_easy_local,piqa_local,hellaswag_local"]
     command += ["--metadata", json.dumps({"data_dir": str(documents)}), "--device", "cpu"]
     command += ["--output_path", str(tmp_path / "out")]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    done = forked_program(lambda: runpy.run_module("lm_eval", run_name="__main__"), *command)
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "out").rglob("results_*.json")
     theirs = json.loads(path.read_text())["results"]

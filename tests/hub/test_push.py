@@ -368,6 +368,7 @@ def test_a_fold_whose_push_fails_is_kept(llmfold: Cli, hub: Hub, session_model: 
     assert hub.files(NAME) == everything(out)
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(hub: Hub, output: Path, tmp_path: Path) -> None:
     """Nothing patched: the environment alone, and the token from the file where a login leaves it."""
     (tmp_path / "home").mkdir()

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from llmfold_kernels.dispatch import interpreted
 
-SIZES = [(1, 17), (17, 1), (129, 17), (1000, 777)]
+LONG_IN_THE_INTERPRETER = pytest.mark.slow if interpreted() else ()
+SIZES = [(1, 17), (17, 1), (129, 17), pytest.param(1000, 777, marks=LONG_IN_THE_INTERPRETER)]
 WRONG_IN_BF16 = pytest.mark.skipif(interpreted(), reason="Triton's interpreter rounds bf16 wrongly")
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=WRONG_IN_BF16)]
 

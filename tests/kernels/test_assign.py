@@ -6,7 +6,7 @@ from torch import Tensor
 
 from llmfold_kernels import assign_rows, nearest_centre, segments
 
-from .conftest import DTYPES, SIZES
+from .conftest import DTYPES, LONG_IN_THE_INTERPRETER, SIZES
 
 Draw = Callable[..., Tensor]
 
@@ -67,7 +67,9 @@ def scores(gram: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor
     return offset, scale, offset[:, None] - scale[:, None] * sums
 
 
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (17, 17), (129, 1), (129, 100), (1000, 777)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(1, 1), (17, 17), (129, 1), (129, 100), pytest.param(1000, 777, marks=LONG_IN_THE_INTERPRETER)]
+)
 def test_nearest_centre_in_gram_space(draw: Draw, n: int, k: int) -> None:
     rows = draw(n, 40)
     gram = rows @ rows.T

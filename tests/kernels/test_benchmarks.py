@@ -1,21 +1,31 @@
 """The benchmarks run where there is no GPU; what they measure is not for a test to judge."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, environment
+from support import ROOT, forked_program
 
 from llmfold_kernels.dispatch import interpreted
 
 pytestmark = pytest.mark.skipif(interpreted(), reason="benchmarks do not interpret")
 
 
+def benchmark(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+    script = ROOT / "kernels" / "benchmarks" / f"{name}.py"
+
+    def work() -> None:
+        sys.path.insert(0, str(script.parent))
+        runpy.run_path(str(script), run_name="__main__")
+
+    return forked_program(work, script, *words)
+
+
 def table(tmp_path: Path, name: str, *words: str) -> str:
-    script, common = ROOT / "kernels" / "benchmarks" / f"{name}.py", ["--size", "tiny", "--device", "cpu"]
-    command = [sys.executable, script, *common, "--repeats", "1", *words, "--output", tmp_path / "tables"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    common = ["--size", "tiny", "--device", "cpu", "--repeats", "1"]
+    done = benchmark(name, *common, *words, "--output", tmp_path / "tables")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "tables" / f"{name}.md").read_text(encoding="utf-8")
     assert f"`python kernels/benchmarks/{name}.py --size tiny" in text
@@ -31,6 +41,7 @@ def test_a_table_with_command_and_device(tmp_path: Path) -> None:
     assert "over one full product" in text
 
 
+@pytest.mark.slow
 def test_a_whole_fold_beside_a_copy(tmp_path: Path) -> None:
     text = table(tmp_path, "fold", "--layers", "2", f"--folder={tmp_path}")
     assert "clustering of 2 layers" in text
@@ -38,16 +49,6 @@ def test_a_whole_fold_beside_a_copy(tmp_path: Path) -> None:
 
 
 def test_nothing_is_made_for_a_fold_that_is_not_wanted(tmp_path: Path) -> None:
-    script = ROOT / "kernels" / "benchmarks" / "fold.py"
-    command = [
-        sys.executable,
-        script,
-        "--only",
-        "no such thing",
-        "--folder",
-        tmp_path / "missing",
-        "--output",
-        tmp_path,
-    ]
-    subprocess.run(command, env=environment(), check=True)
+    words = ["--only", "no such thing", "--folder", tmp_path / "missing", "--output", tmp_path]
+    assert benchmark("fold", *words).returncode == 0
     assert not list(tmp_path.iterdir())

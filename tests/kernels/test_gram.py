@@ -7,7 +7,7 @@ from torch import Tensor
 from llmfold_kernels import gram
 from llmfold_kernels.gram import Epilogue, naive
 
-from .conftest import DTYPES, SIZES
+from .conftest import DTYPES, LONG_IN_THE_INTERPRETER, SIZES
 
 Draw = Callable[..., Tensor]
 
@@ -37,7 +37,7 @@ def test_three_blocks_of_different_layouts(draw: Draw, n: int, d: int, dtype: to
 
 @pytest.mark.parametrize("epilogue", ["distances", "costs"])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("n", "d"), [(1, 17), (129, 17), (600, 700)])
+@pytest.mark.parametrize(("n", "d"), [(1, 17), (129, 17), pytest.param(600, 700, marks=LONG_IN_THE_INTERPRETER)])
 def test_epilogues(draw: Draw, n: int, d: int, epilogue: Epilogue, weighted: bool) -> None:
     blocks = [draw(n, d), draw(n, 5, seed=1)]
     weights = (draw(2 * n).abs() + 0.5)[::2] if weighted else None

@@ -14,9 +14,11 @@ HERE = Path(__file__).parent
 
 @pytest.mark.skipif(not installed(), reason="triton is not installed: it is to be had on Linux only")
 @pytest.mark.skipif(interpreted(), reason="this is the process that interprets")
-def test_all_kernels_agree_with_what_they_should_compute() -> None:
+@pytest.mark.parametrize("sizes", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_all_kernels_agree_with_what_they_should_compute(sizes: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE]
     done = run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE, "-W", "ignore::RuntimeWarning"],
+        [*command, "-W", "ignore::RuntimeWarning", "-m", sizes],
         env=environment(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES=""),
         cwd=HERE.parent.parent,
         capture_output=True,

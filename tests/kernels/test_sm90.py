@@ -15,6 +15,7 @@ SHARED, REGISTERS, REGISTER_FILE = 99 * 1024, 255, 65536
 HOT = ("gram", "assign", "nearest centre", "segment", "ward", "elimination", "swiglu", "row")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed(), reason="triton is not installed: it is to be had on Linux only")
 @pytest.mark.skipif(interpreted(), reason="kernels are compiled in a process that does not interpret")
 def test_every_kernel_fits_and_none_spills() -> None:

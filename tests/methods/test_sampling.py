@@ -9,6 +9,7 @@ from support import SINGLE, edit_json, edit_tensors, file_hashes, fold, tiny_mod
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmfold import CheckpointError
+from llmfold.casting import load_model
 from llmfold.methods import sampling as sampling_module
 from llmfold.methods.beginnings import UNSET, Beginnings, Mixture, starts
 from llmfold.methods.sampling import Sampler, Sampling, cache_bytes, draw, sample_tokens
@@ -163,7 +164,7 @@ def test_a_batch_depends_on_its_number_only(tmp_path: Path) -> None:
     batches = asked.batches(config)
     assert len(batches) == 3
     counted: list[int] = []
-    last = Sampler(model, CPU).sample(asked, 2, batches[2], counted.append)
+    last = Sampler(model, load_model(model, torch.float32, CPU)).sample(asked, 2, batches[2], counted.append)
     assert sum(counted) == 2 * 11
     assert torch.equal(sample_tokens(model, asked, CPU)[-4:].view(2, 12), last)
     assert torch.isin(last[:, 0], torch.tensor([1, 2])).all()

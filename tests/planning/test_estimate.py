@@ -75,7 +75,8 @@ def test_every_process_has_layers_of_its_own_and_one_samples(free: Any) -> None:
 def test_disk_counts_what_waits_there() -> None:
     paper, pruner = plan_of(method="paper"), plan_of(method="llm-pruner", data="text")
     assert module.disk_needed(paper) == paper.bytes_after
-    tokens = 128 * 512
+    normal = EFFORTS["normal"]
+    tokens = -(-normal.tokens_for(pruner.before) // (8 * normal.length)) * 8 * normal.length
     assert module.disk_needed(pruner) == pruner.bytes_after + 33 * tokens * 4096 * 4
     own = plan_of(method="self", num_samples=16, sequence_length=64)
     for processes in (1, 2, 3):

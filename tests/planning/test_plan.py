@@ -8,6 +8,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from llmfold.architectures import expected_tensors, shape_of
 from llmfold.checkpoint import TensorInfo
 from llmfold.config import FoldConfig, LayerOverride
+from llmfold.effort import EFFORTS
 from llmfold.errors import UsageError
 from llmfold.planning import FoldPlan, estimate, human_seconds, make_plan
 
@@ -123,7 +124,7 @@ def test_estimates_grow_with_the_work() -> None:
     costs = [estimate(plan(raw, mlp_ratio=0.5)) for raw in (small, large)]
     assert costs[1].memory_bytes - costs[0].memory_bytes > 4 * (4096**2 - 40**2)
     hidden = plan(small, mlp_ratio=0.5).before.hidden
-    states = 3 * 4 * 65_536 * hidden
+    states = 3 * 4 * EFFORTS["normal"].tokens * hidden
     for raw, cost in zip((small, large), costs, strict=True):
         written = plan(raw, mlp_ratio=0.5, method="paper")
         assert estimate(written).disk_bytes == written.bytes_after

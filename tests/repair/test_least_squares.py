@@ -1,77 +1,110 @@
-"""Normal equations and ridge least squares."""
+"""Sums over activations and the refit of a consumer, against least squares written out."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from llmfold.repair.least_squares import NormalEquations, accumulate, solve
+from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias
+
+KEPT = torch.tensor([0, 2, 3, 7, 8, 11])
 
 
-def problem(rows: int = 400, features: int = 12, targets: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def problem(rows: int = 400, units: int = 12, targets: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations that depend on one another, consumer rows (units, targets), row weights."""
     generator = torch.Generator().manual_seed(seed)
-    a = torch.randn(rows, features, generator=generator)
-    y = a @ torch.randn(features, targets, generator=generator) + torch.randn(rows, targets, generator=generator) + 2
-    return a, y, torch.rand(rows, generator=generator) + 0.1
+    mix = torch.randn(units, units, generator=generator)
+    a = torch.randn(rows, units, generator=generator) @ mix + 0.5
+    return a, torch.randn(units, targets, generator=generator), torch.rand(rows, generator=generator) + 0.1
 
 
-def equations(a: Tensor, y: Tensor, w: Tensor, block: int = 64) -> NormalEquations:
-    return accumulate(zip(a.split(block), y.split(block), w.split(block), strict=True))
+def sums(a: Tensor, w: Tensor, block: int = 64) -> ActivationSums:
+    return activation_sums(zip(a.split(block), w.split(block), strict=True))
+
+
+def objective(a: Tensor, w: Tensor, consumer: Tensor, kept: Tensor, rows: Tensor, penalty: float) -> float:
+    rest = a.double() @ consumer.double() - a[:, kept].double() @ rows.double()
+    pull = (rows.double() - consumer[kept].double()).square().sum()
+    return float((rest.square().sum(1) * w).sum() + penalty * pull)
 
 
 def test_blocks_add_up_to_the_whole() -> None:
-    a, y, w = problem()
-    blocked, whole = equations(a, y, w, 64), equations(a, y, w, len(a))
-    torch.testing.assert_close(blocked.gram, whole.gram, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(blocked.cross, whole.cross, rtol=1e-5, atol=1e-4)
-    assert blocked.energy == pytest.approx(float((w[:, None] * y**2).sum()), rel=1e-5)
-    both = equations(a[:256], y[:256], w[:256]) + equations(a[256:], y[256:], w[256:])
-    torch.testing.assert_close(both.gram, blocked.gram, rtol=1e-12, atol=1e-12)
+    a, _, w = problem()
+    blocked, whole = sums(a, w), sums(a, w, len(a))
+    both = sums(a[:256], w[:256]) + sums(a[256:], w[256:])
+    for found in (blocked, whole, both):
+        torch.testing.assert_close(found.gram, (a * w[:, None]).T @ a, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(found.total, (a * w[:, None]).double().sum(0), rtol=1e-5, atol=1e-4)
+        assert found.weight == pytest.approx(float(w.sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_solution_is_the_weighted_least_squares_one(bias: bool) -> None:
-    a, y, w = problem()
-    found, offset = solve(equations(a, y, w), 1e-12, bias=bias)
+def test_a_wide_gram_is_symmetric_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmfold.repair.least_squares._PANEL", 5)
+    a, _, w = problem(units=13)
+    found = sums(a, w).gram
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found, (a * w[:, None]).T @ a, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 1e-1, 1e1])
+def test_the_refit_is_where_the_objective_is_least(ridge: float) -> None:
+    a, consumer, w = problem()
+    known = sums(a, w)
+    found, penalty = refit(known, consumer, KEPT, ridge), known.penalty(ridge)
+    least = objective(a, w, consumer, KEPT, found, penalty)
+    generator = torch.Generator().manual_seed(1)
+    for size in (1e-1, 1e-2):
+        for _ in range(10):
+            moved = found + size * torch.randn(found.shape, generator=generator)
+            assert objective(a, w, consumer, KEPT, moved, penalty) > least
+
+
+def test_without_a_ridge_it_is_the_weighted_least_squares_solution() -> None:
+    a, consumer, w = problem()
     root = w.double().sqrt()[:, None]
-    features = torch.cat((a, torch.ones(len(a), 1)), 1).double() if bias else a.double()
-    expected = torch.linalg.lstsq(features * root, y.double() * root).solution
-    torch.testing.assert_close(found, expected[: a.shape[1]], rtol=1e-4, atol=1e-5)
-    if bias:
-        assert offset is not None
-        torch.testing.assert_close(offset, expected[-1], rtol=1e-4, atol=1e-5)
+    expected = torch.linalg.lstsq(a[:, KEPT].double() * root, (a @ consumer).double() * root).solution
+    torch.testing.assert_close(refit(sums(a, w), consumer, KEPT, 1e-9).double(), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_error_is_that_of_the_rows(bias: bool) -> None:
-    a, y, w = problem()
-    system = equations(a, y, w)
-    weights, offset = solve(system, 1e-3, bias=bias)
-    rest = y.double() - a.double() @ weights - (0 if offset is None else offset)
-    expected = float((rest.square().sum(1) * w).sum() / (y.double().square().sum(1) * w).sum())
-    assert system.error(weights, offset) == pytest.approx(expected, rel=1e-4)
+def test_a_strong_ridge_leaves_the_rows_as_they_were() -> None:
+    a, consumer, w = problem()
+    torch.testing.assert_close(refit(sums(a, w), consumer, KEPT, 1e6), consumer[KEPT], rtol=1e-4, atol=1e-4)
 
 
-def test_a_bias_never_hurts_and_more_features_never_hurt() -> None:
-    system = equations(*problem())
-    plain = system.error(*solve(system, 1e-12))
-    assert system.error(*solve(system, 1e-12, bias=True)) <= plain
-    fewer = system.restricted(torch.arange(6))
-    assert fewer.error(*solve(fewer, 1e-12)) >= plain
+def test_keeping_every_unit_changes_no_bit() -> None:
+    a, consumer, w = problem()
+    assert torch.equal(refit(sums(a, w), consumer, torch.arange(12), 0.1), consumer)
+
+
+def test_a_unit_that_has_a_double_goes_without_loss() -> None:
+    a, consumer, w = problem()
+    a[:, 5] = 2 * a[:, 3]
+    kept = torch.tensor([i for i in range(12) if i != 5])
+    rows = refit(sums(a, w), consumer, kept, 1e-6)
+    torch.testing.assert_close(a[:, kept] @ rows, a @ consumer, rtol=1e-3, atol=1e-2)
 
 
 def test_row_weights_scale_out() -> None:
-    system = equations(*problem())
-    torch.testing.assert_close(solve(system.scaled(7.0), 1e-3)[0], solve(system, 1e-3)[0])
+    a, consumer, w = problem()
+    one, other = (refit(known, consumer, KEPT, 0.1) for known in (sums(a, w), sums(a, w).scaled(7.0)))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_duplicated_features_are_solvable() -> None:
-    a, y, w = problem()
-    system = equations(torch.cat((a, a), 1), y, w)
-    weights, _ = solve(system, 1e-6)
-    assert torch.isfinite(weights).all()
-    assert system.error(weights) == pytest.approx(equations(a, y, w).error(*solve(equations(a, y, w), 1e-6)), abs=1e-4)
+def test_a_free_bias_keeps_the_mean_output_and_fits_what_varies() -> None:
+    a, consumer, w = problem()
+    known, bias = sums(a, w), torch.ones(5)
+    rows = refit(known.centred(), consumer, KEPT, 1e-6)
+    offset = refit_bias(known, consumer, KEPT, rows, bias)
+    rest = a @ consumer + bias - a[:, KEPT] @ rows - offset
+    assert float((rest * w[:, None]).sum(0).abs().max()) < 1e-3 * float((a @ consumer).abs().sum(0).max())
+    plain = a @ consumer - a[:, KEPT] @ refit(known, consumer, KEPT, 1e-6)
+    assert (rest.square().sum(1) * w).sum() < (plain.square().sum(1) * w).sum()
+
+
+def test_silent_units_are_no_obstacle() -> None:
+    found = refit(sums(torch.zeros(30, 4), torch.ones(30)), torch.ones(4, 2), torch.tensor([0, 1]), 0.1)
+    assert torch.equal(found, torch.ones(2, 2))
 
 
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        accumulate([])
+        activation_sums([])

@@ -1,80 +1,79 @@
-"""Gauss-Newton refit of gate and up rows."""
+"""Refinement of a narrowed MLP: what it lowers, what it leaves alone, and that it repeats."""
 
-from itertools import pairwise
+from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.nn.functional as F
+from support import tiny_model
+from torch import Tensor
 
-from llmfold.repair import refine
-from llmfold.repair.refine import Loader, RefineOptions, Rows, _tensor_cores, refine_gate_up
+from llmfold.checkpoint import Source
+from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
+from llmfold.methods.streams import TokenStream
+from llmfold.repair.refine import Mlp, Refinement, held_error, refine
+from llmfold.streaming.forward import forward_context
+from llmfold.streaming.opening import open_source
 
-
-def planted(bias: bool = False, rows: int = 512, width: int = 12, hidden: int = 8) -> tuple[list[Loader], ...]:
-    """Rows whose targets are exactly an MLP of ``width`` neurons, in eight blocks, and that MLP's own gate and up."""
-    generator = torch.Generator().manual_seed(1)
-    gate, up = (torch.randn(width, hidden, generator=generator) for _ in range(2))
-    down = torch.randn(width, hidden, generator=generator)
-    x = torch.randn(rows, hidden, generator=generator)
-    y = (F.silu(x @ gate.T) * (x @ up.T)) @ down + (3.0 if bias else 0.0)
-    w = torch.rand(rows, generator=generator) + 0.5
-    blocks = [Rows(*parts) for parts in zip(x.split(64), y.split(64), w.split(64), strict=True)]
-    loaders: list[Loader] = [lambda b=block: b for block in blocks]  # type: ignore[misc]
-    noise = [0.1 * torch.randn(width, hidden, generator=generator) for _ in range(2)]
-    return loaders, gate + noise[0], up + noise[1]  # type: ignore[return-value]
+CHUNKS = [slice(start, start + 8) for start in range(0, 48, 8)]
+TRAIN, HELD = CHUNKS[:5], CHUNKS[5:]
+KEPT = torch.arange(36)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_it_finds_its_way_back_to_planted_neurons(bias: bool) -> None:
-    loaders, gate, up = planted(bias)
-    options = RefineOptions(steps=10, iterations=30, ridge=1e-8, tolerance=1e-6)
-    _, _, trace = refine_gate_up(gate, up, loaders[:7], loaders[7:], F.silu, options, bias=bias)
-    assert trace[-1] < 0.01 * trace[0]
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "biased"])
+def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerInputs:
+    """Layer 1 of a tiny model with the states around it, on random residual vectors."""
+    folder = tmp_path_factory.mktemp("refine")
+    checkpoint, shape = open_source(Source(tiny_model(folder / "m", mlp_bias=request.param), "m", None))
+
+    def start() -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return (torch.randn(8, 64, shape.hidden, generator=generator) for _ in CHUNKS)
+
+    stream = TokenStream(forward_context(checkpoint.config, shape))
+    on = Measurement(shape, stream, start, (48, 64), folder / "work", torch.device("cpu"))
+
+    def read_layer(index: int) -> dict[str, Tensor]:
+        from llmfold.architectures import tensor_name
+
+        return {role: checkpoint.read(tensor_name(index, role)) for role, _ in shape.layer_roles(shape.layers[index])}
+
+    states = DenseStates(on)
+    states.move_to([1], read_layer)
+    return states.around(1, on.wide(read_layer(1)))
 
 
-def test_held_back_errors_only_fall() -> None:
-    loaders, gate, up = planted()
-    *_, trace = refine_gate_up(gate, up, loaders[:7], loaders[7:], F.silu, RefineOptions())
-    assert len(trace) > 1
-    assert all(later < earlier for earlier, later in pairwise(trace))
+def narrowed(inputs: LayerInputs) -> Mlp:
+    weights = inputs.weights
+    rows = {role: weights[role][KEPT] for role in ("gate", "up", "gate_bias", "up_bias") if role in weights}
+    down = {"down_bias": weights["down_bias"]} if "down_bias" in weights else {}
+    return {**rows, "down": weights["down"][:, KEPT].contiguous(), **down}
 
 
-def test_no_steps_change_nothing() -> None:
-    loaders, gate, up = planted()
-    kept_gate, kept_up, trace = refine_gate_up(gate, up, loaders[:7], loaders[7:], F.silu, RefineOptions(steps=0))
-    assert torch.equal(gate, kept_gate)
-    assert torch.equal(up, kept_up)
-    assert len(trace) == 1
+def test_steps_lower_the_error_on_rows_that_they_have_not_seen(inputs: LayerInputs) -> None:
+    start = narrowed(inputs)
+    found, trace = refine(start, inputs, TRAIN, HELD, Refinement(steps=100, batch=128, rate=2e-2), 0)
+    assert trace[1] < 0.8 * trace[0]
+    assert trace == pytest.approx([held_error(start, inputs, HELD), held_error(found, inputs, HELD)])
+    assert {role: tensor.shape for role, tensor in found.items()} == {role: t.shape for role, t in start.items()}
 
 
-def test_a_step_that_does_not_help_unseen_rows_is_refused() -> None:
-    loaders, gate, up = planted()
-    generator = torch.Generator().manual_seed(2)
-    noise = [Rows(b.x, torch.randn(b.y.shape, generator=generator), b.w) for b in (load() for load in loaders)]
-    unlearnable: list[Loader] = [lambda b=block: b for block in noise]  # type: ignore[misc]
-    _, _, trace = refine_gate_up(gate, up, unlearnable[:1], unlearnable[1:], F.silu, RefineOptions())
-    assert trace == sorted(trace, reverse=True)
+def test_what_measures_worse_does_not_count(inputs: LayerInputs) -> None:
+    start = narrowed(inputs)
+    found, trace = refine(start, inputs, TRAIN, HELD, Refinement(steps=3, batch=16, rate=30.0), 0)
+    assert trace[1] > trace[0]
+    assert all(torch.equal(found[role], start[role]) for role in start)
 
 
-def test_the_activation_may_be_any_smooth_function() -> None:
-    loaders, gate, up = planted()
-    *_, trace = refine_gate_up(gate, up, loaders[:7], loaders[7:], F.gelu, RefineOptions())
-    assert trace[-1] < trace[0]
+def test_the_dense_mlp_has_no_error(inputs: LayerInputs) -> None:
+    dense = {
+        role: tensor for role, tensor in inputs.weights.items() if role.partition("_")[0] in ("gate", "up", "down")
+    }
+    assert held_error(dense, inputs, HELD) < 1e-9
 
 
-def test_what_is_held_in_memory_does_not_move_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaders, gate, up = planted()
-    found = refine_gate_up(gate, up, loaders[:7], loaders[7:], F.silu, RefineOptions())
-    for room in (0, 20_000):
-        monkeypatch.setattr(refine, "KEPT_BYTES", room)
-        again = refine_gate_up(gate, up, loaders[:7], loaders[7:], F.silu, RefineOptions())
-        assert torch.equal(found[0], again[0])
-        assert torch.equal(found[1], again[1])
-
-
-@pytest.mark.parametrize(("device", "precision"), [("cuda", "high"), ("cpu", "highest")])
-def test_only_the_search_for_a_step_is_coarse_and_only_on_a_gpu(device: str, precision: str) -> None:
-    with pytest.raises(ArithmeticError), _tensor_cores(torch.device(device)):  # noqa: PT012
-        assert torch.get_float32_matmul_precision() == precision
-        raise ArithmeticError
-    assert torch.get_float32_matmul_precision() == "highest"
+def test_the_same_seed_gives_the_same_bits(inputs: LayerInputs) -> None:
+    once, again, other = (
+        refine(narrowed(inputs), inputs, TRAIN, HELD, Refinement(steps=5, batch=64), seed)[0] for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(once[role], again[role]) for role in once)
+    assert not torch.equal(once["gate"], other["gate"])

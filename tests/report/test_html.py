@@ -84,6 +84,7 @@ def test_without_quality_or_layers_it_is_still_a_page(session_model: Path, space
     assert "mind the &lt;gap&gt;" in (done.output / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_opens_in_a_browser_without_a_word_on_its_console(report: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "report.html"

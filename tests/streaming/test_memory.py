@@ -22,6 +22,7 @@ def experiment() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_three_times_the_layers_take_no_more_memory(
     tmp_path: Path, experiment: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmfold import FoldReport
 
+pytestmark = pytest.mark.slow
 MODELS = ("stories260K", "story-llama", "wiki-llama")
 RATIOS = (0.2, 0.5)
 WINDOW, WINDOWS = 256, 60

@@ -4,18 +4,17 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import edit_tensors, environment, file_hashes, fold, forked, tiny_model
+from support import edit_tensors, file_hashes, fold, forked, forked_program, tiny_model
 
 from llmfold import verification
 from llmfold.checkpoint import Journal, ShardWriter, WorkFolder, publish
+from llmfold.cli import main
 from llmfold.errors import CheckpointError, OutputError, UsageError, VerificationError
 from llmfold.streaming import run as run_module
 
@@ -143,6 +142,7 @@ def test_killed_while_an_earlier_output_is_replaced(
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_at_random_moments(tmp_path: Path, source: Path, undisturbed: dict[str, str]) -> None:
     out, draw = tmp_path / "out", random.Random(0)
     started = time.perf_counter()
@@ -261,27 +261,16 @@ def test_the_same_model_by_another_path_resumes(
     assert file_hashes(interrupted) == undisturbed
 
 
-INTERRUPTING = """
-import os, signal, sys
-from llmfold.checkpoint import Journal
-from llmfold.cli import main
-append = Journal.append
-def interrupting(self, unit, digests, record):
-    append(self, unit, digests, record)
-    if unit == "layer-1":
-        os.kill(os.getpid(), signal.SIGINT)
-Journal.append = interrupting
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def test_ctrl_c_says_how_to_resume(tmp_path: Path) -> None:
     source, out = tiny_model(tmp_path / "m", num_hidden_layers=LAYERS), tmp_path / "out"
     options = ["--model", str(source), "--ratio", "0.2", "--method", "paper", "--output", str(out), "--quiet"]
-    run = subprocess.run(
-        [sys.executable, "-c", INTERRUPTING, *options], env=environment(), capture_output=True, text=True, check=False
-    )
+
+    def work() -> int:
+        at_call(Journal, "append", "layer-1", lambda: os.kill(os.getpid(), signal.SIGINT), after=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+        return main(options)
+
+    run = forked_program(work)
     assert run.returncode == 130
     assert run.stderr.strip() == "llmfold: interrupted; run the same command again to resume at the last whole layer"
     assert not out.exists()

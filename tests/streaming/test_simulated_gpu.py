@@ -28,6 +28,7 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has a GPU of its own to offer")
 def test_folds_on_a_simulated_gpu(guard: Path) -> None:
     """By torch's own operations, and beside it some by the kernels in Triton's interpreter, which takes its time."""

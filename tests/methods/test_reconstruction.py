@@ -1,20 +1,26 @@
 """Folding by activations: exactness where nothing is lost, determinism, resumption, and what the report says."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import FAMILIES, SINGLE, file_hashes, fold, tiny_model
+from support import FAMILIES, SINGLE, file_hashes, fold, forked, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmfold import FoldReport
+from llmfold.checkpoint import Journal
 from llmfold.errors import OutputError
+from llmfold.methods import source as source_module
 from llmfold.methods import tokens as tk
 from llmfold.methods.population import Population
+from llmfold.methods.reconstruction import RIDGES
 from llmfold.methods.sampling import Sampler, cache_bytes
 from llmfold.planning import Sensitivities
 
@@ -79,8 +85,7 @@ def test_repair_beats_dropping_the_same_units(tmp_path: Path) -> None:
     report = fold(tiny_model(tmp_path / "m"), method="self", mlp_ratio=0.3, output=tmp_path / "out", num_samples=64)
     for layer in report.layers:
         assert layer["mlp"]["error_after_repair"] < layer["mlp"]["error_before_repair"]
-        errors = layer["mlp"]["held_back_errors"]
-        assert errors[layer["mlp"]["chosen"]] == min(errors.values())
+        assert layer["mlp"]["ridge"] in RIDGES
 
 
 def test_adaptive_widths_load_with_their_modelling_file(tmp_path: Path) -> None:
@@ -116,62 +121,76 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, method: str
     assert weights[0] != weights[2]
 
 
-KILLED = """
-import json, os, signal, sys
-import llmfold
-from llmfold.checkpoint import Journal
-append = Journal.append
-def dying(self, unit, digests, record):
-    append(self, unit, digests, record)
-    if unit == sys.argv[3]:
-        os.kill(os.getpid(), signal.SIGKILL)
-Journal.append = dying
-llmfold.fold(sys.argv[1], output=sys.argv[2], method=sys.argv[4], ratio=0.3, **json.loads(sys.argv[5]))
-"""
+def killed(model: Path, out: Path, unit: str, **options: Any) -> None:
+    """Fold in a fork that is killed when it has journalled ``unit``."""
+
+    def work() -> None:
+        append = Journal.append
+
+        def dying(self: Journal, done: str, *rest: Any) -> None:
+            append(self, done, *rest)
+            if done == unit:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Journal.append = dying  # type: ignore[method-assign]
+        fold(model, output=out, **options)
+
+    assert forked(work) == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("deep") / "m", num_hidden_layers=3)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FoldReport]:
+    """By method, the fold that was not killed."""
+
+    @cache
+    def made(method: str) -> FoldReport:
+        return fold(
+            deep, method=method, ratio=0.3, output=tmp_path_factory.mktemp("whole") / method, **MEASURED_BY[method]
+        )
+
+    return made
 
 
 @pytest.mark.parametrize("method", ["self", "weights"])
-@pytest.mark.parametrize("unit", ["method", "outside", "layer-0", "layer-1", "layer-2", "finish"])
-def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, method: str, unit: str) -> None:
-    model = tiny_model(tmp_path / "m", num_hidden_layers=3)
-    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), unit, method]
-    command.append(json.dumps(MEASURED_BY[method]))
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+@pytest.mark.parametrize("unit", ["method", "outside", "layer-0", "layer-1", "layer-2"])
+def test_a_killed_run_ends_with_the_same_bytes(
+    tmp_path: Path, deep: Path, undisturbed: Callable[[str], FoldReport], method: str, unit: str
+) -> None:
+    options = {"method": method, "ratio": 0.3, **MEASURED_BY[method]}
+    killed(deep, tmp_path / "killed", unit, **options)
     assert not (tmp_path / "killed").exists()
-    resumed = fold(model, method=method, ratio=0.3, output=tmp_path / "killed", **MEASURED_BY[method])
-    undisturbed = fold(model, method=method, ratio=0.3, output=tmp_path / "whole", **MEASURED_BY[method])
-    assert resumed.resumed_layers == {"layer-0": 1, "layer-1": 2, "layer-2": 3, "finish": 3}.get(unit, 0)
-    names = {p.name for p in (tmp_path / "whole").iterdir()}
-    assert names == {p.name for p in (tmp_path / "killed").iterdir()}
-    for name in names - {"report.json", "report.html"}:  # they tell seconds
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert resumed.data == undisturbed.data
-    assert [layer["mlp"] for layer in resumed.layers] == [layer["mlp"] for layer in undisturbed.layers]
+    resumed, whole = fold(deep, output=tmp_path / "killed", **options), undisturbed(method)
+    assert resumed.resumed_layers == {"layer-0": 1, "layer-1": 2, "layer-2": 3}.get(unit, 0)
+    assert {p.name for p in whole.output.iterdir()} == {p.name for p in (tmp_path / "killed").iterdir()}
+    assert file_hashes(tmp_path / "killed") == file_hashes(whole.output)
+    assert resumed.data == whole.data
+    assert [layer["mlp"] for layer in resumed.layers] == [layer["mlp"] for layer in whole.layers]
 
 
 def test_a_resumed_run_takes_the_prior_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model(tmp_path / "m")
-    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "killed"), "layer-0", "weights"]
-    command.append(json.dumps(MEASURED_BY["weights"]))
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+    model, options = tiny_model(tmp_path / "m"), {"method": "weights", "ratio": 0.3, **MEASURED_BY["weights"]}
+    killed(model, tmp_path / "killed", "layer-0", **options)
     monkeypatch.setattr(Population, "prior", None)
-    resumed = fold(model, method="weights", ratio=0.3, output=tmp_path / "killed", **MEASURED_BY["weights"])
+    resumed = fold(model, output=tmp_path / "killed", **options)
     assert resumed.resumed_layers == 1
 
 
-def test_a_killed_run_leaves_layers_before_the_first_narrowed_one_alone(tmp_path: Path) -> None:
-    """Nothing has drifted there, so nothing is repaired, whether the run was interrupted or not."""
+def test_a_killed_run_leaves_layers_that_are_not_narrowed_alone(tmp_path: Path) -> None:
+    """Nothing corrects what another layer got wrong, whether the run was interrupted or not."""
     model = tiny_model(tmp_path / "m", num_hidden_layers=4)
-    script = KILLED.replace("ratio=0.3", "layers={'2': {'mlp': 0.5}}")
-    command = [sys.executable, "-c", script, str(model), str(tmp_path / "killed"), "layer-0", "self"]
-    command.append(json.dumps(MEASURED))
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+    options: dict[str, Any] = {"method": "self", "layers": {"2": {"mlp": 0.5}}, **MEASURED}
+    killed(model, tmp_path / "killed", "layer-0", **options)
     for name in ("killed", "whole"):
-        fold(model, method="self", layers={"2": {"mlp": 0.5}}, output=tmp_path / name, **MEASURED)
+        fold(model, output=tmp_path / name, **options)
     assert (tmp_path / "killed" / SINGLE).read_bytes() == (tmp_path / "whole" / SINGLE).read_bytes()
     before, after = load_file(model / SINGLE), load_file(tmp_path / "whole" / SINGLE)
     changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"2", "3", "weight"}  # the last is the final norm
+    assert changed == {"2"}
 
 
 def test_the_repair_knows_the_dtype_that_is_written(tmp_path: Path) -> None:
@@ -181,14 +200,27 @@ def test_the_repair_knows_the_dtype_that_is_written(tmp_path: Path) -> None:
     assert not torch.equal(down, down.bfloat16().float())
 
 
-def test_the_closed_form_leaves_the_final_norm_alone(tmp_path: Path) -> None:
+def test_a_layer_does_not_depend_on_what_others_lose(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m", num_hidden_layers=3)
+    for name, layers in (("alone", {"1": {"mlp": 0.5}}), ("all", {"0-2": {"mlp": 0.5, "attention": 0.5}})):
+        fold(model, method="self", layers=layers, output=tmp_path / name, **MEASURED)
+    alone, every = (load_file(tmp_path / name / SINGLE) for name in ("alone", "all"))
+    for name in ("gate", "up", "down"):
+        key = f"model.layers.1.mlp.{name}_proj.weight"
+        assert torch.equal(alone[key], every[key])
+
+
+def test_measured_widths_and_given_ones_fold_to_the_same_bytes(tmp_path: Path) -> None:
+    """What the measuring pass has eliminated is taken up; without one the fold eliminates the same units itself."""
     model = tiny_model(tmp_path / "m")
-    before = load_file(model / SINGLE)["model.norm.weight"]
-    for steps, alone in ((0, True), (2, False)):
-        report = fold(model, method="self", mlp_ratio=0.5, refine=steps, output=tmp_path / str(steps), num_samples=64)
-        after = load_file(tmp_path / str(steps) / SINGLE)["model.norm.weight"]
-        assert torch.equal(before, after) is alone
-        assert ("held_back_kl" in report.data) is not alone
+    measured = fold(model, method="self", ratio=0.25, output=tmp_path / "measured", **MEASURED)
+    widths = measured.plan["layers"][0]
+    given = {
+        "mlp": 1 - widths["after"]["intermediate"] / widths["before"]["intermediate"],
+        "attention": 1 - widths["after"]["heads"] / widths["before"]["heads"],
+    }
+    fold(model, method="self", layers={"0-1": given}, output=tmp_path / "given", **MEASURED)
+    assert (tmp_path / "measured" / SINGLE).read_bytes() == (tmp_path / "given" / SINGLE).read_bytes()
 
 
 def test_a_model_offloaded_while_it_samples_folds_to_the_same_bytes(
@@ -196,13 +228,13 @@ def test_a_model_offloaded_while_it_samples_folds_to_the_same_bytes(
 ) -> None:
     model = tiny_model(tmp_path / "m")
     placed: list[dict[str, Any]] = []
-    load = Sampler.__init__
+    load = source_module.load_model
 
-    def spied(*arguments: Any, **options: Any) -> None:
+    def spied(*arguments: Any, **options: Any) -> Any:
         placed.append(options)
-        load(*arguments, **options)
+        return load(*arguments, **options)
 
-    monkeypatch.setattr(Sampler, "__init__", spied)
+    monkeypatch.setattr(source_module, "load_model", spied)
     options: dict[str, Any] = {"method": "self", "ratio": 0.25, "num_samples": 16, "sequence_length": 8}
     fold(model, output=tmp_path / "held", **options)
     # Half of it has room for the cache of all documents, so that they are sampled in one batch here too.
