@@ -136,7 +136,7 @@ def test_a_forward_stage_is_a_pass_of_the_decoder() -> None:
 
 
 def test_clustering_grows_with_the_square_of_the_width() -> None:
-    found = cost_of("paper", mlp_ratio=0.5)
+    found = cost_of("paper")
     assert found.stage("gram").large == 32 * 2 * 11_008**2 * 3 * 4096
     assert found.work_area > 4 * 11_008**2
 
