@@ -30,7 +30,7 @@ from llmfold.evaluation.settings import Amount, Settings, describe
 from llmfold.evaluation.table import Section
 from llmfold.evaluation.texts import Text, read_text
 from llmfold.evaluation.variants import Variant, public_file
-from llmfold.methods.tokens import digest
+from llmfold.methods.tokens import digest, resolved
 from llmfold.report.record import versions
 from llmfold.sources import locate, public_name
 
@@ -188,7 +188,7 @@ class _Comparing:
         )
 
     def _key(self, config: FoldConfig) -> str:
-        work = {**config.work(), "model": None}
+        work = {**resolved(config, self.shape).work(), "model": None}
         if config.data is not None:
             path = Path(config.data).expanduser()
             inside = file_sha256(path) if path.is_file() else None

@@ -35,7 +35,7 @@ AFTERWARDS = "afterwards"
 """Stage of what is measured once the fold is done."""
 _CONTINUED_TOKENS = 64
 """Positions at which prompts are read and continued, by each of the two models."""
-_PROBE_ROWS, _PROBE_WIDTH, _PROBE_UNITS = 64, 2048, 512
+_PROBE_ROWS, _PROBE_WIDTH, _PROBE_UNITS, _PROBE_FACTORED = 64, 2048, 512, 1024
 _LONG = 3600
 
 
@@ -145,7 +145,7 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     rows = torch.ones(4 * n, n, device=device)
     weights = torch.ones(2, width, width, device=device, dtype=dtype)
     few = torch.ones(_PROBE_ROWS, width, device=device, dtype=dtype)
-    positive = torch.eye(n, device=device, dtype=torch.float64)
+    positive = torch.eye(_PROBE_FACTORED, device=device, dtype=torch.float64)
 
     def factor() -> None:
         torch.cholesky_inverse(torch.linalg.cholesky(positive))
@@ -153,7 +153,7 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     return Rates(
         large=8 * n**3 / _timed(lambda: rows.T @ rows, device),
         skinny=4 * _PROBE_ROWS * width**2 / _timed(lambda: [few @ matrix.T for matrix in weights], device, 1),
-        double=n**3 / _timed(factor, device),
+        double=_PROBE_FACTORED**3 / _timed(factor, device, 1),
         memory=MEMORY_BYTES_PER_SECOND,
         disk=DISK_BYTES_PER_SECOND,
     )

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,9 @@ def test_stories260k(data_dir: Path, tmp_path: Path, method: str, bias: bool, ex
     text = data_dir / "text"
     data = None if method == "magnitude" else str(text / "tinystories-train-head.txt")
     model = data_dir / "models" / "stories260K"
-    options = {"mlp_ratio": 0.2, "method": method, "data": data, "bias": bias, "num_samples": 64}
+    options: dict[str, Any] = {"mlp_ratio": 0.2, "method": method, "data": data, "bias": bias}
+    if data:
+        options.update(num_samples=64, sequence_length=256)
     report = fold(model, **options, output=tmp_path / "out")
     assert perplexity(tmp_path / "out", text / "tinystories-validation-head.txt") == pytest.approx(expected, rel=0.02)
     assert report.data["data"] == ("outside text: tinystories-train-head.txt" if data else "none")

@@ -24,7 +24,8 @@ from llmfold.methods.reconstruction import RIDGES
 from llmfold.methods.sampling import Sampler, cache_bytes
 from llmfold.planning import Sensitivities
 
-MEASURED = {"num_samples": 16, "sequence_length": 32}
+MEASURED: dict[str, Any] = {"num_samples": 16, "sequence_length": 32}
+MEASURED_BY: dict[str, dict[str, Any]] = {"self": MEASURED, "weights": {"effort": "quick"}}
 
 
 def logits(folder: Path, **loading: Any) -> torch.Tensor:
@@ -51,7 +52,8 @@ def with_duplicates(folder: Path) -> Path:
 @pytest.mark.parametrize("method", ["self", "weights"])
 def test_redundant_neurons_go_without_loss(tmp_path: Path, method: str) -> None:
     model = with_duplicates(tiny_model(tmp_path / "m"))
-    fold(model, method=method, mlp_ratio=0.25, output=tmp_path / "out", num_samples=64, refine=0)
+    options = {"self": {"num_samples": 64, "refine": 0}, "weights": {"effort": "quick"}}[method]
+    fold(model, method=method, mlp_ratio=0.25, output=tmp_path / "out", **options)
     before, after = logits(model), logits(tmp_path / "out")
     assert (before - after).norm() < 2e-2 * before.norm()
 
@@ -60,7 +62,7 @@ def test_redundant_neurons_go_without_loss(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize("method", ["self", "weights"])
 def test_every_family_folds_and_passes_its_check(tmp_path: Path, family: str, method: str) -> None:
     model = tiny_model(tmp_path / "m", family)
-    report = fold(model, method=method, ratio=0.25, output=tmp_path / "out", **MEASURED)
+    report = fold(model, method=method, ratio=0.25, output=tmp_path / "out", **MEASURED_BY[method])
     assert report.verification["mode"] == "full"
     assert report.ratio == pytest.approx(0.25, abs=0.02)
 
@@ -102,7 +104,7 @@ def test_adaptive_widths_load_with_their_modelling_file(tmp_path: Path) -> None:
 def test_the_report_says_what_data_was_used(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "m")
     own = fold(model, method="self", mlp_ratio=0.2, output=tmp_path / "self", **MEASURED)
-    none = fold(model, method="weights", mlp_ratio=0.2, output=tmp_path / "weights")
+    none = fold(model, method="weights", mlp_ratio=0.2, output=tmp_path / "weights", effort="quick")
     assert own.data["data"] == "sampled from the model itself"
     assert own.data["sequences"] * own.data["sequence_length"] == 512
     assert none.data["data"] == "none"
@@ -113,7 +115,7 @@ def test_the_report_says_what_data_was_used(tmp_path: Path) -> None:
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path, method: str) -> None:
     model = tiny_model(tmp_path / "m")
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        fold(model, method=method, ratio=0.2, seed=seed, output=tmp_path / name, **MEASURED)
+        fold(model, method=method, ratio=0.2, seed=seed, output=tmp_path / name, **MEASURED_BY[method])
     weights = [(tmp_path / name / SINGLE).read_bytes() for name in "abc"]
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
@@ -147,7 +149,9 @@ def undisturbed(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
     @cache
     def made(method: str) -> FoldReport:
-        return fold(deep, method=method, ratio=0.3, output=tmp_path_factory.mktemp("whole") / method, **MEASURED)
+        return fold(
+            deep, method=method, ratio=0.3, output=tmp_path_factory.mktemp("whole") / method, **MEASURED_BY[method]
+        )
 
     return made
 
@@ -157,7 +161,7 @@ def undisturbed(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 def test_a_killed_run_ends_with_the_same_bytes(
     tmp_path: Path, deep: Path, undisturbed: Callable[[str], FoldReport], method: str, unit: str
 ) -> None:
-    options = {"method": method, "ratio": 0.3, **MEASURED}
+    options = {"method": method, "ratio": 0.3, **MEASURED_BY[method]}
     killed(deep, tmp_path / "killed", unit, **options)
     assert not (tmp_path / "killed").exists()
     resumed, whole = fold(deep, output=tmp_path / "killed", **options), undisturbed(method)
@@ -169,7 +173,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
 
 
 def test_a_resumed_run_takes_the_prior_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, options = tiny_model(tmp_path / "m"), {"method": "weights", "ratio": 0.3, **MEASURED}
+    model, options = tiny_model(tmp_path / "m"), {"method": "weights", "ratio": 0.3, **MEASURED_BY["weights"]}
     killed(model, tmp_path / "killed", "layer-0", **options)
     monkeypatch.setattr(Population, "prior", None)
     resumed = fold(model, output=tmp_path / "killed", **options)

@@ -23,16 +23,18 @@ def asked(effort: str = "normal", **options: Any) -> FoldConfig:
     return FoldConfig("m", ratio=0.2, effort=effort, **options)
 
 
-def test_budgets_are_those_of_the_effort() -> None:
-    assert token_budget(asked(), shape(512)) == TokenBudget(128, 512, 2)
-    assert token_budget(asked(), shape(512, 600)) == TokenBudget(128, 512, 1)
-    assert token_budget(asked(), shape(512, 128)) == TokenBudget(512, 128, 1)
-    assert token_budget(asked("quick"), shape(4096)) == TokenBudget(64, 256, 2)
-    assert token_budget(asked("quick"), shape(4097)) == TokenBudget(32, 256, 2)
-    assert token_budget(asked("best"), shape(512)) == TokenBudget(512, 512, 2)
-    wide = token_budget(asked(), shape(20_000))
-    assert wide.sequences % 8 == 0
-    assert 0 <= wide.sequences * wide.length - 4 * 20_000 < 8 * wide.length
+@pytest.mark.parametrize("name", EFFORTS)
+def test_budgets_are_those_of_the_effort(name: str) -> None:
+    effort = EFFORTS[name]
+    for neurons, positions in ((512, 2048), (512, 128), (512, effort.length + 1), (4097, 2048), (300_000, 2048)):
+        found = token_budget(asked(name), shape(neurons, positions))
+        assert found.length == min(effort.length, positions)
+        assert found.sequences % 8 == 0
+        wanted = max(effort.tokens, effort.tokens_per_unit * neurons)
+        if neurons > 4096 and effort.wide_tokens:
+            wanted = effort.wide_tokens
+        assert 0 <= found.sequences * found.length - wanted < 8 * found.length
+        assert found.windows == min(2, positions // found.length)
 
 
 def test_explicit_numbers_win() -> None:
@@ -43,17 +45,16 @@ def test_explicit_numbers_win() -> None:
 
 def test_resolved_options_are_whole_and_tell_efforts_apart() -> None:
     found = [resolved(asked(effort), shape(512)) for effort in EFFORTS]
-    assert [(c.num_samples, c.sequence_length, c.refine) for c in found] == [
-        (64, 256, 0),
-        (128, 512, 200),
-        (512, 512, 800),
-    ]
+    for config, effort in zip(found, EFFORTS.values(), strict=True):
+        assert (config.sequence_length, config.refine) == (effort.length, effort.refine)
+        assert config.num_samples == effort.tokens // effort.length
     assert len({str(c.work()) for c in found}) == len(found)
     assert resolved(found[0], shape(512)) == found[0]
     paper = asked(method="paper")
     assert resolved(paper, shape(512)) == paper
-    pruner = resolved(asked(method="wanda-sp", data="self"), shape(512))
-    assert (pruner.num_samples, pruner.sequence_length, pruner.refine) == (128, 512, None)
+    own, pruner = (resolved(asked(**o), shape(512)) for o in ({}, {"method": "wanda-sp", "data": "self"}))
+    assert (pruner.num_samples, pruner.sequence_length) == (own.num_samples, own.sequence_length)
+    assert pruner.refine is None
 
 
 def test_sequences_longer_than_the_model_are_refused() -> None:

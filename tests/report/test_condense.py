@@ -1,6 +1,6 @@
 import pytest
 
-from llmfold.report.condense import main_stages, without_empty_columns
+from llmfold.report.condense import main_stages, stage_rows, without_empty_columns
 
 
 def test_empty_columns_go_and_the_first_stays() -> None:
@@ -20,3 +20,11 @@ def test_stages_under_one_percent_share_a_row_and_the_sum_stays() -> None:
     assert main_stages({"fold": 1.0, "check": 2.0}) == [("fold", 1.0), ("check", 2.0)]
     assert main_stages({}) == []
     assert main_stages({"fold": 0.0}) == []
+
+
+def test_stages_stand_in_seconds_and_in_forward_passes() -> None:
+    heading = ("stage", "seconds", "forward passes")
+    rows = [("forward", "10.0", "1.0"), ("refine", "1,250.0", "125.0"), ("together", "1,260.0", "126.0")]
+    assert stage_rows({"forward": 10.0, "refine": 1250.0}, 10.0) == [heading, *rows]
+    assert [row[2] for row in stage_rows({"forward": 10.0}, None)] == ["forward passes", "", ""]
+    assert stage_rows({}, 1.0) == [heading]

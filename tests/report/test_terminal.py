@@ -69,6 +69,8 @@ def test_plans_of_large_models_fit(
 ) -> None:
     plan = plan_of(config, tmp_path, monkeypatch, **options)
     text = printed(plan_table(plan, estimate(plan)))
+    assert "forward passes" in text
+    assert ("normal" in text and "(this one)" in text) == (plan.config.method == "self")
     assert f"{plan.before.layers[0].intermediate}" in text
     assert plan.written_as.causal_lm in text
 

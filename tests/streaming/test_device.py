@@ -19,7 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "aligned": {"method": "paper", "ratio": 0.25, "align": "gauge", "repair": "variance", "cluster": "hartigan"},
     "self": {"method": "self", **SAMPLED},
     "adaptive": {"method": "self", "allocation": "adaptive", "refine": 0, **SAMPLED},
-    "weights": {"method": "weights", "ratio": 0.25},
+    "weights": {"method": "weights", "ratio": 0.25, "effort": "quick"},
     "llm-pruner": {"method": "llm-pruner", "data": "self", **SAMPLED},
     "flap": {"method": "flap", "data": "self", **SAMPLED},
 }

@@ -140,7 +140,12 @@ MEASURED: dict[str, Any] = {"fidelity_tokens": 0, "ratio": 0.25, "ratio_of": "de
 ON_TOKENS: dict[str, Any] = {"num_samples": 40, "sequence_length": 12, "refine": 2}
 
 
-@pytest.mark.parametrize("options", [{"method": "self", **ON_TOKENS}, {"method": "weights"}], ids=lambda o: o["method"])
+ON_MEMBERS: dict[str, Any] = {"effort": "quick"}
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "self", **ON_TOKENS}, {"method": "weights", **ON_MEMBERS}], ids=lambda o: o["method"]
+)
 def test_two_processes_that_measure_together_write_the_bytes_of_one(
     tmp_path: Path, source: Path, options: dict[str, Any]
 ) -> None:
