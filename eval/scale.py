@@ -177,7 +177,7 @@ def ranks(bench: Bench) -> Found:
 
 
 def together(bench: Bench) -> Found:
-    """One process against two, one thread each, which share sampling and forward passes, and fold layers of their own."""
+    """One process against two, one thread each, which share sampling and forward passes and deal out the layers."""
     arguments = bench.arguments
     tokens = ("--num-samples", arguments.num_samples, "--sequence-length", arguments.sequence_length)
     model = bench.model("llama-7b", 4, arguments.scale_down)

@@ -20,7 +20,7 @@ from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import FIDELITY_TOKENS
 from llmfold.methods.sampling import Sampler, Sampling
-from llmfold.methods.tokens import WINDOWS, TokenBudget, input_device
+from llmfold.methods.tokens import TokenBudget, input_device
 
 SEED = 2**40 + 17
 """Of the held-back tokens: none that a person would fold with."""
@@ -88,7 +88,7 @@ def held_back_tokens(
     positions = int(model.config.max_position_embeddings)
     length = min(length, positions)
     sequences = max(1, tokens // length)
-    budget = TokenBudget(sequences, length, min(WINDOWS, positions // length, sequences))
+    budget = TokenBudget.sampled(sequences, length, positions)
     return Sampler(folder, model).sequences(Sampling(budget, seed))
 
 

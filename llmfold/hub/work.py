@@ -24,9 +24,9 @@ def work(report: FoldReport) -> str:
     plan, config = report.plan, report.config
     method = config["method"]
     what = _METHODS.get(method, f"Units are removed as the baseline {code(method)} says, for comparison with folding")
-    steps = _refine_steps(report)
-    if steps:
-        what += f"; gate and up rows are refit in up to {steps} Gauss-Newton steps, kept where held-back tokens gain"
+    if any((record.get("mlp") or {}).get("refined_errors") for record in report.layers):
+        steps = f"{config['refine']} gradient steps on each layer alone"
+        what += f"; gate, up and down rows are refined by {steps}, kept where held-back tokens gain"
     shape = {"clusters": config["cluster"], "alignment": config["align"], "repair": config["repair"]}
     removed = f"{percent(plan['ratio'])} of all parameters, {percent(plan['decoder_ratio'])} of the decoder layers"
     asked = {
@@ -50,12 +50,6 @@ def work(report: FoldReport) -> str:
             f"The command:\n\n```bash\n{fold_command(report.config)}\n```\n\n`report.json` has all of this as data.",
         ]
     )
-
-
-def _refine_steps(report: FoldReport) -> int:
-    """The most steps any layer was refined for."""
-    mlps = [record.get("mlp") or {} for record in report.layers]
-    return max((len(mlp.get("refined_errors") or [0]) - 1 for mlp in mlps), default=0)
 
 
 def _asked(config: dict[str, Any]) -> str:
@@ -92,7 +86,7 @@ def _layers(report: FoldReport) -> str:
             "Errors are relative squared errors of what the part should add to the residual stream, on inputs held "
             "back, before and after repair."
         )
-        blocks += [note, table(("layer", "part", "width", "units by", "error", "repaired"), repaired)]
+        blocks += [note, table(("layer", "part", "width", "ridge", "error", "repaired"), repaired)]
     if merged:
         note = (
             "Clusters that merge several units, the largest, and their inertia over its lower bound where there is one."

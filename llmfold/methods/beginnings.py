@@ -62,22 +62,20 @@ class Beginnings:
             )
         return cls(int(start), ends, _words(folder, int(config.vocab_size)) if ends else ())
 
-    def following(self, previous: Tensor, worded: Tensor, chances: Tensor) -> Tensor:
-        """What must follow: after its end a document's next one begins as it has begun itself.
+    def following(self, previous: Tensor, chances: Tensor) -> Tensor:
+        """What must follow: where a document has ended, the next begins with a word, or with the start token.
 
         Args:
             previous: (documents,) int64 last tokens.
-            worded: (documents,) bool, those that began with a word.
             chances: (documents,) uniform in [0, 1), which choose the words.
 
         Returns:
             (documents,) int64, ``UNSET`` where no document has ended.
         """
         ended = torch.isin(previous, torch.tensor(self.ends, dtype=torch.int64))
-        begun = torch.full_like(previous, self.start)
         if self.words:
-            begun = torch.where(worded, torch.tensor(self.words)[(chances * len(self.words)).long()], begun)
-        return torch.where(ended & (worded | (previous != self.start)), begun, UNSET)
+            return torch.where(ended, torch.tensor(self.words)[(chances * len(self.words)).long()], UNSET)
+        return torch.where(ended & (previous != self.start), self.start, UNSET)
 
 
 def starts(beginnings: Beginnings, mixture: Mixture, documents: range, generator: torch.Generator) -> Tensor:

@@ -114,7 +114,6 @@ class Sampler:
         """
         generator, length = sampling.generator(index), sampling.budget.document_length
         prompts = starts(self._beginnings, sampling.mixture, documents, generator)
-        worded = prompts[:, 1] != UNSET
         chances = torch.rand(len(documents), length, generator=generator)
         cache, device = _cache(self._model.config, length), input_device(self._model)
         tokens = prompts[:, :1].repeat(1, length)
@@ -122,7 +121,7 @@ class Sampler:
             last = tokens[:, place - 1]
             output = self._model(last[:, None].to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
             free = draw(output.logits[:, -1], chances[:, place], sampling.temperature)
-            fixed = prompts[:, 1] if place == 1 else self._beginnings.following(last, worded, chances[:, place])
+            fixed = prompts[:, 1] if place == 1 else self._beginnings.following(last, chances[:, place])
             tokens[:, place] = torch.where(fixed == UNSET, free, fixed)
             drawn(len(documents))
         return tokens

@@ -21,10 +21,10 @@ from llmfold.methods.streams import CHUNK, chunks
 from llmfold.streaming.states import stored_array
 
 TOKENS_FILE = "llmfold_tokens.npy"
-WINDOWS = 2
-"""Sequences to a document: the second shows how the model goes on with a text, and more make fewer documents."""
-BATCH = 64
-"""Documents sampled at once, at most: more are hardly quicker, and fewer batches leave other processes without work."""
+_WINDOWS, _DOCUMENT = 2, 512
+"""Most sequences to a document, and tokens of one that has several: more make fewer documents, which differ less."""
+BATCH = 32
+"""Documents sampled at once, at most: fewer batches would leave other processes without work."""
 LOOPING = 0.3
 """Share of repeated 4-grams within a sequence above which self tokens are doubted; text stays far below."""
 
@@ -53,6 +53,11 @@ class TokenBudget:
         """Tokens of a document."""
         return self.windows * self.length
 
+    @classmethod
+    def sampled(cls, sequences: int, length: int, positions: int) -> "TokenBudget":
+        """Sequences cut from documents that a model with so many positions samples."""
+        return cls(sequences, length, max(1, min(_WINDOWS, _DOCUMENT // length, positions // length, sequences)))
+
     def batches(self, each: int, limit: int) -> int:
         """In how many batches documents are sampled whose caches take ``each`` bytes, and ``limit`` bytes together."""
         return -(-self.documents // max(1, min(BATCH, limit // each)))
@@ -64,8 +69,6 @@ class TokenBudget:
 
 def token_budget(config: FoldConfig, shape: ModelShape) -> TokenBudget:
     """Sequences that a fold measures on: those of its effort, unless it names their number or length itself.
-
-    Sampled documents are two sequences long where the model has positions for it.
 
     Args:
         config: the fold's options.
@@ -79,7 +82,7 @@ def token_budget(config: FoldConfig, shape: ModelShape) -> TokenBudget:
     if length > shape.positions:
         raise UsageError(f"--sequence-length {length} exceeds the model's maximum of {shape.positions} positions")
     sequences = config.num_samples or -(-effort.tokens_for(shape) // (length * CHUNK)) * CHUNK
-    return TokenBudget(sequences, length, min(WINDOWS, shape.positions // length, sequences))
+    return TokenBudget.sampled(sequences, length, shape.positions)
 
 
 def resolved(config: FoldConfig, shape: ModelShape) -> FoldConfig:

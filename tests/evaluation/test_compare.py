@@ -73,7 +73,13 @@ def test_numbers_are_those_of_the_folded_model(settings: Callable[..., Settings]
     (run,) = read(space / "table")["runs"]
     folded = space / "table-models" / "paper-mlp_ratio-0.25-seed-0"
     model = settings().model
-    options = {"text": str(prose), "against": model, "sequence_length": 50, "fidelity_tokens": 256, "dtype": "float32"}
+    options = {
+        "text": str(prose),
+        "against": model,
+        "sequence_length": 50,
+        "fidelity_tokens": 256,
+        "compute_dtype": "float32",
+    }
     found = evaluate(EvaluationSettings(str(folded), **options))
     assert found.model.perplexity is not None
     assert found.fidelity is not None

@@ -132,13 +132,13 @@ def test_what_became_of_every_layer(report: FoldReport) -> None:
     width = f"{part['before']} → {part['after']}"
     largest = max(map(int, part["cluster_sizes"]))
     assert f"| 0 | MLP | {width} | {merged} | {largest} | {ratio:.2f} |" in card.render(report)
-    record = {"before": 48, "after": 40, "chosen": "drop", "error_before_repair": None, "error_after_repair": 0.5}
+    record = {"before": 48, "after": 40, "ridge": 0.1, "error_before_repair": None, "error_after_repair": 0.5}
     refined = {**record, "refined_errors": [0.4, 0.2], "error_after_repair": 0.25}
     layers = [{"mlp": refined, "attention": {**record, "error_before_repair": 1.0}}]
-    text = card.render(dataclasses.replace(report, layers=layers))
-    assert "| 0 | MLP | 48 → 40 | drop | – | 0.250 |" in text
-    assert "| 0 | heads | 48 → 40 | drop | 1.000 | 0.500 |" in text
-    assert "up to 1 Gauss-Newton steps" in text
+    text = card.render(dataclasses.replace(report, layers=layers, config={**report.config, "refine": 30}))
+    assert "| 0 | MLP | 48 → 40 | 0.1 | – | 0.250 |" in text
+    assert "| 0 | heads | 48 → 40 | 0.1 | 1.000 | 0.500 |" in text
+    assert "refined by 30 gradient steps on each layer alone" in text
     assert "merging clusters" not in text
 
 

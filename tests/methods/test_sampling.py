@@ -109,14 +109,13 @@ def test_a_new_document_begins_where_one_ends(tmp_path: Path) -> None:
     assert all(tokens[row, position + 1] == 1 for row, position in ends.tolist())
 
 
-def test_documents_go_on_as_they_have_begun() -> None:
-    known = Beginnings(start=1, ends=(2, 3), words=(10, 11))
-    previous, worded = torch.tensor([2, 3, 2, 3, 9, 9, 1]), torch.tensor([0, 0, 1, 1, 0, 1, 0]).bool()
-    chances = torch.tensor([0.0, 0.9, 0.1, 0.9, 0.5, 0.5, 0.5])
-    assert known.following(previous, worded, chances).tolist() == [1, 1, 10, 11, UNSET, UNSET, UNSET]
-    without_bos = Beginnings(start=2, ends=(2,), words=(10,))
-    found = without_bos.following(torch.tensor([2, 2]), torch.tensor([False, True]), torch.zeros(2))
-    assert found.tolist() == [UNSET, 10]
+def test_another_document_begins_with_a_word_or_with_the_start_token() -> None:
+    previous, chances = torch.tensor([2, 3, 9, 1]), torch.tensor([0.1, 0.9, 0.5, 0.5])
+    worded, plain = Beginnings(start=1, ends=(2, 3), words=(10, 11)), Beginnings(start=1, ends=(2, 3))
+    assert worded.following(previous, chances).tolist() == [10, 11, UNSET, UNSET]
+    assert plain.following(previous, chances).tolist() == [1, 1, UNSET, UNSET]
+    without_bos = Beginnings(start=2, ends=(2,))
+    assert without_bos.following(torch.tensor([2, 9]), torch.zeros(2)).tolist() == [UNSET, UNSET]
 
 
 def test_beginnings_are_mixed_in_their_shares() -> None:

@@ -10,14 +10,15 @@ from support import tiny_model
 from llmfold import FoldConfig
 from llmfold.architectures import shape_of
 from llmfold.checkpoint import Checkpoint
-from llmfold.methods import sampling, source
+from llmfold.methods import source
+from llmfold.methods import tokens as tk
 from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches, token_source
 from llmfold.methods.tokens import TOKENS_FILE
 
 
 @pytest.fixture
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Setting]:
-    monkeypatch.setattr(sampling, "BATCH", 3)
+    monkeypatch.setattr(tk, "BATCH", 3)
     checkpoint = Checkpoint.open(tiny_model(tmp_path / "m"))
     config = FoldConfig(str(tmp_path / "m"), ratio=0.2, num_samples=14, sequence_length=6)
 

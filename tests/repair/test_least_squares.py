@@ -38,7 +38,7 @@ def test_blocks_add_up_to_the_whole() -> None:
 
 
 def test_a_wide_gram_is_symmetric_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmfold.repair.least_squares._PANEL", 5)
+    monkeypatch.setattr("llmfold.repair.least_squares.PANEL", 5)
     a, _, w = problem(units=13)
     found = sums(a, w).gram
     assert torch.equal(found, found.T)
