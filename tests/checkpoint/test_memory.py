@@ -8,7 +8,7 @@ import pytest
 
 from .builders import raw_safetensors, write_config
 
-MEGABYTES = 300
+MEGABYTES = 120
 
 COPY = """
 import sys, threading, time

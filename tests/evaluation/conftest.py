@@ -1,11 +1,14 @@
 """Tiny models that can read: a tokenizer of single letters with BOS."""
 
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from support import tiny_model
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from llmfold.evaluation import speed
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
 
@@ -18,6 +21,12 @@ def teach(folder: Path) -> Path:
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have models timed in forks of this process, which need not import anything first."""
+    monkeypatch.setattr(speed, "get_context", lambda _: get_context("fork"))
 
 
 @pytest.fixture(scope="session")

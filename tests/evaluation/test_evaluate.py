@@ -35,6 +35,7 @@ def test_prints_and_writes_with_the_dense_model_first(llmfold: Cli, reader: Path
     assert llmfold(*common, "--quiet") == (0, "", "")
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_what_was_saved_reads_back(reader: Path, prose: Path, space: Path) -> None:
     folded = fold(reader, mlp_ratio=0.5, output=space / "folded").output
     options: dict[str, Any] = {"text": str(prose), "sequence_length": 50, "fidelity_tokens": 128}

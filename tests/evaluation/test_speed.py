@@ -8,7 +8,11 @@ from llmfold.evaluation.loading import Loading
 from llmfold.evaluation.speed import SpeedSettings, _verdict, speed
 
 
-def test_two_models_are_timed_side_by_side(session_model: Path, space: Path) -> None:
+@pytest.mark.parametrize("start", ["forked_workers", pytest.param("tmp_path", marks=pytest.mark.slow, id="spawned")])
+def test_two_models_are_timed_side_by_side(
+    session_model: Path, space: Path, request: pytest.FixtureRequest, start: str
+) -> None:
+    request.getfixturevalue(start)
     folded = fold(session_model, mlp_ratio=0.5, output=space / "folded").output
     found = speed(folded, session_model, Loading(None), SpeedSettings(batch=2, prompt=16, new=4, rounds=2))
     for one in (found.model, found.dense):

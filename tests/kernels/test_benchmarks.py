@@ -33,6 +33,7 @@ def table(tmp_path: Path, name: str, *words: str) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_a_table_with_command_and_device(tmp_path: Path) -> None:
     text = table(tmp_path, "clustering", "--only", "torch", "llmfold", "flash")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from llmfold_kernels import eliminate
 
+from .conftest import LONG_IN_THE_INTERPRETER
+
 Draw = Callable[..., Tensor]
 
 
@@ -15,7 +17,16 @@ def problem(draw: Draw, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return a.T @ a / len(a) + 0.1 * torch.eye(n, dtype=dtype, device=a.device), draw(n, 4, seed=2).to(dtype)
 
 
-@pytest.mark.parametrize(("n", "steps"), [(1, 0), (2, 1), (17, 16), (80, 70), (300, 2)])
+@pytest.mark.parametrize(
+    ("n", "steps"),
+    [
+        (1, 0),
+        (2, 1),
+        (17, 16),
+        pytest.param(80, 70, marks=LONG_IN_THE_INTERPRETER),
+        pytest.param(260, 2, marks=LONG_IN_THE_INTERPRETER),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_each_cost_is_the_rise_of_the_refit_objective(draw: Draw, n: int, steps: int, dtype: torch.dtype) -> None:
     gram, cross = problem(draw, n, dtype)
