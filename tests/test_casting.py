@@ -36,7 +36,7 @@ def test_logits_are_those_of_the_float32_model(tmp_path: Path, family: str, tied
 def test_matrices_are_cast_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     folder = tiny_model(tmp_path / "m", family, dtype=torch.bfloat16)
     monkeypatch.setattr(casting, "BLOCK_BYTES", 7 * 4 * 32)
-    torch.testing.assert_close(logits(folder, as_stored=True), logits(folder))
+    torch.testing.assert_close(logits(folder, as_stored=True), logits(folder), rtol=1e-4, atol=1e-4)
 
 
 def test_matrices_stay_as_stored(tmp_path: Path) -> None:

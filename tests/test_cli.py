@@ -81,7 +81,7 @@ def test_without_a_terminal_a_line_tells_now_and_then_where_the_work_is(
     arguments = ("--model", session_model, "--ratio", 0.2, "--method", "paper", "--output", space / "out")
     code, _, stderr = llmfold(*arguments)
     assert code == 0
-    assert "folding, layer 2 of 2, " in stderr
+    assert "fold, layer 2 of 2" in stderr
     assert "reload check\n" in stderr
     assert llmfold(*arguments, "--overwrite", "--quiet") == (0, "", "")
 

@@ -20,6 +20,9 @@ from llmfold.errors import CheckpointError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 Weights = Mapping[Role, Tensor]
 
 
@@ -68,7 +71,7 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardCont
     Raises:
         CheckpointError: transformers has no such rotary variant.
     """
-    from transformers.activations import ACT2FN  # a plan, which imports this module, does without them
+    from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     stock = stock_config(config)
