@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from llmfold.baselines import build_baseline
+from llmfold.baselines.build import build_baseline
 from llmfold.config import BASELINES, FoldConfig
 from llmfold.methods import tokens as tk
 from llmfold.methods.base import LayerMethod

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmfold.architectures import Role, tensor_name
-from llmfold.baselines import replan
+from llmfold.baselines.replan import replan
 from llmfold.checkpoint import (
     MARKER_FILE,
     Journal,

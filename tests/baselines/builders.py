@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmfold import FoldConfig
 from llmfold.architectures import LayerShape, Role, shape_of, tensor_name
-from llmfold.baselines import build_baseline
+from llmfold.baselines.build import build_baseline
 from llmfold.baselines.pruner import Pruner
 from llmfold.checkpoint import Checkpoint
 from llmfold.methods.source import Setting, token_source
