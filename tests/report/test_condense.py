@@ -24,7 +24,7 @@ def test_stages_under_one_percent_share_a_row_and_the_sum_stays() -> None:
 
 def test_stages_stand_in_seconds_and_in_forward_passes() -> None:
     heading = ("stage", "seconds", "forward passes")
-    rows = [("forward", "10.0", "1.0"), ("refine", "990.0", "99.0"), ("together", "1,000.0", "100.0")]
-    assert stage_rows({"forward": 10.0, "refine": 990.0}, 10.0) == [heading, *rows]
+    rows = [("forward", "50.0", "1.0"), ("refine", "1,250.0", "25.0"), ("together", "1,300.0", "26.0")]
+    assert stage_rows({"forward": 50.0, "refine": 1250.0}, 50.0) == [heading, *rows]
     assert [row[2] for row in stage_rows({"forward": 10.0}, None)] == ["forward passes", "", ""]
     assert stage_rows({}, 1.0) == [heading]
