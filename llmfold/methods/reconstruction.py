@@ -6,7 +6,7 @@ the dense model's, and layers are independent.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -321,7 +321,7 @@ class _Layer:
 
         index = kept.to(dense.device)
         candidates = [(dense[index], bias), *(fitted(sums.train, ridge) for ridge in RIDGES)]
-        errors = _errors(candidates, [rows(part) for part in self._held or self._train], index)
+        errors = _errors(candidates, map(rows, self._held or self._train), index)
         best = min(range(len(RIDGES)), key=lambda i: errors[i + 1])
         record = {
             "ridge": RIDGES[best],
@@ -332,7 +332,7 @@ class _Layer:
 
 
 def _errors(
-    candidates: Sequence[tuple[Tensor, Tensor | None]], rows: list[tuple[Tensor, Tensor, Tensor]], kept: Tensor
+    candidates: Sequence[tuple[Tensor, Tensor | None]], rows: Iterable[tuple[Tensor, Tensor, Tensor]], kept: Tensor
 ) -> list[float]:
     """Relative squared error on some rows of consumers (k, d) with biases."""
     wrong, total = [0.0] * len(candidates), 0.0

@@ -11,9 +11,8 @@ from llmfold.methods.streams import CHUNK
 from llmfold.methods.tokens import refine_steps, token_budget
 from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops
 from llmfold.planning.plan import FoldPlan
-from llmfold.repair.least_squares import PANEL
+from llmfold.repair.least_squares import PANEL, WIDE
 from llmfold.repair.refine import Refinement
-from llmfold.selection.elimination import WIDE
 
 _SINGLE, _DOUBLE = 4, 8
 """Bytes of a number."""
@@ -139,7 +138,10 @@ class _Work:
         d, fits = self.plan.before.hidden, len(RIDGES) + 1
         solved = float(k) ** 3 / 3 + 2.0 * k**2 * d
         products = 2.0 * fits * k * (n - k) * d + 2.0 * fits * self.held * k * d
-        yield Stage("select", large=rows + products, double=fits * solved)
+        if n > WIDE:
+            yield Stage("select", large=rows + products + fits * solved)
+        else:
+            yield Stage("select", large=rows + products, double=fits * solved)
 
     def _refine(self, k: int) -> Iterator[Stage]:
         """Steps of Adam: forward, the gradients of all three matrices and of the neurons; and two judgements."""
@@ -164,9 +166,8 @@ class _Work:
     def _gram_area(self, n: int, k: int, size: int) -> int:
         """Grams with what elimination, the refit, or its judgement holds beside them."""
         elimination = 3 * size * n**2
-        refit = 3 * _DOUBLE * k**2
-        judged = _SINGLE * self.held * (n + k + self.plan.before.hidden)
-        return 2 * _SINGLE * n**2 + max(elimination, refit, judged)
+        refit = 3 * size * k**2
+        return 2 * _SINGLE * n**2 + max(elimination, refit)
 
     def _chunk(self, layer: LayerShape) -> int:
         """Activations of the sequences that pass through a layer at once."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from llmfold.errors import LlmfoldError
 
 _ATTEMPTS = 8
+WIDE = 4096
+"""Above so many units arithmetic is float32: cubes in float64 take twice as long, and give the same with a ridge."""
 PANEL = 2048
 """Columns of a Gram that are multiplied at once; what lies above the diagonal is mirrored, not multiplied."""
 
@@ -81,6 +83,11 @@ def activation_sums(blocks: Iterable[tuple[Tensor, Tensor]]) -> ActivationSums:
     return ActivationSums(gram, total, weight)
 
 
+def work_dtype(units: int) -> torch.dtype:
+    """Dtype of factorisations of so many units; see ``WIDE``."""
+    return torch.float32 if units > WIDE else torch.float64
+
+
 def cholesky(gram: Tensor, penalty: float) -> Tensor:
     """Lower Cholesky factor of ``gram + penalty * I``; the penalty grows tenfold while rounding defeats it.
 
@@ -116,8 +123,9 @@ def refit(sums: ActivationSums, consumer: Tensor, kept: Tensor, ridge: float) ->
     kept, removed, rows = kept.to(device), rest.nonzero().flatten().to(device), consumer.to(device, torch.float32)
     if not len(removed):
         return rows[kept]
-    factor = cholesky(sums.gram[kept][:, kept].double(), sums.penalty(ridge))
-    missing = (sums.gram[kept][:, removed] @ rows[removed]).double()
+    dtype = work_dtype(len(consumer))
+    factor = cholesky(sums.gram[kept][:, kept].to(dtype), sums.penalty(ridge))
+    missing = (sums.gram[kept][:, removed] @ rows[removed]).to(dtype)
     return rows[kept] + torch.cholesky_solve(missing, factor).float()
 
 

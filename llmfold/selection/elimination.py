@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from llmfold.clustering.device import kernels_for
-from llmfold.repair.least_squares import ActivationSums, cholesky
+from llmfold.repair.least_squares import ActivationSums, cholesky, work_dtype
 
 _DELAY = 64
 _COMPACT = 8
 """Rows of units that are gone are cut away whenever they have become one in so many."""
-WIDE = 4096
-"""Above so many units arithmetic is float32: n³ in float64 takes twice as long and chooses the same."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def eliminate_units(
     n = len(sums.gram)
     if not 1 <= keep <= n:
         raise ValueError(f"keep must be from 1 to {n}, got {keep}")
-    dtype = torch.float32 if n > WIDE else torch.float64
+    dtype = work_dtype(n)
     rows = consumer.to(sums.gram.device, dtype)
     if metric is not None:
         rows = rows @ metric.to(rows)

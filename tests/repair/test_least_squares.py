@@ -65,6 +65,14 @@ def test_without_a_ridge_it_is_the_weighted_least_squares_solution() -> None:
     torch.testing.assert_close(refit(sums(a, w), consumer, KEPT, 1e-9).double(), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_float32_gives_what_float64_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, consumer, w = problem(rows=2000, units=200, targets=40)
+    kept = torch.arange(0, 200, 2)
+    wide = refit(sums(a, w), consumer, kept, 0.01)
+    monkeypatch.setattr("llmfold.repair.least_squares.WIDE", 0)
+    torch.testing.assert_close(refit(sums(a, w), consumer, kept, 0.01), wide, rtol=1e-3, atol=1e-3)
+
+
 def test_a_strong_ridge_leaves_the_rows_as_they_were() -> None:
     a, consumer, w = problem()
     torch.testing.assert_close(refit(sums(a, w), consumer, KEPT, 1e6), consumer[KEPT], rtol=1e-4, atol=1e-4)

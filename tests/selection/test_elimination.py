@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmfold.repair import least_squares
 from llmfold.repair.least_squares import ActivationSums, activation_sums, refit
-from llmfold.selection import elimination
 from llmfold.selection.elimination import downdate_in_blocks, eliminate_blocks, eliminate_units
 
 
@@ -96,7 +96,7 @@ def test_a_prefix_of_the_order_is_the_order_of_a_milder_ratio_bit_for_bit() -> N
 def test_float32_chooses_as_float64_does(monkeypatch: pytest.MonkeyPatch) -> None:
     sums, consumer = problem(200, seed=6, rows=4000)
     wide = eliminate_units(sums, consumer, 100, 1e-3)
-    monkeypatch.setattr(elimination, "WIDE", 0)
+    monkeypatch.setattr(least_squares, "WIDE", 0)
     narrow = eliminate_units(sums, consumer, 100, 1e-3)
     assert len(set(wide.kept.tolist()) & set(narrow.kept.tolist())) >= 98
     assert float(narrow.costs.sum()) == pytest.approx(float(wide.costs.sum()), rel=1e-3)
