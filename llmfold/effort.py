@@ -40,7 +40,7 @@ class Effort:
 WIDE_MLP = 4096
 EFFORTS = {
     "quick": Effort(tokens=16_384, length=256, refine=0, wide_tokens=8_192),
-    "normal": Effort(tokens=32_768, length=512, refine=400, tokens_per_unit=4),
+    "normal": Effort(tokens=32_768, length=512, refine=200, tokens_per_unit=4),
     "best": Effort(tokens=131_072, length=512, refine=1_600, tokens_per_unit=4),
 }
 DEFAULT_EFFORT = "normal"

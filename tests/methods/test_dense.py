@@ -1,0 +1,112 @@
+"""States of the dense model around its layers: what transformers computes, wherever they are moved to."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from llmfold.architectures import Role, tensor_name
+from llmfold.checkpoint import Source
+from llmfold.methods.base import ReadLayer
+from llmfold.methods.dense import DenseStates, Measurement, row_weight
+from llmfold.methods.streams import PopulationStream, TokenStream
+from llmfold.methods.tokens import embedded
+from llmfold.streaming.forward import forward_context
+from llmfold.streaming.opening import open_source
+from llmfold.streaming.states import STATE_FOLDER
+
+LAYERS, SIZE = 4, (20, 12)
+TOKENS = torch.randint(0, 64, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("dense") / "m", num_hidden_layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def hidden(model: Path) -> list[Tensor]:
+    """States before every layer by transformers; those after the last come without the final norm."""
+    stock = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    after: list[Tensor] = []
+    for layer in stock.model.layers:
+        layer.register_forward_hook(lambda _m, _i, out: after.append(out[0] if isinstance(out, tuple) else out))
+    with torch.inference_mode():
+        first = stock.model.embed_tokens(TOKENS)
+        stock(TOKENS)
+    return [first, *after]
+
+
+Prepared = tuple[Measurement, ReadLayer]
+
+
+@pytest.fixture
+def prepare(model: Path, tmp_path: Path) -> Callable[..., Prepared]:
+    def prepared(*, population: bool = False) -> Prepared:
+        checkpoint, shape = open_source(Source(model, "m", None))
+        context, device = forward_context(checkpoint.config, shape), torch.device("cpu")
+        stream = PopulationStream(context, 0) if population else TokenStream(context)
+
+        def read_layer(index: int) -> dict[Role, Tensor]:
+            roles = shape.layer_roles(shape.layers[index])
+            return {role: checkpoint.read(tensor_name(index, role)) for role, _ in roles}
+
+        return Measurement(
+            shape, stream, lambda: embedded(checkpoint, TOKENS, device), SIZE, tmp_path, device
+        ), read_layer
+
+    return prepared
+
+
+def files(on: Measurement) -> set[str]:
+    return {path.stem for path in (on.work / STATE_FOLDER).iterdir()}
+
+
+@pytest.mark.parametrize("groups", [[[0], [1], [2], [3]], [[0, 1], [2, 3]], [[1], [3]], [[2], [0]]])
+def test_states_are_those_of_transformers(
+    prepare: Callable[..., Prepared], hidden: list[Tensor], groups: list[list[int]]
+) -> None:
+    on, read_layer = prepare()
+    states = DenseStates(on)
+    for group in groups:
+        states.move_to(group, read_layer)
+        for index in group:
+            around = states.around(index, on.wide(read_layer(index)))
+            for found, expected in ((around.before, hidden[index]), (around.after, hidden[index + 1])):
+                torch.testing.assert_close(torch.from_numpy(found[:]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_states_around_the_group_stay_on_disk(prepare: Callable[..., Prepared]) -> None:
+    on, read_layer = prepare()
+    states = DenseStates(on)
+    states.move_to([1, 2], read_layer)
+    assert files(on) == {"00001", "00001-between", "00002", "00002-between", "00003"}
+    states.close()
+    assert files(on) == set()
+
+
+@pytest.mark.parametrize("population", [False, True])
+def test_a_layer_gives_its_mlps_inputs_and_outputs(prepare: Callable[..., Prepared], population: bool) -> None:
+    on, read_layer = prepare(population=population)
+    states = DenseStates(on)
+    states.move_to([1], read_layer)
+    around = states.around(1, on.wide(read_layer(1)))
+    part = slice(4, 9)
+    x, y, w = around.mlp(part)
+    torch.testing.assert_close(around.neurons(x) @ around.weights["down"].T, y, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(w, row_weight(torch.from_numpy(around.after[part].copy())))
+    rows = torch.arange(part.start * SIZE[1], part.stop * SIZE[1]).numpy()
+    for one, other in zip(around.mlp_rows(rows), (x, y, w), strict=True):
+        assert torch.equal(one, other)
+    heads, _ = around.heads(part)
+    added = around.between[part].reshape(-1, on.shape.hidden) - (heads @ around.weights["o"].T).numpy()
+    if population:
+        assert around.order is not None
+        expected = around.before.reshape(-1, on.shape.hidden)[around.order[rows]]
+    else:
+        expected = around.before[part].reshape(-1, on.shape.hidden)
+    torch.testing.assert_close(torch.from_numpy(added), torch.from_numpy(expected.copy()), rtol=1e-4, atol=1e-4)
