@@ -24,7 +24,8 @@ from llmfold.methods.tokens import TokenBudget, input_device
 
 SEED = 2**40 + 17
 """Of the held-back tokens: none that a person would fold with."""
-LENGTH = 128
+LENGTH = 64
+"""Tokens of a sequence: what sampling costs is one pass a position, however few documents there are."""
 _TRACED = 4
 """Sequences whose hidden states after every layer are kept for the errors by layer."""
 _LOGIT_BYTES = 64_000_000

@@ -30,7 +30,7 @@ from llmfold.streaming.states import STATE_FOLDER, stored_tensors
 
 SENSITIVITIES_FILE = "llmfold_sensitivities.json"
 SELECTION_RIDGE = 1e-3
-RIDGES = (0.01, 0.1, 1.0)
+RIDGES = (0.03, 0.3, 1.0, 3.0)
 """Pull of the consumer's rows towards what they were, as fractions of the mean diagonal; held-back rows choose."""
 _GAUSSIAN_ROWS = 8192
 _BEYOND = 3.0
