@@ -102,7 +102,13 @@ class Harness:
             try:
                 with silent:
                     found = evaluator.simple_evaluate(
-                        wrapped, tasks=[task], num_fewshot=0, limit=self.limit, log_samples=False, bootstrap_iters=100
+                        wrapped,
+                        tasks=[task],
+                        task_manager=self._manager(),  # without one it reads the files of all its tasks, twice
+                        num_fewshot=0,
+                        limit=self.limit,
+                        log_samples=False,
+                        bootstrap_iters=100,
                     )
             except Exception as error:  # a harness of thousands of tasks raises whatever its parts do
                 reason = f"{type(error).__name__}: {error}" if str(error) else _unsaid(task, wrapped, error)
@@ -128,16 +134,16 @@ class Harness:
                 self._check_file(name)
             try:
                 with _quiet():
-                    self._ready[name] = (
-                        _task_manager(str(self.data_dir) if self.data_dir else None).load([local])["tasks"][local],
-                        local,
-                    )
+                    self._ready[name] = (self._manager().load([local])["tasks"][local], local)
             except Exception as error:  # data sets are read by whatever loader the task names
                 where = str(self._file(name)) if self.data_dir else "the hub: check the network, or pass --data-dir"
                 reason = f" ({type(error).__name__}: {error})" if self.data_dir else f" ({type(error).__name__})"
                 raise UsageError(f"the data of {name} cannot be read from {where}{reason}") from error
         task, local = self._ready[name]
         return task, local
+
+    def _manager(self) -> Any:
+        return _task_manager(str(self.data_dir) if self.data_dir else None)
 
     def _file(self, name: str) -> Path:
         assert self.data_dir is not None

@@ -121,6 +121,7 @@ def test_wikitext_is_read_as_pages(data_dir: Path) -> None:
     assert sorted(task.aggregation()) == ["bits_per_byte", "byte_perplexity", "word_perplexity"]
 
 
+@pytest.mark.slow
 def test_numbers_equal_those_of_lm_eval_on_its_own_command_line(documents: Path, tmp_path: Path) -> None:
     folder = demo_folder()
     settings = EvaluationSettings(str(folder), tasks="arc_easy,piqa,hellaswag", data_dir=str(documents))
