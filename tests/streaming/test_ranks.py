@@ -265,7 +265,7 @@ def sleep(model, tokens):
 verification._logits = sleep
 sys.exit(main())
 """
-CHECKED = {"method": "paper", "dtype": "bfloat16", **OPTIONS}
+CHECKED = {"method": "paper", "dtype": "bfloat16", "compute_dtype": "bfloat16", **OPTIONS}
 """Both processes have a pass by transformers to do."""
 
 
