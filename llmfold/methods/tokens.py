@@ -23,8 +23,8 @@ from llmfold.streaming.states import stored_array
 TOKENS_FILE = "llmfold_tokens.npy"
 _WINDOWS, _DOCUMENT = 2, 512
 """Most sequences to a document, and tokens of one that has several: more make fewer documents, which differ less."""
-BATCH = 32
-"""Documents sampled at once, at most: fewer batches would leave other processes without work."""
+BATCH = 64
+"""Documents sampled at once, at most: a step reads all weights, however few they are; processes share whole batches."""
 LOOPING = 0.3
 """Share of repeated 4-grams within a sequence above which self tokens are doubted; text stays far below."""
 
