@@ -185,6 +185,15 @@ class _Sums:
     whole: ActivationSums
 
 
+@dataclass(frozen=True)
+class _Refitted:
+    """A consumer by role, refit on the rows to fit on and on all rows, and what the report says of it."""
+
+    train: dict[Role, Tensor]
+    whole: dict[Role, Tensor]
+    record: dict[str, Any]
+
+
 class _Layer:
     """One layer on the states around it."""
 
@@ -265,28 +274,30 @@ class _Layer:
             picked.update(k=keys, v=keys, k_bias=keys, v_bias=keys)
         weights = self._in.weights
         folded = {role: weights[role][rows] for role, rows in picked.items() if role in weights}
-        consumer, bias, record = self._refit("o", queries, self._head_rows)
-        self._record.attention = {"before": self._widths.heads, "after": after.heads, **record}
+        found = self._refit("o", queries, self._head_rows)
+        self._record.attention = {"before": self._widths.heads, "after": after.heads, **found.record}
         self._time("select")
-        return folded | _consumer("o", consumer, bias)
+        return folded | found.whole
 
     def _mlp(self, width: int) -> dict[Role, Tensor]:
         kept, weights = self.neuron_order(width).kept, self._in.weights
         producers: tuple[Role, ...] = ("gate", "up", "gate_bias", "up_bias")
         folded = {role: weights[role][kept] for role in producers if role in weights}
-        consumer, bias, record = self._refit("down", kept, self._mlp_rows)
-        folded |= _consumer("down", consumer, bias)
+        found = self._refit("down", kept, self._mlp_rows)
         self._known = {}  # the refinement needs the room
         self._time("select")
-        record = {"before": self._widths.intermediate, "after": width, **record}
+        record = {"before": self._widths.intermediate, "after": width, **found.record}
+        self._record.mlp = record
         refinement = self._options.refinement
         if refinement.steps and self._held:
-            folded, trace = refine(folded, self._in, self._train, self._held, refinement, self._seed())
+            start = folded | found.train
+            refined, trace = refine(start, self._in, self._train, self._held, refinement, self._seed())
             record["refined_errors"] = trace
-            record["error_after_repair"] = min(trace)
             self._time("refine")
-        self._record.mlp = record
-        return folded
+            if trace[1] < trace[0]:
+                record["error_after_repair"] = trace[1]
+                return refined
+        return folded | found.whole
 
     def _seed(self) -> int:
         return (self._options.seed * 1_000_003 + self._in.index) % 2**63
@@ -299,9 +310,7 @@ class _Layer:
         x, y, w = self._in.mlp(part)
         return self._in.neurons(x), y, w
 
-    def _refit(
-        self, consumer: Role, kept: Tensor, rows: Callable[[slice], tuple[Tensor, Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    def _refit(self, consumer: Role, kept: Tensor, rows: Callable[[slice], tuple[Tensor, Tensor, Tensor]]) -> _Refitted:
         """Refit a consumer at the ridge that held-back rows like best.
 
         Args:
@@ -309,8 +318,6 @@ class _Layer:
             kept: features that stay.
             rows: of some sequences: all features (t, n), targets (t, d) and row weights (t,).
 
-        Returns:
-            Rows (k, d), bias (d,) or None, and what the report says of it.
         """
         sums, dense = self._sums(consumer), self._in.weights[consumer].T
         bias = self._in.weights.get(f"{consumer}_bias")
@@ -328,7 +335,8 @@ class _Layer:
             "error_before_repair": errors[0],
             "error_after_repair": errors[best + 1],
         }
-        return *fitted(sums.whole, RIDGES[best]), record
+        whole = fitted(sums.whole, RIDGES[best])
+        return _Refitted(_consumer(consumer, *candidates[best + 1]), _consumer(consumer, *whole), record)
 
 
 def _errors(

@@ -88,6 +88,17 @@ def test_repair_beats_dropping_the_same_units(tmp_path: Path) -> None:
         assert layer["mlp"]["ridge"] in RIDGES
 
 
+def test_refinement_is_judged_against_what_has_not_seen_the_rows_held_back(tmp_path: Path) -> None:
+    """A closed form that had been fitted to them would win unfairly."""
+    model = tiny_model(tmp_path / "m")
+    options: dict[str, Any] = {"method": "self", "mlp_ratio": 0.5, **MEASURED}
+    closed, refined = (fold(model, output=tmp_path / str(n), refine=n, **options).layers for n in (0, 40))
+    for before, after in zip(closed, refined, strict=True):
+        errors = after["mlp"]["refined_errors"]
+        assert errors[0] == pytest.approx(before["mlp"]["error_after_repair"], rel=1e-4)
+        assert after["mlp"]["error_after_repair"] == pytest.approx(min(errors), rel=1e-4)
+
+
 def test_adaptive_widths_load_with_their_modelling_file(tmp_path: Path) -> None:
     report = fold(
         tiny_model(tmp_path / "m", num_hidden_layers=3),

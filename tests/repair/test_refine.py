@@ -57,13 +57,6 @@ def test_steps_lower_the_error_on_rows_that_they_have_not_seen(inputs: LayerInpu
     assert {role: tensor.shape for role, tensor in found.items()} == {role: t.shape for role, t in start.items()}
 
 
-def test_what_measures_worse_does_not_count(inputs: LayerInputs) -> None:
-    start = narrowed(inputs)
-    found, trace = refine(start, inputs, TRAIN, HELD, Refinement(steps=3, batch=16, rate=30.0), 0)
-    assert trace[1] > trace[0]
-    assert all(torch.equal(found[role], start[role]) for role in start)
-
-
 def test_the_dense_mlp_has_no_error(inputs: LayerInputs) -> None:
     dense = {
         role: tensor for role, tensor in inputs.weights.items() if role.partition("_")[0] in ("gate", "up", "down")
