@@ -219,7 +219,7 @@ class _Layer:
         """Order in which head units (KV groups with their query heads, or query heads under MQA) go."""
 
         def eliminate() -> Elimination:
-            sums, units = self._sums("o"), _head_units(self._widths)
+            sums, units = self._sums("o"), head_units(self._widths)
             size = self._widths.heads * self._shape.head_dim // units
             return eliminate_blocks(sums.whole, self._in.weights["o"].T, keep, size, SELECTION_RIDGE)
 
@@ -267,7 +267,7 @@ class _Layer:
     def _attention(self, after: LayerShape) -> dict[Role, Tensor]:
         grouped = self._widths.kv_heads > 1
         kept = self.head_order(after.kv_heads if grouped else after.heads).kept
-        queries = _features(kept, self._widths.heads * self._shape.head_dim // _head_units(self._widths))
+        queries = _features(kept, self._widths.heads * self._shape.head_dim // head_units(self._widths))
         picked = {"q": queries, "q_bias": queries}
         if grouped:
             keys = _features(kept, self._shape.head_dim)
@@ -361,7 +361,8 @@ def _trace(sums: ActivationSums) -> float:
     return float(sums.gram.diagonal().double().sum())
 
 
-def _head_units(layer: LayerShape) -> int:
+def head_units(layer: LayerShape) -> int:
+    """Units of a layer's attention: KV groups with their query heads, or query heads where they share one."""
     return layer.kv_heads if layer.kv_heads > 1 else layer.heads
 
 

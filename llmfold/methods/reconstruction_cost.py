@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llmfold.architectures import LayerShape
 from llmfold.methods.population import PopulationOptions, population_rows
-from llmfold.methods.reconstruction import RIDGES, ReconstructionOptions, kept_neurons, split
+from llmfold.methods.reconstruction import RIDGES, ReconstructionOptions, head_units, kept_neurons, split
 from llmfold.methods.sampling_cost import sampling_cost
 from llmfold.methods.streams import CHUNK
 from llmfold.methods.tokens import refine_steps, token_budget
@@ -91,7 +91,7 @@ class _Work:
             if a.heads != b.heads:
                 yield Stage("measure", large=self._gram_of_heads(a))
                 if not measured:
-                    yield self._eliminate_heads("select", a, _units(b))
+                    yield self._eliminate_heads("select", a, head_units(b))
                 yield from self._refit(
                     a.heads * shape.head_dim, b.heads * shape.head_dim, self._head_rows(a, self.held)
                 )
@@ -121,7 +121,7 @@ class _Work:
 
     def _eliminate_heads(self, name: str, layer: LayerShape, keep: int) -> Stage:
         """Factor and inverse in float64; every step solves for the blocks left, and downdates the inverse."""
-        units, n, d = _units(layer), layer.heads * self.plan.before.head_dim, self.plan.before.hidden
+        units, n, d = head_units(layer), layer.heads * self.plan.before.head_dim, self.plan.before.hidden
         size, steps = n // units, units - keep
         solved = 2.0 * size**2 * (size + d) * steps * (units + keep) / 2
         return Stage(name, double=float(n) ** 3 + solved + 2.0 * steps * n * size * (n + d))
@@ -180,7 +180,3 @@ def gram_flops(tokens: float, n: int) -> float:
     """Operations of a Gram whose upper part is mirrored by panels."""
     panels = -(-n // PANEL)
     return 2.0 * tokens * n**2 * (panels + 1) / (2 * panels)
-
-
-def _units(layer: LayerShape) -> int:
-    return layer.kv_heads if layer.kv_heads > 1 else layer.heads

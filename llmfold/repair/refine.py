@@ -6,7 +6,7 @@ label, no other layer and no loss of the model is involved. The closed form is w
 not seen decide whether it counts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,14 +78,10 @@ def refine(
 def held_error(mlp: Mlp, inputs: LayerInputs, parts: Sequence[slice]) -> float:
     """Relative squared error of an MLP on some sequences."""
     wrong = total = 0.0
-    for x, y, w in _rows(inputs, parts):
+    for x, y, w in map(inputs.mlp, parts):
         wrong += float(((y - _output(x, mlp, inputs)).square().sum(1) * w).double().sum())
         total += float((y.square().sum(1) * w).double().sum())
     return wrong / max(total, 1e-300)
-
-
-def _rows(inputs: LayerInputs, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    return map(inputs.mlp, parts)
 
 
 def _output(x: Tensor, mlp: Mlp, inputs: LayerInputs) -> Tensor:
