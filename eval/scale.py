@@ -300,7 +300,7 @@ def page() -> None:
     """Write scale.md, and the plot of depth, from the parts at hand."""
     parts = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
     folds = {"whole": "LLaMA-7B, paper", "limit": "LLaMA-7B, paper, in a 4 GB cgroup", "wide": "Llama-3-70B, paper"}
-    folds["self"] = "LLaMA-7B, self"
+    folds |= {"self": "LLaMA-7B, self", "self-before": "LLaMA-7B, self, by the code at 39ac081"}
     lines = [
         "# Folding at real sizes",
         "",
@@ -316,11 +316,11 @@ def page() -> None:
             f"- Without the check the 7B fold takes {p['times_gram_and_copy']:.2f} times the Gram products "
             f"({p['gram_seconds']:.0f} s) and a copy of the files ({p['copy_seconds']:.0f} s) together."
         )
-    if "self" in parts:
-        p = parts["self"]
-        lines.append(
-            f"- `{p['fold']['options']}`: 32 layers extrapolate to {p['extrapolated_hours']:.1f} hours on this machine."
-        )
+    for name in ("self", "self-before"):
+        if name in parts:
+            p = parts[name]
+            told = f"32 layers extrapolate to {p['extrapolated_hours']:.1f} hours on its machine"
+            lines.append(f"- {folds[name]}, `{p['fold']['options']}`: {told}.")
     if "ranks" in parts:
         p = parts["ranks"]
         lines.append(f"- Two processes of one thread, layers dealt out: {_against_one(p)}.")

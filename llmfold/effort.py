@@ -16,30 +16,36 @@ class Effort:
         length: tokens of a sequence, or as many as the model has positions.
         refine: gradient steps on every MLP.
         tokens_per_unit: at least so many tokens for each unit of the widest block.
-        wide_tokens: in place of ``tokens`` where an MLP has more than ``WIDE_MLP`` neurons.
+        wide: what it stands for instead where an MLP has more than ``WIDE_MLP`` neurons.
     """
 
     tokens: int
     length: int
     refine: int
     tokens_per_unit: int = 0
-    wide_tokens: int | None = None
+    wide: "Effort | None" = None
 
     def tokens_for(self, shape: "ModelShape") -> int:
         """Tokens to measure a model on, at least."""
-        neurons = max(layer.intermediate for layer in shape.layers)
-        tokens = self.tokens if self.wide_tokens is None or neurons <= WIDE_MLP else self.wide_tokens
+        neurons = _widest(shape)
         widest = max(neurons, *(layer.heads * shape.head_dim for layer in shape.layers))
-        return max(tokens, self.tokens_per_unit * widest)
+        return max(self._at(neurons).tokens, self.tokens_per_unit * widest)
 
     def length_for(self, shape: "ModelShape") -> int:
         """Tokens of a sequence."""
-        return min(self.length, shape.positions)
+        return min(self._at(_widest(shape)).length, shape.positions)
+
+    def _at(self, neurons: int) -> "Effort":
+        return self if self.wide is None or neurons <= WIDE_MLP else self.wide
+
+
+def _widest(shape: "ModelShape") -> int:
+    return max(layer.intermediate for layer in shape.layers)
 
 
 WIDE_MLP = 4096
 EFFORTS = {
-    "quick": Effort(tokens=16_384, length=256, refine=0, wide_tokens=8_192),
+    "quick": Effort(tokens=16_384, length=256, refine=0, wide=Effort(tokens=8_192, length=128, refine=0)),
     "normal": Effort(tokens=32_768, length=512, refine=200, tokens_per_unit=4),
     "best": Effort(tokens=131_072, length=512, refine=1_600, tokens_per_unit=4),
 }

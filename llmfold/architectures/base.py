@@ -66,6 +66,26 @@ class LayerShape:
         """Query heads per key/value head."""
         return self.heads // self.kv_heads
 
+    @property
+    def grouped(self) -> bool:
+        """Whether attention is cut by key/value groups with their query heads; by query heads where all share one."""
+        return self.kv_heads > 1
+
+    @property
+    def head_units(self) -> int:
+        """Units that attention is cut in."""
+        return self.units_in(self)
+
+    def units_in(self, narrower: "LayerShape") -> int:
+        """How many of this layer's units a narrower form of it has."""
+        return narrower.kv_heads if self.grouped else narrower.heads
+
+    def with_units(self, neurons: int, units: int) -> "LayerShape":
+        """The narrower layer with so many neurons and head units."""
+        if self.grouped:
+            return LayerShape(neurons, units * self.group_size, units)
+        return LayerShape(neurons, units, 1)
+
 
 @dataclass(frozen=True)
 class ModelShape:

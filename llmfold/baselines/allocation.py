@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmfold.architectures import LayerShape, ModelShape
-from llmfold.baselines.structures import Units, head_units
+from llmfold.baselines.structures import Units
 from llmfold.planning import snap, width_multiple
 
 
@@ -46,14 +46,14 @@ def adaptive_widths(
     heads = _Pool(
         [s.heads for s in scores],
         unit_costs,
-        sum(c * head_units(b, p) for c, b, p in zip(unit_costs, layers, planned, strict=True)),
+        sum(c * b.units_in(p) for c, b, p in zip(unit_costs, layers, planned, strict=True)),
     )
     if pooled:
         kept = _Pool(neurons.values + heads.values, neurons.costs + heads.costs, neurons.budget + heads.budget).kept()
     else:
         kept = neurons.kept() + heads.kept()
     return tuple(
-        _narrowed(layer, _snapped(layer, max(1, n), multiple_of), max(1, h))
+        layer.with_units(_snapped(layer, max(1, n), multiple_of), max(1, h))
         for layer, n, h in zip(layers, kept[: len(layers)], kept[len(layers) :], strict=True)
     )
 
@@ -89,15 +89,9 @@ def best_within(values: Tensor, costs: Tensor, budget: float) -> Tensor:
     return mask
 
 
-def _narrowed(layer: LayerShape, neurons: int, units: int) -> LayerShape:
-    if layer.kv_heads > 1:
-        return LayerShape(neurons, units * layer.group_size, units)
-    return LayerShape(neurons, units, 1)
-
-
 def _unit_parameters(shape: ModelShape, layer: LayerShape) -> int:
     """Parameters of one head unit."""
-    if head_units(layer, layer) == 1:
+    if layer.head_units == 1:
         return 0
-    one_less = _narrowed(layer, layer.intermediate, head_units(layer, layer) - 1)
+    one_less = layer.with_units(layer.intermediate, layer.head_units - 1)
     return shape.layer_parameters(layer) - shape.layer_parameters(one_less)

@@ -1,6 +1,6 @@
 """What the pruning baselines cost."""
 
-from llmfold.methods.sampling_cost import sampling_cost
+from llmfold.methods.sampling_cost import with_sampling
 from llmfold.methods.streams import CHUNK
 from llmfold.methods.tokens import token_budget
 from llmfold.planning.cost import Cost, Stage, decoder_flops, head_flops
@@ -45,11 +45,11 @@ def _rows(plan: FoldPlan) -> tuple[int, int]:
 
 def _on_tokens(plan: FoldPlan, processes: int, stages: list[Stage], streams: int) -> Cost:
     budget, shape = token_budget(plan.config, plan.before), plan.before
-    sample, held = sampling_cost(plan, budget, processes) if plan.config.samples else (None, 0)
     widest = max(3 * layer.intermediate + 4 * layer.heads * shape.head_dim for layer in shape.layers)
     area = 4 * CHUNK * budget.length * (widest + 4 * shape.hidden)
     gradients = 3 if plan.config.method == "llm-pruner" else 1
     area = gradients * (area + 4 * max(map(shape.layer_parameters, shape.layers)))
     states = streams * 4 * budget.sequences * budget.length * shape.hidden
     rows = {"tokens": budget.sequences * budget.length, "length": budget.length}
-    return Cost.of([*([sample] if sample else []), *stages], work_area=area, states=states, sampling=held, **rows)
+    cost = Cost.of(stages, work_area=area, states=states, **rows)
+    return with_sampling(cost, plan, budget, processes)

@@ -4,7 +4,7 @@ import torch
 
 from llmfold.architectures import LayerShape, ModelShape
 from llmfold.baselines.pruner import Pruner
-from llmfold.baselines.structures import WEIGHT_ROLES, Units, Weights, coupled_sums, head_units
+from llmfold.baselines.structures import WEIGHT_ROLES, Units, Weights, coupled_sums
 
 
 class RandomPruner(Pruner):
@@ -19,7 +19,7 @@ class RandomPruner(Pruner):
         """Uniform draws from the seed and the layer's index, the same on every device."""
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + index) % 2**63)
         neurons = torch.rand(layer.intermediate, generator=generator, dtype=torch.float64)
-        return Units(neurons, torch.rand(head_units(layer, layer), generator=generator, dtype=torch.float64))
+        return Units(neurons, torch.rand(layer.head_units, generator=generator, dtype=torch.float64))
 
 
 class MagnitudePruner(Pruner):

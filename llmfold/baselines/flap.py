@@ -20,7 +20,7 @@ from torch import Tensor
 from llmfold.architectures import LayerShape, ModelShape, Role
 from llmfold.baselines.pruner import Pruner
 from llmfold.baselines.statistics import Moments, consumer_moments
-from llmfold.baselines.structures import Units, Weights, feature_mask, head_units
+from llmfold.baselines.structures import Units, Weights, feature_mask
 from llmfold.methods.dense import Measurement
 
 _STATES = "dense"
@@ -61,7 +61,7 @@ def standardised_scores(statistics: Statistics, index: int, layer: LayerShape) -
     """Scores that compete across layers and parts: standardised within the layer, averaged over a head's features."""
     heads = _standardise(statistics[f"{index}.heads.metric"].square())
     neurons = _standardise(statistics[f"{index}.neurons.metric"])
-    return Units(neurons, heads.view(head_units(layer, layer), -1).mean(1))
+    return Units(neurons, heads.view(layer.head_units, -1).mean(1))
 
 
 def _standardise(values: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class FlapPruner(Pruner):
 
     def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
         """The metric of neurons, and the sum of the squared metric over the features of each head unit."""
-        heads = self.statistics[f"{index}.heads.metric"].square().view(head_units(layer, layer), -1).sum(1)
+        heads = self.statistics[f"{index}.heads.metric"].square().view(layer.head_units, -1).sum(1)
         return Units(self.statistics[f"{index}.neurons.metric"], heads)
 
     def finish(self, index: int, weights: Weights, pruned: dict[Role, Tensor], kept: Units) -> dict[Role, Tensor]:
@@ -96,7 +96,7 @@ class FlapPruner(Pruner):
         if not self.bias:
             return pruned
         before = self.shape.layers[index]
-        units = head_units(before, before)
+        units = before.head_units
         for role, part, removed in (
             ("o", "heads", feature_mask(kept.heads, units, before.heads * self.shape.head_dim // units)),
             ("down", "neurons", feature_mask(kept.neurons, before.intermediate, 1)),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llmfold.architectures import LayerShape, ModelShape, Role
-from llmfold.baselines.structures import Units, Weights, head_units, keep_units, top
+from llmfold.baselines.structures import Units, Weights, keep_units, top
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Independent
 
@@ -40,7 +40,7 @@ class Pruner(Independent):
         begin = time.perf_counter()
         moved = {role: tensor.to(self.device) for role, tensor in weights.items()}
         scores = self.scores(index, moved, before)
-        kept = Units(top(scores.neurons, after.intermediate), top(scores.heads, head_units(before, after)))
+        kept = Units(top(scores.neurons, after.intermediate), top(scores.heads, before.units_in(after)))
         pruned = self.finish(index, moved, keep_units(moved, before, kept), kept)
         record = LayerRecord(seconds={"prune": time.perf_counter() - begin})
         if before.intermediate != after.intermediate:

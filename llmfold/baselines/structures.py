@@ -25,11 +25,6 @@ class Units:
     heads: Tensor
 
 
-def head_units(before: LayerShape, layer: LayerShape) -> int:
-    """Units that ``layer``, a narrower ``before``, has: its groups, or its query heads where ``before`` is MQA."""
-    return layer.kv_heads if before.kv_heads > 1 else layer.heads
-
-
 def coupled_sums(entries: Weights, layer: LayerShape) -> Units:
     """Sum one value per weight over every coupled structure; biases are left out.
 
@@ -42,7 +37,7 @@ def coupled_sums(entries: Weights, layer: LayerShape) -> Units:
     """
     neurons = _sum(entries["gate"], 1) + _sum(entries["up"], 1) + _sum(entries["down"], 0)
     attention = {role: entries[role] for role in ("q", "k", "v", "o")}
-    views = unit_views(attention, layer, head_units(layer, layer))
+    views = unit_views(attention, layer, layer.head_units)
     heads = torch.stack([_sum(view.flatten(1), 1) for view in views.values()]).sum(0)
     return Units(neurons.cpu(), heads.cpu())
 
@@ -65,7 +60,7 @@ def keep_units(weights: Weights, layer: LayerShape, kept: Units) -> dict[Role, T
         if role in weights:
             cut[role] = weights[role][neurons]
     cut["down"] = weights["down"][:, neurons]
-    for role, view in unit_views(weights, layer, head_units(layer, layer)).items():
+    for role, view in unit_views(weights, layer, layer.head_units).items():
         rows = view[heads]
         cut[role] = rows.flatten(0, 2).T.contiguous() if role == "o" else rows.flatten(0, 1)
     return cut

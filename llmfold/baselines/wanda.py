@@ -15,7 +15,7 @@ from llmfold.architectures import LayerShape, Role
 from llmfold.baselines.carried import CarriedStates
 from llmfold.baselines.pruner import Pruner
 from llmfold.baselines.statistics import Moments, consumer_moments
-from llmfold.baselines.structures import Units, Weights, head_units
+from llmfold.baselines.structures import Units, Weights
 from llmfold.methods.dense import Measurement
 from llmfold.methods.streams import chunks
 from llmfold.streaming.forward import decoder_layer
@@ -44,7 +44,7 @@ class WandaPruner(Pruner):
         """Mean of ``|W| · ‖x‖`` over outputs, summed over the features of a head unit."""
         wide = {role: tensor.float() for role, tensor in weights.items()}
         heads, neurons = consumer_moments(self._on, index, wide, layer, self._carried.now, None)
-        by_feature = feature_scores(wide["o"], heads).view(head_units(layer, layer), -1)
+        by_feature = feature_scores(wide["o"], heads).view(layer.head_units, -1)
         return Units(feature_scores(wide["down"], neurons).cpu(), by_feature.sum(1).cpu())
 
     def finish(self, index: int, weights: Weights, pruned: dict[Role, Tensor], kept: Units) -> dict[Role, Tensor]:

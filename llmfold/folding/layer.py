@@ -139,8 +139,7 @@ class _Units:
 
     def __init__(self, attention: Weights, shape: ModelShape, before: LayerShape, options: MergeOptions) -> None:
         self._attention, self._shape, self._before, self._options = attention, shape, before, options
-        self._by_group = before.kv_heads > 1
-        self._count = before.kv_heads if self._by_group else before.heads
+        self._by_group, self._count = before.grouped, before.head_units
         self._views: dict[Role, Tensor] = {}
         self._aligned: tuple[PairwiseAligner, Tensor] | None = None
 

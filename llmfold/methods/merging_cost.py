@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from llmfold.architectures import LayerShape
 from llmfold.planning.cost import Cost, Stage
 from llmfold.planning.plan import FoldPlan
 
@@ -30,8 +29,8 @@ def _stages(plan: FoldPlan) -> Iterator[Stage]:
                 yield Stage("repair", memory=8.0 * 3 * a.intermediate * shape.hidden)
             yield Stage("merge", memory=8.0 * 3 * a.intermediate * shape.hidden)
         if a.heads != b.heads:
-            units, size = _units(a), 2 * (a.heads + a.kv_heads) * shape.head_dim * shape.hidden
-            if gauge and a.kv_heads > 1:
+            units, size = a.head_units, 2 * (a.heads + a.kv_heads) * shape.head_dim * shape.hidden
+            if gauge and a.grouped:
                 yield Stage("align", large=2.0 * units * size * shape.head_dim)
                 yield Stage("cluster")
             else:
@@ -45,7 +44,3 @@ def _clustering(method: str, units: int, features: int, *, distances_given: bool
     for name, traffic in _BYTES_PER_ENTRY.items():
         if name == "cluster" or not (distances_given or name in passed):
             yield Stage(name, memory=float(traffic) * units**2)
-
-
-def _units(layer: LayerShape) -> int:
-    return layer.kv_heads if layer.kv_heads > 1 else layer.heads

@@ -219,7 +219,7 @@ class _Layer:
         """Order in which head units (KV groups with their query heads, or query heads under MQA) go."""
 
         def eliminate() -> Elimination:
-            sums, units = self._sums("o"), head_units(self._widths)
+            sums, units = self._sums("o"), self._widths.head_units
             size = self._widths.heads * self._shape.head_dim // units
             return eliminate_blocks(sums.whole, self._in.weights["o"].T, keep, size, SELECTION_RIDGE)
 
@@ -265,11 +265,10 @@ class _Layer:
         return sums + extra.scaled(share / (1 - share) * _trace(sums) / max(_trace(extra), 1e-30))
 
     def _attention(self, after: LayerShape) -> dict[Role, Tensor]:
-        grouped = self._widths.kv_heads > 1
-        kept = self.head_order(after.kv_heads if grouped else after.heads).kept
-        queries = _features(kept, self._widths.heads * self._shape.head_dim // head_units(self._widths))
+        kept = self.head_order(self._widths.units_in(after)).kept
+        queries = _features(kept, self._widths.heads * self._shape.head_dim // self._widths.head_units)
         picked = {"q": queries, "q_bias": queries}
-        if grouped:
+        if self._widths.grouped:
             keys = _features(kept, self._shape.head_dim)
             picked.update(k=keys, v=keys, k_bias=keys, v_bias=keys)
         weights = self._in.weights
@@ -359,11 +358,6 @@ def _consumer(role: Role, rows: Tensor, bias: Tensor | None) -> dict[Role, Tenso
 
 def _trace(sums: ActivationSums) -> float:
     return float(sums.gram.diagonal().double().sum())
-
-
-def head_units(layer: LayerShape) -> int:
-    """Units of a layer's attention: KV groups with their query heads, or query heads where they share one."""
-    return layer.kv_heads if layer.kv_heads > 1 else layer.heads
 
 
 def _features(units: Tensor, size: int) -> Tensor:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from llmfold.architectures import LayerShape
 from llmfold.methods.population import PopulationOptions, population_rows
-from llmfold.methods.reconstruction import RIDGES, ReconstructionOptions, head_units, kept_neurons, split
-from llmfold.methods.sampling_cost import sampling_cost
+from llmfold.methods.reconstruction import RIDGES, ReconstructionOptions, kept_neurons, split
+from llmfold.methods.sampling_cost import with_sampling
 from llmfold.methods.streams import CHUNK
 from llmfold.methods.tokens import refine_steps, token_budget
 from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops
@@ -26,8 +26,7 @@ def tokens_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost on token sequences, sampled or read."""
     budget = token_budget(plan.config, plan.before)
     work = _Work(plan, budget.sequences, budget.length, refine_steps(plan.config))
-    sample, held = sampling_cost(plan, budget, processes) if plan.config.samples else (None, 0)
-    return work.cost([*([sample] if sample else []), Stage("prepare")], processes, held)
+    return with_sampling(work.cost([Stage("prepare")], processes), plan, budget, processes)
 
 
 def population_cost(plan: FoldPlan, processes: int = 1) -> Cost:
@@ -69,14 +68,14 @@ class _Work:
         held: list[slice] = split(self.sequences, ReconstructionOptions.held_back)[1]
         return sum(int(part.stop) - int(part.start) for part in held) * self.length
 
-    def cost(self, before: list[Stage], processes: int, sampling: int = 0) -> Cost:
+    def cost(self, before: list[Stage], processes: int) -> Cost:
         """The whole, behind what comes ``before`` it; states lie before, within and after a layer of each process."""
         shape, layers = self.plan.before, self.plan.before.layers
         area = max(self._area(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b)
         wide = max(map(shape.layer_parameters, layers)) * _SINGLE
         states = (2 * processes + 1) * self.tokens * shape.hidden * _SINGLE
         rows = {"tokens": self.tokens, "length": self.length}
-        return Cost.of([*before, *self._layers()], work_area=area + wide, states=states, sampling=sampling, **rows)
+        return Cost.of([*before, *self._layers()], work_area=area + wide, states=states, **rows)
 
     def _layers(self) -> Iterator[Stage]:
         shape, measured = self.plan.before, self.plan.config.measures
@@ -91,7 +90,7 @@ class _Work:
             if a.heads != b.heads:
                 yield Stage("measure", large=self._gram_of_heads(a))
                 if not measured:
-                    yield self._eliminate_heads("select", a, head_units(b))
+                    yield self._eliminate_heads("select", a, a.units_in(b))
                 yield from self._refit(
                     a.heads * shape.head_dim, b.heads * shape.head_dim, self._head_rows(a, self.held)
                 )
@@ -121,7 +120,7 @@ class _Work:
 
     def _eliminate_heads(self, name: str, layer: LayerShape, keep: int) -> Stage:
         """Factor and inverse in float64; every step solves for the blocks left, and downdates the inverse."""
-        units, n, d = head_units(layer), layer.heads * self.plan.before.head_dim, self.plan.before.hidden
+        units, n, d = layer.head_units, layer.heads * self.plan.before.head_dim, self.plan.before.hidden
         size, steps = n // units, units - keep
         solved = 2.0 * size**2 * (size + d) * steps * (units + keep) / 2
         return Stage(name, double=float(n) ** 3 + solved + 2.0 * steps * n * size * (n + d))

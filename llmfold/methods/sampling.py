@@ -19,6 +19,7 @@ from llmfold.errors import CheckpointError
 from llmfold.methods.beginnings import MIXTURE, UNSET, Beginnings, Mixture, starts
 from llmfold.methods.tokens import TokenBudget, input_device
 from llmfold.planning.limits import CACHE_BYTES
+from llmfold.streaming.states import mapped_tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Sampling:
         budget: sequences and tokens.
         seed: of everything random.
         temperature: of the softmax; 1 follows the model.
-        cache_limit: bytes that the key/value cache may take: it bounds how many documents are sampled at once.
+        cache_limit: bytes that the key/value cache may take, in float32: it bounds how many documents are sampled at
+            once, whatever the machine has.
         mixture: how documents begin.
     """
 
@@ -84,9 +86,18 @@ def sample_tokens(
 class Sampler:
     """A model that is held while it samples."""
 
-    def __init__(self, folder: Path, model: Any) -> None:
-        """Take a model loaded from ``folder``; raises CheckpointError where nothing says how a document begins."""
-        self._model = model
+    def __init__(self, folder: Path, model: Any, caches: Path | None = None) -> None:
+        """Take a model.
+
+        Args:
+            folder: that it was loaded from.
+            model: on its device.
+            caches: folder where keys and values are held in files, or None to hold them in memory.
+
+        Raises:
+            CheckpointError: nothing says how a document begins.
+        """
+        self._model, self._caches = model, caches
         self._beginnings = Beginnings.of(folder, model.generation_config, model.config)
 
     def sequences(self, sampling: Sampling) -> Tensor:
@@ -115,7 +126,7 @@ class Sampler:
         generator, length = sampling.generator(index), sampling.budget.document_length
         prompts = starts(self._beginnings, sampling.mixture, documents, generator)
         chances = torch.rand(len(documents), length, generator=generator)
-        cache, device = _cache(self._model.config, length), input_device(self._model)
+        cache, device = _cache(self._model.config, length, self._caches), input_device(self._model)
         tokens = prompts[:, :1].repeat(1, length)
         for place in range(1, length):
             last = tokens[:, place - 1]
@@ -155,28 +166,32 @@ class _Preallocated(DynamicLayer):  # type: ignore[misc]
 
     is_initialized: bool
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, file: Path | None) -> None:
         super().__init__()
-        self._length = length
+        self._length, self._file = length, file
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         first = self.get_seq_length()
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self._rooms = [
-                new.new_empty(*new.shape[:2], self._length, new.shape[3]) for new in (key_states, value_states)
-            ]
+            shape = list(key_states.shape)
+            self._rooms = self._room(key_states, 2, *shape[:2], self._length, shape[3])
         last = first + key_states.shape[2]
         for room, new in zip(self._rooms, (key_states, value_states), strict=True):
             room[:, :, first:last] = new
         self.keys, self.values = (room[:, :, :last] for room in self._rooms)
         return self.keys, self.values
 
+    def _room(self, like: Tensor, *shape: int) -> Tensor:
+        if self._file is None:
+            return like.new_empty(shape)
+        return mapped_tensor(self._file, shape, like.dtype)
 
-def _cache(config: Any, length: int) -> DynamicCache:
+
+def _cache(config: Any, length: int, folder: Path | None) -> DynamicCache:
     """A cache for documents; layers whose sliding window is shorter than those keep the cache of transformers."""
     cache = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, DynamicLayer) and (getattr(layer, "sliding_window", None) or length) >= length:
-            cache.layers[index] = _Preallocated(length)
+            cache.layers[index] = _Preallocated(length, folder and folder / f"layer-{index:05d}")
     return cache

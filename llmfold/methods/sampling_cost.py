@@ -1,27 +1,51 @@
 """What sampling costs: every position of a batch of documents reads the whole model once."""
 
+from dataclasses import dataclass, replace
+
 from llmfold.devices import compute_dtype, pick_device
 from llmfold.methods.tokens import TokenBudget
-from llmfold.planning.cost import Stage, forward_flops
-from llmfold.planning.limits import available_memory, cache_limit, room
+from llmfold.planning.cost import Cost, Stage, forward_flops
+from llmfold.planning.limits import CACHE_BYTES, available_memory, room
 from llmfold.planning.plan import FoldPlan
 
 
-def sampling_cost(plan: FoldPlan, budget: TokenBudget, processes: int) -> tuple[Stage, int]:
-    """The stage, and the bytes of the host's memory that all processes take for it together."""
+@dataclass(frozen=True)
+class SamplingCost:
+    """The stage, and what all processes take for it together on the host: bytes of memory, and of files for caches."""
+
+    stage: Stage
+    memory: int = 0
+    files: int = 0
+
+
+def with_sampling(cost: Cost, plan: FoldPlan, budget: TokenBudget, processes: int) -> Cost:
+    """A cost on the sequences of a budget, with that of sampling them where they are sampled."""
+    if not plan.config.samples:
+        return cost
+    found = sampling_cost(plan, budget, processes)
+    stages = (found.stage, *cost.stages)
+    return replace(cost, stages=stages, sampling=found.memory, states=max(cost.states, found.files))
+
+
+def sampling_cost(plan: FoldPlan, budget: TokenBudget, processes: int) -> SamplingCost:
+    """Cost of sampling all documents of a budget."""
     device = pick_device(plan.config.device)
     shape, length = plan.before, budget.document_length
     each = sum(2 * 4 * layer.kv_heads * shape.head_dim for layer in shape.layers) * length
-    limit = cache_limit(plan.config, "cpu" if device.type == "cpu" else device.index or 0)
-    batches = budget.batches(each, limit)
+    batches = budget.batches(each, CACHE_BYTES)
     cache = -(-budget.documents // batches) * each
     passes = batches * (length - 1)
     computed = shape.parameters * compute_dtype(plan.config.compute_dtype, device, plan.tensors[0].dtype).itemsize
     flops = forward_flops(shape, budget.documents * length, length)
     if device.type != "cpu":
-        return Stage("sample", skinny=flops, memory=float(passes) * computed, disk=plan.bytes_before), 0
+        return SamplingCost(Stage("sample", skinny=flops, memory=float(passes) * computed, disk=plan.bytes_before))
     share = min(processes, batches)
-    left = max(room("cpu", available_memory() // share, plan.config.memory_limits) - cache, 0)
-    held = next((size for size in (computed, plan.bytes_before) if size <= left), left)
-    read = plan.bytes_before if held >= plan.bytes_before else passes * plan.bytes_before
-    return Stage("sample", skinny=flops, memory=float(passes) * held, disk=float(read)), share * (held + cache)
+    left = room("cpu", available_memory() // share, plan.config.memory_limits)
+    held = next((size for size in (computed, plan.bytes_before) if size + cache <= left), None)
+    if held is not None:
+        stage = Stage("sample", skinny=flops, memory=float(passes) * (held + cache / 2), disk=plan.bytes_before)
+        return SamplingCost(stage, memory=share * (held + cache))
+    held = min(plan.bytes_before, left)
+    read = plan.bytes_before + passes * (plan.bytes_before - held)
+    stage = Stage("sample", skinny=flops, memory=float(passes) * (plan.bytes_before + cache / 2), disk=float(read))
+    return SamplingCost(stage, memory=share * held, files=share * cache)

@@ -22,7 +22,7 @@ from llmfold.methods.dense import Measurement
 from llmfold.methods.sampling import Sampler, Sampling, cache_bytes
 from llmfold.methods.streams import TokenStream
 from llmfold.plain_text import UNREADABLE, read_plain_text
-from llmfold.planning.limits import available_memory, cache_limit, room
+from llmfold.planning.limits import available_memory, room
 from llmfold.streaming.forward import forward_context
 from llmfold.streaming.launch import neighbours
 from llmfold.streaming.states import STATE_FOLDER
@@ -123,9 +123,11 @@ def sample_batches(
     offload = setting.work / f"offload-{mine[0]}"
     cache = max(map(len, batches)) * cache_bytes(stock_config(setting.checkpoint.config), length)
     try:
-        loading = _placement(setting, cache, min(len(batches), neighbours()), offload)
-        model = load_model(setting.checkpoint.folder, _dtype(setting), setting.device, **loading)
-        sampler = Sampler(setting.checkpoint.folder, model)
+        place = _place(setting, cache, min(len(batches), neighbours()), offload)
+        model = load_model(setting.checkpoint.folder, _dtype(setting), setting.device, **place.loading)
+        if place.caches is not None:
+            place.caches.mkdir(parents=True, exist_ok=True)
+        sampler = Sampler(setting.checkpoint.folder, model, place.caches)
         for index in missing:
             sample = partial(sampler.sample, sampling, index, batches[index], progress.add)
             tk.stored(_batch_path(setting, index), sample)
@@ -142,8 +144,7 @@ def _sampled(setting: Setting, say: Callable[[str], None]) -> Tensor:
 
 def _batches(setting: Setting) -> tuple[Sampling, list[range]]:
     config = setting.config
-    limit = cache_limit(config, _device_name(setting.device))
-    sampling = Sampling(tk.token_budget(config, setting.shape), config.seed, config.temperature, limit)
+    sampling = Sampling(tk.token_budget(config, setting.shape), config.seed, config.temperature)
     return sampling, sampling.batches(stock_config(setting.checkpoint.config))
 
 
@@ -178,22 +179,36 @@ def _device_name(device: torch.device) -> int | str:
     return "cpu" if device.type == "cpu" else device.index or 0
 
 
-def _placement(setting: Setting, cache: int, processes: int, offload: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Place:
+    """How a model is loaded, and where its key/value cache lies: in files, or in memory (None)."""
+
+    loading: dict[str, Any]
+    caches: Path | None = None
+
+
+def _place(setting: Setting, cache: int, processes: int, offload: Path) -> _Place:
     """How the model is held while it samples: whole on its device if it fits, else spread by accelerate.
 
     It is held in the dtype of the arithmetic if there is room, else as stored. What is left for the key/value cache is
-    counted first; ``max_memory`` bounds both together. Processes that sample on one machine share its memory.
+    counted first; ``max_memory`` bounds both together. Where the host has no room for both, the cache lies in files,
+    which the kernel keeps in memory as it can. Processes that sample on one machine share its memory.
     """
     limits, device = setting.config.memory_limits, setting.device
     own = _device_name(device)
     rooms: dict[int | str, int] = {"cpu": room("cpu", available_memory() // processes, limits)}
     if own != "cpu":
         rooms[own] = room(own, int(torch.cuda.mem_get_info(device)[0]), limits)
-    rooms[own] = max(rooms[own] - cache, 0)
     for dtype in (_dtype(setting), None):
-        if setting.checkpoint.size_in(dtype) <= rooms[own]:
-            return {"as_stored": dtype is None}
-    return {"device_map": "auto", "offload_folder": offload, "max_memory": rooms}
+        if setting.checkpoint.size_in(dtype) + cache <= rooms[own]:
+            return _Place({"as_stored": dtype is None})
+    if own == "cpu":
+        caches = offload / "cache"
+        if setting.checkpoint.size_in(None) <= rooms[own]:
+            return _Place({"as_stored": True}, caches)
+    else:
+        caches, rooms[own] = None, max(rooms[own] - cache, 0)
+    return _Place({"device_map": "auto", "offload_folder": offload, "max_memory": rooms}, caches)
 
 
 def _calibration(setting: Setting, budget: tk.TokenBudget) -> Tensor:

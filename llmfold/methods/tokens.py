@@ -21,10 +21,10 @@ from llmfold.methods.streams import CHUNK, chunks
 from llmfold.streaming.states import stored_array
 
 TOKENS_FILE = "llmfold_tokens.npy"
-_WINDOWS, _DOCUMENT = 2, 512
-"""Most sequences to a document, and tokens of one that has several: more make fewer documents, which differ less."""
 BATCH = 64
 """Documents sampled at once, at most: a step reads all weights, however few they are; processes share whole batches."""
+_WINDOWS, _DOCUMENT = 2, 512
+"""Most sequences to a document, and tokens of one that has several: more make fewer documents, which differ less."""
 LOOPING = 0.3
 """Share of repeated 4-grams within a sequence above which self tokens are doubted; text stays far below."""
 
@@ -56,7 +56,8 @@ class TokenBudget:
     @classmethod
     def sampled(cls, sequences: int, length: int, positions: int) -> "TokenBudget":
         """Sequences cut from documents that a model with so many positions samples."""
-        return cls(sequences, length, max(1, min(_WINDOWS, _DOCUMENT // length, positions // length, sequences)))
+        windows = min(_WINDOWS, _DOCUMENT // length, positions // length, sequences // BATCH)
+        return cls(sequences, length, max(1, windows))
 
     def batches(self, each: int, limit: int) -> int:
         """In how many batches documents are sampled whose caches take ``each`` bytes, and ``limit`` bytes together."""

@@ -66,10 +66,8 @@ def head_options(shape: ModelShape, layer: LayerShape, rules: Rules = Rules()) -
     Whole KV groups go; where a single KV head serves all query heads (MQA), query heads go instead. A family whose
     config wants the head count to divide the hidden size is restricted to such counts, unless another can hold it.
     """
-    if layer.kv_heads > 1:
-        options = [(g * layer.group_size, g) for g in range(layer.kv_heads, 0, -1)]
-    else:
-        options = [(h, 1) for h in range(layer.heads, 0, -1)]
+    narrower = (layer.with_units(layer.intermediate, units) for units in range(layer.head_units, 0, -1))
+    options = [(found.heads, found.kv_heads) for found in narrower]
     legal = [o for o in options if o[0] == layer.heads or heads_are_legal(shape, o[0])]
     return [o for o in legal if rules.allows_heads(layer, *o)] or legal[:1]
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmfold.checkpoint import free_bytes
-from llmfold.config import FoldConfig
 from llmfold.errors import OutputError
 
-CACHE_BYTES = 4_000_000_000
-"""Bound on the key/value cache of sampling."""
+CACHE_BYTES = 2**33
+"""Bound on the key/value cache of documents sampled at once, counted in float32: 64 of 128 tokens of LLaMA-7B."""
 IN_MEMORY_SHARE = 0.8
 """Share of a device's free memory that a model may fill."""
 _PROC = Path("/proc")
@@ -26,13 +25,6 @@ def room(device: int | str, free: int, limits: Mapping[int | str, int] | None = 
     """
     limits = limits or {}
     return min(int(IN_MEMORY_SHARE * free), limits.get(device, limits.get("all", free)))
-
-
-def cache_limit(config: FoldConfig, device: int | str) -> int:
-    """Bytes that the key/value cache may take on a device: half of what the model and the cache may have together."""
-    limits = config.memory_limits
-    limit = limits.get(device, limits.get("all"))
-    return CACHE_BYTES if limit is None else min(CACHE_BYTES, limit // 2)
 
 
 def available_memory(proc: Path = _PROC) -> int:

@@ -27,8 +27,7 @@ class LayerCurves:
 
     def error(self, before: LayerShape, after: LayerShape) -> float:
         """Predicted error of narrowing from ``before`` to ``after``; infinite where nothing was measured."""
-        by_group = before.kv_heads > 1
-        heads = before.kv_heads - after.kv_heads if by_group else before.heads - after.heads
+        heads = before.head_units - before.units_in(after)
         return _at(self.neurons, before.intermediate - after.intermediate) + _at(self.heads, heads)
 
 

@@ -20,9 +20,6 @@ from llmfold.errors import CheckpointError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
 Weights = Mapping[Role, Tensor]
 
 

@@ -1,7 +1,7 @@
 """Hidden states and other tensors of a run in files of its work folder, which the kernel may keep in memory or not."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,33 @@ def mapped(path: Path, create: tuple[int, ...] | None) -> np.memmap:
     """
     if create is None:
         return np.lib.format.open_memmap(path, mode="r+")
-    needed = math.prod(create) * 4
+    _check_room(path, math.prod(create) * 4)
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=create)
+    _allocate(path, path.stat().st_size)
+    return rows
+
+
+def mapped_tensor(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor, not initialised, that lies in a new file; raises OutputError as :func:`mapped`."""
+    count = math.prod(shape)
+    path.unlink(missing_ok=True)
+    _check_room(path, count * dtype.itemsize)
+    path.touch()
+    _allocate(path, count * dtype.itemsize)
+    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(*shape)
+
+
+def _check_room(path: Path, needed: int) -> None:
     if free_bytes(path.parent) < needed:
         raise disk_full(path.parent, needed - free_bytes(path.parent))
-    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=create)
+
+
+def _allocate(path: Path, size: int) -> None:
     try:
         with path.open("r+b") as file:
-            allocate(file.fileno(), path.stat().st_size)
+            allocate(file.fileno(), size)
     except OSError as error:
-        raise write_error(error, path, needed) from error
-    return rows
+        raise write_error(error, path, size) from error
 
 
 def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from llmfold import CheckpointError
 from llmfold.casting import load_model
 from llmfold.methods import sampling as sampling_module
+from llmfold.methods import tokens as tokens_module
 from llmfold.methods.beginnings import UNSET, Beginnings, Mixture, starts
 from llmfold.methods.sampling import Sampler, Sampling, cache_bytes, draw, sample_tokens
 from llmfold.methods.tokens import TOKENS_FILE, TokenBudget
@@ -169,11 +170,22 @@ def test_a_batch_depends_on_its_number_only(tmp_path: Path) -> None:
     assert torch.isin(last[:, 0], torch.tensor([1, 2])).all()
 
 
+def test_keys_and_values_may_lie_in_files(tmp_path: Path) -> None:
+    model, asked = tiny_model(tmp_path / "m"), Sampling(TokenBudget(8, 12), 3)
+    caches = tmp_path / "caches"
+    caches.mkdir()
+    found = Sampler(model, load_model(model, torch.float32, CPU), caches).sequences(asked)
+    assert torch.equal(found, sample_tokens(model, asked, CPU))
+    config = AutoConfig.from_pretrained(model)
+    sizes = [path.stat().st_size for path in sorted(caches.iterdir())]
+    assert len(sizes) == config.num_hidden_layers
+    assert sum(sizes) == 8 * cache_bytes(config, 12)
+
+
 def test_a_killed_run_keeps_the_batches_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(tmp_path / "m")
-    limit = 2 * 4 * cache_bytes(AutoConfig.from_pretrained(model), 16)
+    monkeypatch.setattr(tokens_module, "BATCH", 4)
     options: dict[str, Any] = {"method": "self", "ratio": 0.25, "num_samples": 16, "sequence_length": 8, "refine": 0}
-    options["max_memory"] = limit
     fold(model, output=tmp_path / "whole", **options)
     sample = Sampler.sample
     numbers: list[int] = []
