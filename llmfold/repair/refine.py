@@ -29,11 +29,18 @@ class Refinement:
         steps: gradient steps.
         batch: rows in each.
         rate: of the first step, as a fraction of each tensor's root mean square; it falls to zero linearly.
+        metric: (hidden, m) map of outputs whose squared norm is descended; the identity if None.
     """
 
     steps: int = 0
     batch: int = 512
     rate: float = 1e-2
+    metric: Tensor | None = None
+
+    def energy(self, outputs: Tensor) -> Tensor:
+        """(t,) squared norms of outputs (t, hidden) in the metric."""
+        seen = outputs if self.metric is None else outputs @ self.metric
+        return seen.square().sum(1)
 
 
 def refine(
@@ -65,22 +72,22 @@ def refine(
                 group["lr"] = rate * (1 - step / settings.steps)
             rows = torch.randint(first, last, (settings.batch,), generator=generator).sort().values
             x, y, w = inputs.mlp_rows(rows.numpy())
-            rest = (y - _output(x, refined, inputs)).square().sum(1)
-            loss = (rest * w).sum() / (y.square().sum(1) * w).sum().clamp_min(1e-30)
+            rest = settings.energy(y - _output(x, refined, inputs))
+            loss = (rest * w).sum() / (settings.energy(y) * w).sum().clamp_min(1e-30)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     found = {role: tensor.detach() for role, tensor in refined.items()}
-    trace = [held_error(each, inputs, held) for each in (mlp, found)]
+    trace = [held_error(each, inputs, held, settings) for each in (mlp, found)]
     return found, trace
 
 
-def held_error(mlp: Mlp, inputs: LayerInputs, parts: Sequence[slice]) -> float:
+def held_error(mlp: Mlp, inputs: LayerInputs, parts: Sequence[slice], settings: Refinement) -> float:
     """Relative squared error of an MLP on some sequences."""
     wrong = total = 0.0
     for x, y, w in map(inputs.mlp, parts):
-        wrong += float(((y - _output(x, mlp, inputs)).square().sum(1) * w).double().sum())
-        total += float((y.square().sum(1) * w).double().sum())
+        wrong += float((settings.energy(y - _output(x, mlp, inputs)) * w).double().sum())
+        total += float((settings.energy(y) * w).double().sum())
     return wrong / max(total, 1e-300)
 
 

@@ -1,0 +1,532 @@
+r"""Separate the causes of what a fold loses: MLPs narrowed by cases that differ in one thing each, in one table.
+
+    python eval/ablate.py run MODEL --name smollm2 --width 1152 --calibration wikipedia-train.txt.xz \
+        --text wikitext-2-raw-v1-test.txt:30 --text tinystories-validation-head.txt:10 --axis tokens
+    python eval/ablate.py page
+
+All is done in memory, in float32, with llmfold's own elimination and refinement. A case that stands in
+``eval/results/ablation`` is not run again. Cases on the same tokens share one pass through the dense model.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmfold.architectures import EMBEDDING, HEAD, ModelShape, Role, shape_of, tensor_name
+from llmfold.casting import load_model
+from llmfold.checkpoint import Checkpoint
+from llmfold.evaluation.machine import machine_words
+from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
+from llmfold.evaluation.texts import Text, read_text
+from llmfold.methods import sampling as sampling_module
+from llmfold.methods.beginnings import Mixture
+from llmfold.methods.dense import LayerInputs, Measurement
+from llmfold.methods.reconstruction import RIDGES, SELECTION_RIDGE, split
+from llmfold.methods.sampling import Sampler, Sampling
+from llmfold.methods.streams import TokenStream, chunks, heads_of
+from llmfold.methods.tokens import TokenBudget
+from llmfold.repair.least_squares import ActivationSums, cholesky
+from llmfold.repair.refine import Refinement, refine
+from llmfold.report.record import versions
+from llmfold.selection.elimination import eliminate_units
+from llmfold.streaming.forward import forward_context
+
+RESULTS = Path(__file__).parent / "results" / "ablation"
+CPU = torch.device("cpu")
+CALIBRATION_CHARACTERS = 30_000_000
+METRICS = ("fisher", "fisher-token", "whitened", "head", "readers")
+METRIC_SEQUENCES = 32
+"""Sequences whose gradients make a Fisher metric."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is done to a model; the defaults are the base of all axes.
+
+    Attributes:
+        source: of the tokens: ``text``, windows at random places of the calibration text; ``head``, its head; ``own``,
+            samples of the model itself.
+        tokens, length: how many, and of a sequence.
+        temperature, words: of own samples; see :class:`Mixture`.
+        separator: token that separates own documents, where not the model's own.
+        noise: share of own tokens that are any of the vocabulary instead of what the model would write.
+        target: what a block is fitted to: ``alone``, its own output on dense inputs; else a share from 0 to 1 of the
+            error of earlier layers that it corrects, on the folded model's inputs.
+        metric: in which neurons are chosen: ``raw``, or one of ``METRICS``.
+        ridge: of the refit; None: held-back rows choose it.
+        toward: what the ridge pulls to: ``old`` rows, or ``zero``.
+        refine: gradient steps afterwards, of ``batch`` rows, in the metric ``refine_in``.
+        layers: the first layer to narrow and the one after the last; all if None.
+        seed: of everything random.
+    """
+
+    source: str = "text"
+    tokens: int = 32_768
+    length: int = 512
+    temperature: float = 1.0
+    words: float = 0.5
+    separator: int | None = None
+    noise: float = 0.0
+    target: str = "alone"
+    metric: str = "raw"
+    ridge: float | None = None
+    toward: str = "old"
+    refine: int = 0
+    batch: int = 512
+    refine_in: str = "raw"
+    layers: tuple[int, int] | None = None
+    seed: int = 0
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What differs from the base."""
+        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
+
+    @property
+    def name(self) -> str:
+        """Name of the case's file."""
+        words = [f"{key}-{'-'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in self.given.items()]
+        return "_".join(words) or "base"
+
+    @property
+    def sequences(self) -> tuple[Any, ...]:
+        """What its tokens depend on."""
+        kind = (self.source, self.tokens, self.length, self.seed)
+        return (*kind, self.temperature, self.words, self.separator, self.noise) if self.source == "own" else kind
+
+
+OWN = Case(source="own")
+AXES: dict[str, list[Case]] = {
+    "base": [Case(), OWN],
+    "target": [Case(target=target) for target in ("alone", "0.0", "0.5", "1.0")],
+    "selection": [Case(metric=metric) for metric in METRICS],
+    "tokens": [
+        Case(source=source, tokens=tokens) for source in ("text", "own") for tokens in (8192, 16_384, 65_536, 131_072)
+    ],
+    "length": [Case(length=length) for length in (256, 1024)] + [Case(source="head")],
+    "ridge": [Case(ridge=ridge) for ridge in (0.01, 0.1, 1.0)] + [Case(ridge=1e-3, toward="zero")],
+    "refine": [dataclasses.replace(case, refine=steps) for case in (Case(), OWN) for steps in (200, 800)],
+    "refine_in": [
+        Case(source="own", tokens=16_384, refine=200, refine_in=name)
+        for name in ("raw", "readers", "fisher-token", "fisher")
+    ],
+    "sampling": [
+        dataclasses.replace(case, source="own", tokens=16_384)
+        for case in (
+            Case(),
+            Case(temperature=1.2),
+            Case(noise=0.03),
+            *(Case(words=value, separator=0) for value in (0.5, 1.0)),
+            *(Case(temperature=value) for value in (0.9, 1.1)),
+            Case(noise=0.1),
+            *(Case(words=value) for value in (0.0, 1.0)),
+        )
+    ],
+}
+
+
+@contextmanager
+def noisy(share: float) -> Iterator[None]:
+    """A share of all draws falls on any token of the vocabulary."""
+    draw = sampling_module.draw
+
+    def mixed(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:
+        own = draw(logits, ((chances - share) / (1 - share)).clamp_min(0), temperature)
+        return torch.where(chances < share, (chances / max(share, 1e-9) * logits.shape[-1]).long(), own)
+
+    sampling_module.draw = mixed
+    try:
+        yield
+    finally:
+        sampling_module.draw = draw
+
+
+@dataclass
+class Bench:
+    """The dense model, once by tensors and once by transformers, and the texts that are scored."""
+
+    folder: Path
+    width: int
+    calibration: Path
+    windows: dict[str, Windows]
+    unseen: Tensor
+
+    def __post_init__(self) -> None:
+        self.checkpoint = Checkpoint.open(self.folder)
+        self.shape: ModelShape = shape_of(self.checkpoint.config)
+        self.stream = TokenStream(forward_context(self.checkpoint.config, self.shape))
+        self.model = load_model(self.folder, torch.float32, CPU).requires_grad_(False)
+        self.dense = [{role: t.weight for role, t in _linears(self.model, i)} for i in range(len(self.shape.layers))]
+        self._calibration: Tensor | None = None
+
+    def weights(self, index: int) -> dict[Role, Tensor]:
+        """A dense layer in float32."""
+        roles = self.shape.layer_roles(self.shape.layers[index])
+        return {role: self.checkpoint.read(tensor_name(index, role)).float() for role, _ in roles}
+
+    def tokens(self, case: Case) -> Tensor:
+        """(sequences, length) that a case measures on."""
+        count = case.tokens // case.length
+        if case.source == "own":
+            sampler = Sampler(self.folder, self.model)
+            if case.separator is not None:
+                known = sampler._beginnings
+                ends = (case.separator, *(end for end in known.ends if end != case.separator))
+                sampler._beginnings = dataclasses.replace(known, ends=ends)
+            budget = TokenBudget.sampled(count, case.length, self.shape.positions)
+            with noisy(case.noise):
+                return sampler.sequences(Sampling(budget, case.seed, case.temperature, mixture=Mixture(case.words)))
+        if self._calibration is None:
+            text = read_text(str(self.calibration))
+            head = text.content[:CALIBRATION_CHARACTERS]
+            self._calibration = token_stream(self.folder, Text(text.name, head, text.sha256))
+        stream = self._calibration
+        if case.source == "head":
+            return stream[: count * case.length].view(count, case.length)
+        generator = torch.Generator().manual_seed(case.seed)
+        starts = torch.randint(len(stream) - case.length, (count,), generator=generator).tolist()
+        return torch.stack([stream[start : start + case.length] for start in starts])
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """Hidden states before the first layer."""
+        table = self.checkpoint.read(EMBEDDING if EMBEDDING in self.checkpoint.tensors else HEAD)
+        return F.embedding(tokens, table).float()
+
+    def inputs(self, index: int, weights: dict[Role, Tensor], before: Tensor, goal: Tensor | None) -> LayerInputs:
+        """A dense layer on some states; its MLP is to give what is missing to ``goal``, or its own output."""
+        on = Measurement(self.shape, self.stream, lambda: iter(()), tuple(before.shape[:2]), Path(), CPU)  # type: ignore[arg-type]
+        between, layer = torch.empty_like(before), self.shape.layers[index]
+        for part in chunks(len(before)):
+            heads = heads_of(before[part], weights, layer, self.stream.context, index)
+            between[part] = before[part] + F.linear(heads, weights["o"], weights.get("o_bias"))
+        after = goal if goal is not None else torch.empty_like(before)
+        found = LayerInputs(on, index, weights, *(t.numpy() for t in (before, between, after)), None)  # type: ignore[arg-type]
+        if goal is None:
+            for part in chunks(len(before)):
+                x, _, _ = found.mlp(part)
+                after[part] = between[part] + F.linear(found.neurons(x), weights["down"]).view_as(between[part])
+        return found
+
+    def scores(self, mlps: Mapping[int, Mapping[Role, Tensor]]) -> dict[str, float]:
+        """Negative log-likelihood by text with some MLPs replaced."""
+        try:
+            for index, mlp in mlps.items():
+                for role, module in _linears(self.model, index):
+                    module.weight = nn.Parameter(mlp[role], requires_grad=False)
+            with torch.inference_mode():
+                return {name: score(self.model, windows, batch=2).nll for name, windows in self.windows.items()}
+        finally:
+            for index in mlps:
+                for role, module in _linears(self.model, index):
+                    module.weight = self.dense[index][role]
+
+
+def _linears(model: Any, index: int) -> list[tuple[Role, nn.Linear]]:
+    mlp = model.model.layers[index].mlp
+    return [("gate", mlp.gate_proj), ("up", mlp.up_proj), ("down", mlp.down_proj)]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Over some rows: the Gram of the neurons, and their products with the targets."""
+
+    gram: ActivationSums
+    cross: Tensor
+    energy: float
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(self.gram + other.gram, self.cross + other.cross, self.energy + other.energy)
+
+    def error(self, rows: Tensor, kept: Tensor) -> float:
+        """Relative squared error of consumer rows (k, d) for the neurons kept."""
+        rows, gram = rows.double(), self.gram.gram[kept][:, kept].double()
+        wrong = self.energy - 2 * float((rows * self.cross[kept]).sum()) + float((rows * (gram @ rows)).sum())
+        return wrong / self.energy
+
+    def solve(self, old: Tensor, kept: Tensor, ridge: float, toward: str) -> Tensor:
+        """Rows (k, d) of least error plus a ridge."""
+        gram = self.gram.gram[kept][:, kept].double()
+        start = old[kept].double() if toward == "old" else torch.zeros(len(kept), old.shape[1], dtype=torch.float64)
+        factor = cholesky(gram, self.gram.penalty(ridge))
+        return start + torch.cholesky_solve(self.cross[kept] - gram @ start, factor)
+
+
+def sums(inputs: LayerInputs, parts: Iterable[slice]) -> Sums:
+    """Sums over the neurons of a dense MLP and what it is to give."""
+    gram, cross, total, energy, weight = None, None, None, 0.0, 0.0
+    for part in parts:
+        x, y, w = inputs.mlp(part)
+        a = inputs.neurons(x)
+        scaled = a * w[:, None]
+        new = (scaled.T @ a, (scaled.T @ y).double(), scaled.double().sum(0))
+        gram, cross, total = new if gram is None else (gram + new[0], cross + new[1], total + new[2])
+        energy += float((y.square().sum(1) * w).double().sum())
+        weight += float(w.double().sum())
+    return Sums(ActivationSums(gram, total, weight), cross, energy)  # type: ignore[arg-type]
+
+
+def fit(
+    case: Case, inputs: LayerInputs, width: int, known: dict[str, Any]
+) -> tuple[dict[Role, Tensor], dict[str, float]]:
+    """Narrow one MLP; returns its tensors, and its errors on the rows fitted to and on those held back.
+
+    Args:
+        case: what to do.
+        inputs: the layer on its states.
+        width: neurons to keep.
+        known: what other cases on the same inputs have computed.
+    """
+    train_parts, held_parts = split(inputs.on.size[0], 0.125)
+    if "train" not in known:
+        known["train"], known["held"] = sums(inputs, train_parts), sums(inputs, held_parts)
+        known["whole"] = known["train"] + known["held"]
+    train, held, whole = known["train"], known["held"], known["whole"]
+    old, metric = inputs.weights["down"].T, known.get("metrics", {}).get(case.metric)
+    if case.metric not in known:
+        rows = old
+        if case.target != "alone":  # the best consumer is no longer the one that is there
+            every = torch.arange(len(old))
+            rows = whole.solve(old, every, SELECTION_RIDGE, "old").float()
+        order = eliminate_units(whole.gram, rows, width, SELECTION_RIDGE, metric=metric)
+        known[case.metric] = order.kept
+    kept = known[case.metric]
+    ridges = RIDGES if case.ridge is None else (case.ridge,)
+    trials = [train.solve(old, kept, ridge, case.toward) for ridge in ridges]
+    errors = [held.error(trial, kept) for trial in trials]
+    best = min(range(len(ridges)), key=errors.__getitem__)
+    facts = {"fitted": train.error(trials[best], kept), "held": errors[best], "ridge": ridges[best]}
+    start = {role: inputs.weights[role][kept] for role in ("gate", "up")}
+    if case.refine:
+        settings = Refinement(case.refine, case.batch, metric=known.get("metrics", {}).get(case.refine_in))
+        trained = start | {"down": trials[best].float().T.contiguous()}
+        seed = case.seed + inputs.index
+        refined, (before, facts["refined"]) = refine(trained, inputs, train_parts, held_parts, settings, seed)
+        if facts["refined"] < before:
+            return refined, facts
+    return start | {"down": whole.solve(old, kept, ridges[best], case.toward).float().T.contiguous()}, facts
+
+
+def error_of(mlp: Mapping[Role, Tensor], inputs: LayerInputs) -> float:
+    """Relative squared error of an MLP on all rows of some inputs."""
+    wrong = total = 0.0
+    for part in chunks(inputs.on.size[0]):
+        x, y, w = inputs.mlp(part)
+        act = inputs.on.stream.context.activation
+        found = F.linear(act(F.linear(x, mlp["gate"])) * F.linear(x, mlp["up"]), mlp["down"])
+        wrong += float(((y - found).square().sum(1) * w).double().sum())
+        total += float((y.square().sum(1) * w).double().sum())
+    return wrong / total
+
+
+def metrics(bench: Bench, tokens: Tensor, wanted: set[str]) -> list[dict[str, Tensor]]:
+    """Maps (hidden, hidden) of every layer's output whose squared norm chooses neurons."""
+    layers, hidden = len(bench.shape.layers), bench.shape.hidden
+    moments: dict[str, list[Tensor]] = {name: [torch.zeros(hidden, hidden) for _ in range(layers)] for name in wanted}
+    if "head" in wanted:
+        head = bench.model.lm_head.weight.float()
+        moments["head"] = [head.T @ head] * layers
+    if "readers" in wanted:
+        moments["readers"] = _readers(bench)
+    if wanted & {"fisher", "fisher-token", "whitened"}:
+        states: list[Tensor] = []
+        hooks = [
+            layer.register_forward_hook(lambda _m, _i, out: states.append(out)) for layer in bench.model.model.layers
+        ]
+        embed = bench.model.model.embed_tokens.register_forward_hook(lambda _m, _i, out: out.requires_grad_())
+        generator = torch.Generator().manual_seed(0)
+        try:
+            for row in tokens[:METRIC_SEQUENCES]:
+                states.clear()
+                logits = bench.model(row[None], use_cache=False).logits[0]
+                labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+                found = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), states)
+                for index, (state, gradient) in enumerate(zip(states, found, strict=True)):
+                    g, h = gradient.reshape(-1, hidden), state.detach().reshape(-1, hidden)
+                    unit = g / g.norm(dim=1, keepdim=True).clamp_min(1e-30)
+                    for name, rows in (("fisher", g), ("fisher-token", unit), ("whitened", h)):
+                        if name in wanted:
+                            moments[name][index] += rows.T @ rows
+        finally:
+            for hook in (*hooks, embed):
+                hook.remove()
+    return [
+        {name: _root(moments[name][i], -0.5 if name == "whitened" else 0.5) for name in wanted} for i in range(layers)
+    ]
+
+
+def _readers(bench: Bench) -> list[Tensor]:
+    """How strongly all that comes after a layer reads the directions of its output, every reader in its own scale."""
+    head = bench.model.lm_head.weight.float() * bench.model.model.norm.weight.float()
+    total, found = _unit(head.T @ head), []
+    for index in reversed(range(len(bench.shape.layers))):
+        found.append(total)
+        weights = bench.weights(index)
+        for norm, roles in (("input_norm", ("q", "k", "v")), ("post_norm", ("gate", "up"))):
+            for role in roles:
+                read = weights[role] * weights[norm]
+                total = total + _unit(read.T @ read)
+    return found[::-1]
+
+
+def _unit(moment: Tensor) -> Tensor:
+    return moment / moment.trace()
+
+
+def _root(moment: Tensor, power: float) -> Tensor:
+    """Power of a second moment, with a hundredth of its mean eigenvalue added."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    values = values.clamp_min(0) + 0.01 * values.mean()
+    return ((vectors * values**power) @ vectors.T).float()
+
+
+def run_group(bench: Bench, cases: list[Case]) -> Iterator[tuple[Case, dict[str, Any]]]:
+    """Run cases on the same tokens, layer by layer together, then score each."""
+    start = time.perf_counter()
+    tokens = bench.tokens(cases[0])
+    sampled = time.perf_counter() - start
+    wanted = {name for case in cases for name in (case.metric, case.refine_in)} - {"raw"}
+    maps = metrics(bench, tokens, wanted) if wanted else [{}] * len(bench.shape.layers)
+    dense, unseen = bench.embedded(tokens), bench.embedded(bench.unseen)
+    folded = {case: dense.clone() for case in cases if case.target != "alone"}
+    mlps: dict[Case, dict[int, dict[Role, Tensor]]] = {case: {} for case in cases}
+    facts: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
+    seconds = dict.fromkeys(cases, 0.0)
+    for index in range(len(bench.shape.layers)):
+        weights = bench.weights(index)
+        around, foreign = (bench.inputs(index, weights, states, None) for states in (dense, unseen))
+        known: dict[str, Any] = {"metrics": maps[index]}
+        for case in cases:
+            inside = case.layers is None or case.layers[0] <= index < case.layers[1]
+            clock = time.perf_counter()
+            if case.target == "alone" and inside:
+                mlps[case][index], found = fit(case, around, bench.width, known)
+            elif inside:
+                mlps[case][index], found = _fit_on_folded(bench, case, folded, around, known["metrics"])
+            seconds[case] += time.perf_counter() - clock
+            if inside:
+                facts[case].append({"layer": index, **found, "unseen": error_of(mlps[case][index], foreign)})
+        dense, unseen = torch.from_numpy(around.after), torch.from_numpy(foreign.after)
+        print(f"layer {index}", end="\r", flush=True)
+    for case in cases:
+        yield case, {"nll": bench.scores(mlps[case]), "layers": facts[case], "fit": seconds[case], "tokens": sampled}
+
+
+def _fit_on_folded(
+    bench: Bench, case: Case, folded: dict[Case, Tensor], dense: LayerInputs, maps: dict[str, Tensor]
+) -> tuple[dict[Role, Tensor], dict[str, float]]:
+    """Narrow an MLP on the folded model's inputs, correcting a share of the error that they bring; moves them on."""
+    inputs = bench.inputs(dense.index, dense.weights, folded[case], None)
+    share = float(case.target)
+    own = torch.from_numpy(inputs.after)
+    goal = torch.lerp(own, torch.from_numpy(dense.after), share)
+    inputs = dataclasses.replace(inputs, after=goal.numpy())  # type: ignore[arg-type]
+    mlp, facts = fit(case, inputs, bench.width, {"metrics": maps})
+    act = inputs.on.stream.context.activation
+    after = torch.empty_like(goal)
+    for part in chunks(len(goal)):
+        x, _, _ = inputs.mlp(part)
+        found = F.linear(act(F.linear(x, mlp["gate"])) * F.linear(x, mlp["up"]), mlp["down"])
+        after[part] = torch.from_numpy(inputs.between[part]) + found.view_as(after[part])
+    folded[case] = after
+    return mlp, facts
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the cases of some axes that do not stand yet."""
+    torch.manual_seed(0)
+    results = RESULTS / arguments.name
+    results.mkdir(parents=True, exist_ok=True)
+    windows = {}
+    for text in arguments.text:
+        path, _, limit = text.rpartition(":")
+        found = read_text(path)
+        windows[found.name] = text_windows(arguments.folder, found, length=arguments.length, limit=int(limit))
+    unseen = token_stream(arguments.folder, read_text(arguments.unseen))[: 8 * 512].view(8, 512)
+    bench = Bench(arguments.folder, arguments.width, arguments.calibration, windows, unseen)
+    dense = results / "dense.json"
+    if not dense.exists():
+        _store(dense, {"nll": bench.scores({}), "protocols": {name: w.protocol for name, w in windows.items()}})
+    cases = list(dict.fromkeys(case for axis in arguments.axis for case in AXES[axis]))
+    pending = [case for case in cases if not (results / f"{case.name}.json").exists()]
+    for key in dict.fromkeys(case.sequences for case in pending):
+        for case, found in run_group(bench, [case for case in pending if case.sequences == key]):
+            _store(results / f"{case.name}.json", {"case": dataclasses.asdict(case), "width": bench.width, **found})
+            print(case.name, {name: round(math.exp(value), 3) for name, value in found["nll"].items()}, flush=True)
+
+
+def _store(path: Path, found: dict[str, Any]) -> None:
+    about = {"machine": f"{machine_words()} of {os.cpu_count()} CPUs", "versions": versions()}
+    path.write_text(json.dumps({**found, **about}, indent=1) + "\n", encoding="utf-8")
+
+
+def page() -> None:
+    """Write the table of all cases that stand."""
+    lines = ["# What a fold loses, and to what", "", *(__doc__ or "").split("\n\n")[2].splitlines(), ""]
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+        dense = found.pop("dense")
+        texts = list(dense["nll"])
+        lines += [
+            f"## {folder.name}",
+            "",
+            "Excess log-perplexity; errors are means over layers of one MLP's output.",
+            "",
+        ]
+        for axis, cases in AXES.items():
+            rows = [(case, found[case.name]) for case in cases if case.name in found]
+            if rows:
+                lines += [f"### {axis}", "", f"| case | {' | '.join(texts)} | fitted | held back | unseen |"]
+                lines.append("|---|" + "---:|" * (len(texts) + 3))
+                lines += [_row(case, result, dense, texts) for case, result in rows]
+                lines.append("")
+        lines += [f"- {name}: {words}" for name, words in dense["protocols"].items()]
+        lines += ["", f"{dense['machine']}; " + ", ".join(f"{k} {v}" for k, v in dense["versions"].items()), ""]
+    (RESULTS.parent / "ablation.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _row(case: Case, found: dict[str, Any], dense: dict[str, Any], texts: list[str]) -> str:
+    said = ", ".join(f"{key} {value}" for key, value in case.given.items()) or "base"
+    excess = [f"{found['nll'][text] - dense['nll'][text]:.3f}" for text in texts]
+    means = [
+        np.mean([layer.get("refined", layer[key]) if key == "held" else layer[key] for layer in found["layers"]])
+        for key in ("fitted", "held", "unseen")
+    ]
+    return f"| {said} | {' | '.join(excess)} | {' | '.join(f'{value:.4f}' for value in means)} |"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    runs = parts.add_parser("run", help="run cases that do not stand yet")
+    runs.add_argument("folder", type=Path, help="the dense model")
+    runs.add_argument("--name", required=True, help="of the results")
+    runs.add_argument("--width", type=int, required=True, help="neurons to keep in every layer")
+    runs.add_argument("--calibration", type=Path, required=True, help="text that cases of source text are fitted on")
+    runs.add_argument("--unseen", required=True, help="text on which errors of single layers are measured")
+    runs.add_argument("--text", action="append", required=True, help="FILE:WINDOWS to score")
+    runs.add_argument("--length", type=int, default=1024, help="tokens of a scored window")
+    runs.add_argument("--axis", action="append", required=True, choices=list(AXES))
+    parts.add_parser("page", help="write the table")
+    arguments = parser.parse_args()
+    if arguments.part == "page":
+        page()
+    else:
+        run(arguments)
+
+
+if __name__ == "__main__":
+    main()
