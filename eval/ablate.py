@@ -63,6 +63,7 @@ class Case:
         temperature, words: of own samples; see :class:`Mixture`.
         separator: token that separates own documents, where not the model's own.
         noise: share of own tokens that are any of the vocabulary instead of what the model would write.
+        half: whether only half of the documents, of each beginning, have noise.
         target: what a block is fitted to: ``alone``, its own output on dense inputs; else a share from 0 to 1 of the
             error of earlier layers that it corrects, on the folded model's inputs.
         metric: in which neurons are chosen: ``raw``, or one of ``METRICS``.
@@ -80,6 +81,7 @@ class Case:
     words: float = 0.5
     separator: int | None = None
     noise: float = 0.0
+    half: bool = False
     target: str = "alone"
     metric: str = "raw"
     ridge: float | None = None
@@ -105,7 +107,11 @@ class Case:
     def sequences(self) -> tuple[Any, ...]:
         """What its tokens depend on."""
         kind = (self.source, self.tokens, self.length, self.seed)
-        return (*kind, self.temperature, self.words, self.separator, self.noise) if self.source == "own" else kind
+        return (
+            (*kind, self.temperature, self.words, self.separator, self.noise, self.half)
+            if self.source == "own"
+            else kind
+        )
 
 
 OWN = Case(source="own")
@@ -127,10 +133,10 @@ AXES: dict[str, list[Case]] = {
         dataclasses.replace(case, source="own", tokens=16_384)
         for case in (
             Case(),
-            Case(temperature=1.2),
-            Case(noise=0.03),
+            *(Case(temperature=value) for value in (0.9, 0.8, 1.1, 1.2)),
+            *(Case(noise=value) for value in (0.01, 0.03)),
+            Case(noise=0.05, half=True),
             *(Case(words=value, separator=0) for value in (0.5, 1.0)),
-            *(Case(temperature=value) for value in (0.9, 1.1)),
             Case(noise=0.1),
             *(Case(words=value) for value in (0.0, 1.0)),
         )
@@ -139,13 +145,16 @@ AXES: dict[str, list[Case]] = {
 
 
 @contextmanager
-def noisy(share: float) -> Iterator[None]:
-    """A share of all draws falls on any token of the vocabulary."""
+def noisy(share: float, half: bool) -> Iterator[None]:
+    """A share of all draws, or of those for half of the documents, falls on any token of the vocabulary."""
     draw = sampling_module.draw
 
     def mixed(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:
-        own = draw(logits, ((chances - share) / (1 - share)).clamp_min(0), temperature)
-        return torch.where(chances < share, (chances / max(share, 1e-9) * logits.shape[-1]).long(), own)
+        shares = torch.full_like(chances, share)
+        if half:  # beginnings alternate from one document to the next
+            shares[torch.arange(len(shares)) // 2 % 2 == 0] = 0
+        own = draw(logits, ((chances - shares) / (1 - shares)).clamp_min(0), temperature)
+        return torch.where(chances < shares, (chances / max(share, 1e-9) * logits.shape[-1]).long(), own)
 
     sampling_module.draw = mixed
     try:
@@ -187,7 +196,7 @@ class Bench:
                 ends = (case.separator, *(end for end in known.ends if end != case.separator))
                 sampler._beginnings = dataclasses.replace(known, ends=ends)
             budget = TokenBudget.sampled(count, case.length, self.shape.positions)
-            with noisy(case.noise):
+            with noisy(case.noise, case.half):
                 return sampler.sequences(Sampling(budget, case.seed, case.temperature, mixture=Mixture(case.words)))
         if self._calibration is None:
             text = read_text(str(self.calibration))

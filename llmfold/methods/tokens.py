@@ -54,9 +54,9 @@ class TokenBudget:
         return self.windows * self.length
 
     @classmethod
-    def sampled(cls, sequences: int, length: int, positions: int) -> "TokenBudget":
-        """Sequences cut from documents that a model with so many positions samples."""
-        windows = min(_WINDOWS, _DOCUMENT // length, positions // length, sequences // BATCH)
+    def sampled(cls, sequences: int, length: int, positions: int, documents: int = 1) -> "TokenBudget":
+        """Sequences cut from so many documents or more, which a model with so many positions samples."""
+        windows = min(_WINDOWS, _DOCUMENT // length, positions // length, sequences // documents)
         return cls(sequences, length, max(1, windows))
 
     def batches(self, each: int, limit: int) -> int:
@@ -83,7 +83,7 @@ def token_budget(config: FoldConfig, shape: ModelShape) -> TokenBudget:
     if length > shape.positions:
         raise UsageError(f"--sequence-length {length} exceeds the model's maximum of {shape.positions} positions")
     sequences = config.num_samples or -(-effort.tokens_for(shape) // (length * CHUNK)) * CHUNK
-    return TokenBudget.sampled(sequences, length, shape.positions)
+    return TokenBudget.sampled(sequences, length, shape.positions, documents=BATCH)
 
 
 def resolved(config: FoldConfig, shape: ModelShape) -> FoldConfig:

@@ -82,7 +82,7 @@ def refine(
     return found, trace
 
 
-def held_error(mlp: Mlp, inputs: LayerInputs, parts: Sequence[slice], settings: Refinement) -> float:
+def held_error(mlp: Mlp, inputs: LayerInputs, parts: Sequence[slice], settings: Refinement = Refinement()) -> float:
     """Relative squared error of an MLP on some sequences."""
     wrong = total = 0.0
     for x, y, w in map(inputs.mlp, parts):

@@ -17,7 +17,7 @@ SAMPLED: dict[str, Any] = {"ratio": 0.25, "num_samples": 16, "sequence_length": 
 METHODS: dict[str, dict[str, Any]] = {
     "paper": {"method": "paper", "ratio": 0.25},
     "aligned": {"method": "paper", "ratio": 0.25, "align": "gauge", "repair": "variance", "cluster": "hartigan"},
-    "self": {"method": "self", **SAMPLED},
+    "self": {"method": "self", "refine": 20, **SAMPLED},
     "adaptive": {"method": "self", "allocation": "adaptive", "refine": 0, **SAMPLED},
     "weights": {"method": "weights", "ratio": 0.25, "effort": "quick"},
     "llm-pruner": {"method": "llm-pruner", "data": "self", **SAMPLED},
@@ -28,7 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("device") / "model"
-    return tiny_model(folder, hidden_size=64, intermediate_size=192, head_dim=16, num_hidden_layers=3)
+    return tiny_model(folder, hidden_size=64, intermediate_size=192, head_dim=16, num_hidden_layers=2)
 
 
 @pytest.mark.parametrize("method", METHODS)
