@@ -37,7 +37,7 @@ from llmfold.methods.dense import LayerInputs, Measurement
 from llmfold.methods.reconstruction import RIDGES, SELECTION_RIDGE, split
 from llmfold.methods.sampling import Sampler, Sampling
 from llmfold.methods.streams import TokenStream, chunks, heads_of
-from llmfold.methods.tokens import TokenBudget
+from llmfold.methods.tokens import TokenBudget, load_tokenizer
 from llmfold.repair.least_squares import ActivationSums, cholesky
 from llmfold.repair.refine import Refinement, refine
 from llmfold.report.record import versions
@@ -64,6 +64,7 @@ class Case:
         separator: token that separates own documents, where not the model's own.
         noise: share of own tokens that are any of the vocabulary instead of what the model would write.
         half: whether only half of the documents, of each beginning, have noise.
+        of: what noise is: ``any`` token, ``words`` behind a space, or ``names``, the capitalised of those.
         target: what a block is fitted to: ``alone``, its own output on dense inputs; else a share from 0 to 1 of the
             error of earlier layers that it corrects, on the folded model's inputs.
         metric: in which neurons are chosen: ``raw``, or one of ``METRICS``.
@@ -82,6 +83,7 @@ class Case:
     separator: int | None = None
     noise: float = 0.0
     half: bool = False
+    of: str = "any"
     target: str = "alone"
     metric: str = "raw"
     ridge: float | None = None
@@ -107,11 +109,8 @@ class Case:
     def sequences(self) -> tuple[Any, ...]:
         """What its tokens depend on."""
         kind = (self.source, self.tokens, self.length, self.seed)
-        return (
-            (*kind, self.temperature, self.words, self.separator, self.noise, self.half)
-            if self.source == "own"
-            else kind
-        )
+        mixture = (self.temperature, self.words, self.separator, self.noise, self.half, self.of)
+        return (*kind, *mixture) if self.source == "own" else kind
 
 
 OWN = Case(source="own")
@@ -133,6 +132,10 @@ AXES: dict[str, list[Case]] = {
         dataclasses.replace(case, source="own", tokens=16_384)
         for case in (
             Case(),
+            Case(noise=0.03, of="words", temperature=0.9),
+            Case(noise=0.03, of="names", temperature=0.9),
+            Case(noise=0.05, half=True, temperature=0.9),
+            Case(noise=0.03, temperature=0.8),
             *(Case(temperature=value) for value in (0.9, 0.8, 1.1, 1.2)),
             *(Case(noise=value) for value in (0.01, 0.03)),
             Case(noise=0.05, half=True),
@@ -145,8 +148,8 @@ AXES: dict[str, list[Case]] = {
 
 
 @contextmanager
-def noisy(share: float, half: bool) -> Iterator[None]:
-    """A share of all draws, or of those for half of the documents, falls on any token of the vocabulary."""
+def noisy(share: float, half: bool, vocabulary: Tensor) -> Iterator[None]:
+    """A share of all draws, or of those for half of the documents, falls on any of some tokens."""
     draw = sampling_module.draw
 
     def mixed(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:
@@ -154,7 +157,8 @@ def noisy(share: float, half: bool) -> Iterator[None]:
         if half:  # beginnings alternate from one document to the next
             shares[torch.arange(len(shares)) // 2 % 2 == 0] = 0
         own = draw(logits, ((chances - shares) / (1 - shares)).clamp_min(0), temperature)
-        return torch.where(chances < shares, (chances / max(share, 1e-9) * logits.shape[-1]).long(), own)
+        chosen = (chances / max(share, 1e-9) * len(vocabulary)).long().clamp_max(len(vocabulary) - 1)
+        return torch.where(chances < shares, vocabulary[chosen], own)
 
     sampling_module.draw = mixed
     try:
@@ -196,7 +200,7 @@ class Bench:
                 ends = (case.separator, *(end for end in known.ends if end != case.separator))
                 sampler._beginnings = dataclasses.replace(known, ends=ends)
             budget = TokenBudget.sampled(count, case.length, self.shape.positions)
-            with noisy(case.noise, case.half):
+            with noisy(case.noise, case.half, self.vocabulary(case.of)):
                 return sampler.sequences(Sampling(budget, case.seed, case.temperature, mixture=Mixture(case.words)))
         if self._calibration is None:
             text = read_text(str(self.calibration))
@@ -208,6 +212,17 @@ class Bench:
         generator = torch.Generator().manual_seed(case.seed)
         starts = torch.randint(len(stream) - case.length, (count,), generator=generator).tolist()
         return torch.stack([stream[start : start + case.length] for start in starts])
+
+    def vocabulary(self, kind: str) -> Tensor:
+        """Tokens that noise is taken from."""
+        if kind == "any":
+            return torch.arange(self.shape.vocabulary)
+        tokenizer = load_tokenizer(self.folder)
+        tokens = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), self.shape.vocabulary))))
+        words = [
+            i for i, t in enumerate(tokens) if t and t[0] in "\u0120\u2581" and t[1:].isascii() and t[1:].isalpha()
+        ]
+        return torch.tensor([i for i in words if kind == "words" or tokens[i][1].isupper()])
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Hidden states before the first layer."""
@@ -467,7 +482,8 @@ def run(arguments: argparse.Namespace) -> None:
     bench = Bench(arguments.folder, arguments.width, arguments.calibration, windows, unseen)
     dense = results / "dense.json"
     if not dense.exists():
-        _store(dense, {"nll": bench.scores({}), "protocols": {name: w.protocol for name, w in windows.items()}})
+        protocols = {name: found.protocol for name, found in windows.items()}
+        _store(dense, {"nll": bench.scores({}), "protocols": protocols, "note": arguments.note})
     cases = list(dict.fromkeys(case for axis in arguments.axis for case in AXES[axis]))
     pending = [case for case in cases if not (results / f"{case.name}.json").exists()]
     for key in dict.fromkeys(case.sequences for case in pending):
@@ -483,17 +499,16 @@ def _store(path: Path, found: dict[str, Any]) -> None:
 
 def page() -> None:
     """Write the table of all cases that stand."""
-    lines = ["# What a fold loses, and to what", "", *(__doc__ or "").split("\n\n")[2].splitlines(), ""]
+    lines = ["# What a fold loses, and to what", ""]
+    lines += [
+        "Made by `eval/ablate.py`, whose `Case` says what each word means: all MLPs narrowed, in float32, in memory."
+    ]
+    lines += ["Excess log-perplexity by text; errors are means over layers of one MLP's output.", ""]
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
         dense = found.pop("dense")
         texts = list(dense["nll"])
-        lines += [
-            f"## {folder.name}",
-            "",
-            "Excess log-perplexity; errors are means over layers of one MLP's output.",
-            "",
-        ]
+        lines += [f"## {folder.name}", "", dense["note"], ""]
         for axis, cases in AXES.items():
             rows = [(case, found[case.name]) for case in cases if case.name in found]
             if rows:
@@ -523,6 +538,7 @@ def main() -> None:
     runs = parts.add_parser("run", help="run cases that do not stand yet")
     runs.add_argument("folder", type=Path, help="the dense model")
     runs.add_argument("--name", required=True, help="of the results")
+    runs.add_argument("--note", default="", help="what to know of the model and the widths, for the page")
     runs.add_argument("--width", type=int, required=True, help="neurons to keep in every layer")
     runs.add_argument("--calibration", type=Path, required=True, help="text that cases of source text are fitted on")
     runs.add_argument("--unseen", required=True, help="text on which errors of single layers are measured")

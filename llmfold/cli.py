@@ -68,7 +68,7 @@ def build_parser() -> Parser:
     how.add_argument("--method", choices=config.METHODS, help="what decides and repairs (default: self)")
     how.add_argument("--data", help="text file or hub data set of --method calibrated and of baselines")
     how.add_argument("--no-bias", dest="bias", action="store_false", help="flap without its bias compensation")
-    how.add_argument("--temperature", type=float, help="of sampling under --method self (default: 1)")
+    how.add_argument("--temperature", type=float, help="of sampling under --method self (default: 0.9)")
     how.add_argument(
         "--effort",
         choices=tuple(EFFORTS),

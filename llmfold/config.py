@@ -87,7 +87,7 @@ class FoldConfig:
         data: text file or hub data set of ``calibrated`` and the baselines that measure; ``self`` lets those use tokens
             sampled from the model.
         bias: write the bias compensation of ``flap`` and ``flap-uniform``.
-        temperature: of sampling under ``self``; one follows the model.
+        temperature: of sampling; 1 follows the model, less is cleaner text.
         effort: ``quick``, ``normal`` or ``best``: how many tokens to measure on, and how many steps to refine for; see
             :data:`llmfold.effort.EFFORTS`.
         num_samples: sequences to measure on; ``None`` leaves them to ``effort``, as with the next two.
@@ -128,7 +128,7 @@ class FoldConfig:
     ratio_of: str = "model"
     data: str | None = None
     bias: bool = True
-    temperature: float = 1.0
+    temperature: float = 0.9
     effort: str = DEFAULT_EFFORT
     num_samples: int | None = None
     sequence_length: int | None = None

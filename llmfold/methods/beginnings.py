@@ -1,4 +1,4 @@
-"""How sampled documents begin, and what begins where one of them ends."""
+"""How sampled documents begin, what begins where one of them ends, and the words that are strewn in them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,21 @@ _WORD_MARKS = "Ġ▁"
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of the documents by their beginning.
+    """Kinds of documents.
 
     Attributes:
         words: share that begins with the token that separates documents, and a random word; the others begin with the
             model's start token. Chat models write nothing but chat after that one.
+        strewn: share of tokens that are random words: models hardly write rare words by themselves, and text is full
+            of them.
     """
 
     words: float = 0.5
+    strewn: float = 0.0
 
 
-MIXTURE = Mixture()
+PLAIN, MIXTURE = Mixture(), Mixture(strewn=0.03)
+"""What a model writes by itself, and what folding measures on."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,13 @@ class Beginnings:
         start: token that a document begins with.
         ends: tokens that end one; the first of them separates documents.
         words: token that a text begins with, by capitalised word of the vocabulary; empty where no tokenizer tells.
+        inner: words within a text, that is behind a space; empty where no tokenizer tells.
     """
 
     start: int
     ends: tuple[int, ...]
     words: tuple[int, ...] = ()
+    inner: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, folder: Path, settings: Any, config: Any) -> "Beginnings":
@@ -60,7 +66,8 @@ class Beginnings:
             raise CheckpointError(
                 "config.json names neither bos_token_id nor eos_token_id, so self tokens have no beginning"
             )
-        return cls(int(start), ends, _words(folder, int(config.vocab_size)) if ends else ())
+        first, inner = _words(folder, int(config.vocab_size))
+        return cls(int(start), ends, first if ends else (), inner)
 
     def following(self, previous: Tensor, chances: Tensor) -> Tensor:
         """What must follow: where a document has ended, the next begins with a word, or with the start token.
@@ -101,14 +108,15 @@ def starts(beginnings: Beginnings, mixture: Mixture, documents: range, generator
     return prompts
 
 
-def _words(folder: Path, vocabulary: int) -> tuple[int, ...]:
-    """First token of every capitalised word that the vocabulary holds, as the tokenizer begins a text with it."""
+def _words(folder: Path, vocabulary: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Words of the vocabulary: those that begin a text, by the tokenizer's first token, and those behind a space."""
     try:
         tokenizer = load_tokenizer(folder)
         tokens = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), vocabulary))))
     except Exception:  # a checkpoint may come without a tokenizer, or with one that lacks its own packages
-        return ()
-    words = [t[1:] for t in tokens if t and t[0] in _WORD_MARKS and t[1:].isascii() and t[1:].isalpha()]
-    words = [word for word in words if word[0].isupper()]
+        return (), ()
+    marked = {i: t[1:] for i, t in enumerate(tokens) if t and t[0] in _WORD_MARKS}
+    found = {i: word for i, word in marked.items() if word.isascii() and word.isalpha()}
+    words = [word for word in found.values() if word[0].isupper()]
     first = (ids[0] for ids in tokenizer(words, add_special_tokens=False).input_ids) if words else ()
-    return tuple(token for token in first if token < vocabulary)
+    return tuple(token for token in first if token < vocabulary), tuple(found)

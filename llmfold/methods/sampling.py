@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from llmfold.casting import load_model
 from llmfold.errors import CheckpointError
-from llmfold.methods.beginnings import MIXTURE, UNSET, Beginnings, Mixture, starts
+from llmfold.methods.beginnings import PLAIN, UNSET, Beginnings, Mixture, starts
 from llmfold.methods.tokens import TokenBudget, input_device
 from llmfold.planning.limits import CACHE_BYTES
 from llmfold.streaming.states import mapped_tensor
@@ -32,14 +32,14 @@ class Sampling:
         temperature: of the softmax; 1 follows the model.
         cache_limit: bytes that the key/value cache may take, in float32: it bounds how many documents are sampled at
             once, whatever the machine has.
-        mixture: how documents begin.
+        mixture: how documents begin, and what is strewn in them.
     """
 
     budget: TokenBudget
     seed: int
     temperature: float = 1.0
     cache_limit: int = CACHE_BYTES
-    mixture: Mixture = MIXTURE
+    mixture: Mixture = PLAIN
 
     def batches(self, config: Any) -> list[range]:
         """Numbers of the documents by batch, in batches of about one size, the same on every machine.
@@ -126,16 +126,27 @@ class Sampler:
         generator, length = sampling.generator(index), sampling.budget.document_length
         prompts = starts(self._beginnings, sampling.mixture, documents, generator)
         chances = torch.rand(len(documents), length, generator=generator)
+        words = torch.tensor(self._beginnings.inner)
+        share = sampling.mixture.strewn if len(words) else 0.0
         cache, device = _cache(self._model.config, length, self._caches), input_device(self._model)
         tokens = prompts[:, :1].repeat(1, length)
         for place in range(1, length):
             last = tokens[:, place - 1]
             output = self._model(last[:, None].to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-            free = draw(output.logits[:, -1], chances[:, place], sampling.temperature)
+            left = (chances[:, place] - share).clamp_min(0) / (1 - share)
+            free = draw(output.logits[:, -1], left, sampling.temperature)
+            if share:
+                free = strewn(free, chances[:, place], share, words)
             fixed = prompts[:, 1] if place == 1 else self._beginnings.following(last, chances[:, place])
             tokens[:, place] = torch.where(fixed == UNSET, free, fixed)
             drawn(len(documents))
         return tokens
+
+
+def strewn(tokens: Tensor, chances: Tensor, share: float, words: Tensor) -> Tensor:
+    """Replace a share of tokens (rows,), those of the least chances (rows,) in [0, 1), by random words."""
+    chosen = (chances / share * len(words)).long().clamp_max(len(words) - 1)
+    return torch.where(chances < share, words[chosen], tokens)
 
 
 def draw(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:

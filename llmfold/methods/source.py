@@ -18,6 +18,7 @@ from llmfold.config import FoldConfig
 from llmfold.devices import compute_dtype
 from llmfold.errors import UsageError
 from llmfold.methods import tokens as tk
+from llmfold.methods.beginnings import MIXTURE
 from llmfold.methods.dense import Measurement
 from llmfold.methods.sampling import Sampler, Sampling, cache_bytes
 from llmfold.methods.streams import TokenStream
@@ -144,7 +145,7 @@ def _sampled(setting: Setting, say: Callable[[str], None]) -> Tensor:
 
 def _batches(setting: Setting) -> tuple[Sampling, list[range]]:
     config = setting.config
-    sampling = Sampling(tk.token_budget(config, setting.shape), config.seed, config.temperature)
+    sampling = Sampling(tk.token_budget(config, setting.shape), config.seed, config.temperature, mixture=MIXTURE)
     return sampling, sampling.batches(stock_config(setting.checkpoint.config))
 
 

@@ -13,7 +13,7 @@ from llmfold.casting import load_model
 from llmfold.methods import sampling as sampling_module
 from llmfold.methods import tokens as tokens_module
 from llmfold.methods.beginnings import UNSET, Beginnings, Mixture, starts
-from llmfold.methods.sampling import Sampler, Sampling, cache_bytes, draw, sample_tokens
+from llmfold.methods.sampling import Sampler, Sampling, cache_bytes, draw, sample_tokens, strewn
 from llmfold.methods.tokens import TOKENS_FILE, TokenBudget
 
 CPU = torch.device("cpu")
@@ -84,6 +84,26 @@ def test_draws_invert_the_cumulative_distribution() -> None:
     chances = torch.tensor([0.0, 0.099, 0.101, 0.499, 0.501, 1 - 2**-24])
     assert draw(logits, chances, 1.0).tolist() == [0, 0, 2, 2, 3, 3]
     assert draw(logits, torch.full((6,), 0.3), 1e-3).tolist() == [3] * 6
+
+
+def test_a_share_of_the_tokens_are_random_words() -> None:
+    tokens, words = torch.full((3000,), 7), torch.arange(100, 150)
+    chances = torch.rand(3000, generator=torch.Generator().manual_seed(0))
+    found = strewn(tokens, chances, 0.2, words)
+    assert found.eq(7).float().mean() == pytest.approx(0.8, abs=0.03)
+    assert found.unique().tolist() == [7, *words.tolist()]
+    last = torch.tensor([0.2]).nextafter(torch.zeros(1))
+    assert strewn(tokens[:1], last, 0.2, words).tolist() == [149]
+
+
+def test_words_are_strewn_in_documents_that_folds_measure_on(data_dir: Path) -> None:
+    folder = data_dir / "models" / "story-llama"
+    sampler = Sampler(folder, load_model(folder, torch.float32, CPU))
+    settings = AutoConfig.from_pretrained(folder)
+    budget, inner = TokenBudget(16, 64), torch.tensor(Beginnings.of(folder, settings, settings).inner)
+    shares = [sampler.sequences(Sampling(budget, 0, mixture=Mixture(strewn=s))) for s in (0.0, 0.9)]
+    plain, full = (torch.isin(tokens[:, 2:], inner).float().mean() for tokens in shares)
+    assert full > 0.85 > plain + 0.1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
