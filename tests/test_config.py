@@ -145,9 +145,9 @@ def test_refinement_needs_tokens() -> None:
         *(
             {"method": m, n: v}
             for m in ("paper", "weights", "random", "magnitude")
-            for n, v in (("num_samples", 8), ("sequence_length", 8), ("temperature", 0.9), ("max_memory", "4GiB"))
+            for n, v in (("num_samples", 8), ("sequence_length", 8), ("temperature", 1.1), ("max_memory", "4GiB"))
         ),
-        {"method": "calibrated", "data": "t.txt", "temperature": 0.9},
+        {"method": "calibrated", "data": "t.txt", "temperature": 1.1},
         {"method": "flap", "data": "t.txt", "max_memory": 10**9},
         {"method": "wanda-sp", "data": "self", "refine": 1},
         {"method": "self", "bias": False},
