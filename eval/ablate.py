@@ -25,24 +25,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmfold.architectures import EMBEDDING, HEAD, ModelShape, Role, shape_of, tensor_name
+from llmfold.architectures import ModelShape, Role, shape_of, tensor_name
 from llmfold.casting import load_model
 from llmfold.checkpoint import Checkpoint
 from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
 from llmfold.evaluation.texts import Text, read_text
 from llmfold.methods import sampling as sampling_module
-from llmfold.methods.beginnings import Mixture
+from llmfold.methods.beginnings import Beginnings, Mixture
 from llmfold.methods.dense import LayerInputs, Measurement
 from llmfold.methods.reconstruction import RIDGES, SELECTION_RIDGE, split
-from llmfold.methods.sampling import Sampler, Sampling
+from llmfold.methods.sampling import Sampler, Sampling, strewn
 from llmfold.methods.streams import TokenStream, chunks, heads_of
-from llmfold.methods.tokens import TokenBudget, load_tokenizer
+from llmfold.methods.tokens import TokenBudget, embedded, load_tokenizer
 from llmfold.repair.least_squares import ActivationSums, cholesky
-from llmfold.repair.refine import Refinement, refine
+from llmfold.repair.refine import Refinement, held_error, refine
 from llmfold.report.record import versions
 from llmfold.selection.elimination import eliminate_units
-from llmfold.streaming.forward import forward_context
+from llmfold.streaming.forward import forward_context, mlp_neurons
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
 CPU = torch.device("cpu")
@@ -153,14 +153,14 @@ def noisy(share: float, half: bool, vocabulary: Tensor) -> Iterator[None]:
     draw = sampling_module.draw
 
     def mixed(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:
-        shares = torch.full_like(chances, share)
-        if half:  # beginnings alternate from one document to the next
-            shares[torch.arange(len(shares)) // 2 % 2 == 0] = 0
-        own = draw(logits, ((chances - shares) / (1 - shares)).clamp_min(0), temperature)
-        chosen = (chances / max(share, 1e-9) * len(vocabulary)).long().clamp_max(len(vocabulary) - 1)
-        return torch.where(chances < shares, vocabulary[chosen], own)
+        clean = torch.arange(len(chances)) // 2 % 2 == 0  # beginnings alternate from one document to the next
+        if not half:
+            clean[:] = False
+        left = torch.where(clean, chances, (chances - share).clamp_min(0) / (1 - share))
+        own = draw(logits, left, temperature)
+        return torch.where(clean, own, strewn(own, chances, share, vocabulary))
 
-    sampling_module.draw = mixed
+    sampling_module.draw = mixed if share else draw
     try:
         yield
     finally:
@@ -217,17 +217,13 @@ class Bench:
         """Tokens that noise is taken from."""
         if kind == "any":
             return torch.arange(self.shape.vocabulary)
-        tokenizer = load_tokenizer(self.folder)
-        tokens = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), self.shape.vocabulary))))
-        words = [
-            i for i, t in enumerate(tokens) if t and t[0] in "\u0120\u2581" and t[1:].isascii() and t[1:].isalpha()
-        ]
-        return torch.tensor([i for i in words if kind == "words" or tokens[i][1].isupper()])
+        words = Beginnings.of(self.folder, self.model.generation_config, self.model.config).inner
+        written = load_tokenizer(self.folder).convert_ids_to_tokens(list(words))
+        return torch.tensor([i for i, t in zip(words, written, strict=True) if kind == "words" or t[1].isupper()])
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Hidden states before the first layer."""
-        table = self.checkpoint.read(EMBEDDING if EMBEDDING in self.checkpoint.tensors else HEAD)
-        return F.embedding(tokens, table).float()
+        return torch.cat(list(embedded(self.checkpoint, tokens, CPU)))
 
     def inputs(self, index: int, weights: dict[Role, Tensor], before: Tensor, goal: Tensor | None) -> LayerInputs:
         """A dense layer on some states; its MLP is to give what is missing to ``goal``, or its own output."""
@@ -343,18 +339,6 @@ def fit(
     return start | {"down": whole.solve(old, kept, ridges[best], case.toward).float().T.contiguous()}, facts
 
 
-def error_of(mlp: Mapping[Role, Tensor], inputs: LayerInputs) -> float:
-    """Relative squared error of an MLP on all rows of some inputs."""
-    wrong = total = 0.0
-    for part in chunks(inputs.on.size[0]):
-        x, y, w = inputs.mlp(part)
-        act = inputs.on.stream.context.activation
-        found = F.linear(act(F.linear(x, mlp["gate"])) * F.linear(x, mlp["up"]), mlp["down"])
-        wrong += float(((y - found).square().sum(1) * w).double().sum())
-        total += float((y.square().sum(1) * w).double().sum())
-    return wrong / total
-
-
 def metrics(bench: Bench, tokens: Tensor, wanted: set[str]) -> list[dict[str, Tensor]]:
     """Maps (hidden, hidden) of every layer's output whose squared norm chooses neurons."""
     layers, hidden = len(bench.shape.layers), bench.shape.hidden
@@ -441,7 +425,8 @@ def run_group(bench: Bench, cases: list[Case]) -> Iterator[tuple[Case, dict[str,
                 mlps[case][index], found = _fit_on_folded(bench, case, folded, around, known["metrics"])
             seconds[case] += time.perf_counter() - clock
             if inside:
-                facts[case].append({"layer": index, **found, "unseen": error_of(mlps[case][index], foreign)})
+                unseen_error = held_error(mlps[case][index], foreign, list(chunks(len(unseen))))
+                facts[case].append({"layer": index, **found, "unseen": unseen_error})
         dense, unseen = torch.from_numpy(around.after), torch.from_numpy(foreign.after)
         print(f"layer {index}", end="\r", flush=True)
     for case in cases:
@@ -458,11 +443,10 @@ def _fit_on_folded(
     goal = torch.lerp(own, torch.from_numpy(dense.after), share)
     inputs = dataclasses.replace(inputs, after=goal.numpy())  # type: ignore[arg-type]
     mlp, facts = fit(case, inputs, bench.width, {"metrics": maps})
-    act = inputs.on.stream.context.activation
     after = torch.empty_like(goal)
     for part in chunks(len(goal)):
         x, _, _ = inputs.mlp(part)
-        found = F.linear(act(F.linear(x, mlp["gate"])) * F.linear(x, mlp["up"]), mlp["down"])
+        found = F.linear(mlp_neurons(x, mlp, inputs.on.stream.context), mlp["down"])
         after[part] = torch.from_numpy(inputs.between[part]) + found.view_as(after[part])
     folded[case] = after
     return mlp, facts

@@ -8,6 +8,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Size:
+    """Tokens to measure on, and of a sequence."""
+
+    tokens: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Effort:
     """What a name stands for.
 
@@ -16,27 +24,27 @@ class Effort:
         length: tokens of a sequence, or as many as the model has positions.
         refine: gradient steps on every MLP.
         tokens_per_unit: at least so many tokens for each unit of the widest block.
-        wide: what it stands for instead where an MLP has more than ``WIDE_MLP`` neurons.
+        wide: tokens and length instead where an MLP has more than ``WIDE_MLP`` neurons.
     """
 
     tokens: int
     length: int
     refine: int
     tokens_per_unit: int = 0
-    wide: "Effort | None" = None
+    wide: Size | None = None
 
     def tokens_for(self, shape: "ModelShape") -> int:
         """Tokens to measure a model on, at least."""
         neurons = _widest(shape)
         widest = max(neurons, *(layer.heads * shape.head_dim for layer in shape.layers))
-        return max(self._at(neurons).tokens, self.tokens_per_unit * widest)
+        return max(self._size(neurons).tokens, self.tokens_per_unit * widest)
 
     def length_for(self, shape: "ModelShape") -> int:
         """Tokens of a sequence."""
-        return min(self._at(_widest(shape)).length, shape.positions)
+        return min(self._size(_widest(shape)).length, shape.positions)
 
-    def _at(self, neurons: int) -> "Effort":
-        return self if self.wide is None or neurons <= WIDE_MLP else self.wide
+    def _size(self, neurons: int) -> Size:
+        return Size(self.tokens, self.length) if self.wide is None or neurons <= WIDE_MLP else self.wide
 
 
 def _widest(shape: "ModelShape") -> int:
@@ -45,7 +53,7 @@ def _widest(shape: "ModelShape") -> int:
 
 WIDE_MLP = 4096
 EFFORTS = {
-    "quick": Effort(tokens=16_384, length=256, refine=0, wide=Effort(tokens=8_192, length=128, refine=0)),
+    "quick": Effort(tokens=16_384, length=256, refine=0, wide=Size(tokens=8_192, length=128)),
     "normal": Effort(tokens=32_768, length=512, refine=200, tokens_per_unit=4),
     "best": Effort(tokens=131_072, length=512, refine=1_600, tokens_per_unit=4),
 }

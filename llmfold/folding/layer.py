@@ -139,7 +139,7 @@ class _Units:
 
     def __init__(self, attention: Weights, shape: ModelShape, before: LayerShape, options: MergeOptions) -> None:
         self._attention, self._shape, self._before, self._options = attention, shape, before, options
-        self._by_group, self._count = before.grouped, before.head_units
+        self._count = before.head_units
         self._views: dict[Role, Tensor] = {}
         self._aligned: tuple[PairwiseAligner, Tensor] | None = None
 
@@ -150,7 +150,7 @@ class _Units:
         options, before = self._options, self._before
         self._views = unit_views(self._attention, before, self._count)
         widths = [h * self._count // before.heads for h in heads]
-        if options.align == "gauge" and self._by_group:
+        if options.align == "gauge" and self._before.grouped:
             groups = head_groups(self._views, before, qk_norm=self._shape.architecture.qk_norm)
             aligner = PairwiseAligner(balance(groups))
             self._aligned = aligner, aligner.distances()

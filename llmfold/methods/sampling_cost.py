@@ -1,6 +1,6 @@
 """What sampling costs: every position of a batch of documents reads the whole model once."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llmfold.devices import compute_dtype, pick_device
 from llmfold.methods.tokens import TokenBudget
@@ -9,26 +9,17 @@ from llmfold.planning.limits import CACHE_BYTES, available_memory, room
 from llmfold.planning.plan import FoldPlan
 
 
-@dataclass(frozen=True)
-class SamplingCost:
-    """The stage, and what all processes take for it together on the host: bytes of memory, and of files for caches."""
-
-    stage: Stage
-    memory: int = 0
-    files: int = 0
-
-
 def with_sampling(cost: Cost, plan: FoldPlan, budget: TokenBudget, processes: int) -> Cost:
     """A cost on the sequences of a budget, with that of sampling them where they are sampled."""
     if not plan.config.samples:
         return cost
-    found = sampling_cost(plan, budget, processes)
-    stages = (found.stage, *cost.stages)
-    return replace(cost, stages=stages, sampling=found.memory, states=max(cost.states, found.files))
+    own = sampling_cost(plan, budget, processes)
+    stages, states = (*own.stages, *cost.stages), max(cost.states, own.states)
+    return replace(cost, stages=stages, states=states, sampling=own.sampling)
 
 
-def sampling_cost(plan: FoldPlan, budget: TokenBudget, processes: int) -> SamplingCost:
-    """Cost of sampling all documents of a budget."""
+def sampling_cost(plan: FoldPlan, budget: TokenBudget, processes: int) -> Cost:
+    """Cost of sampling all documents of a budget; its states are the files of key/value caches."""
     device = pick_device(plan.config.device)
     shape, length = plan.before, budget.document_length
     each = sum(2 * 4 * layer.kv_heads * shape.head_dim for layer in shape.layers) * length
@@ -38,14 +29,14 @@ def sampling_cost(plan: FoldPlan, budget: TokenBudget, processes: int) -> Sampli
     computed = shape.parameters * compute_dtype(plan.config.compute_dtype, device, plan.tensors[0].dtype).itemsize
     flops = forward_flops(shape, budget.documents * length, length)
     if device.type != "cpu":
-        return SamplingCost(Stage("sample", skinny=flops, memory=float(passes) * computed, disk=plan.bytes_before))
+        return Cost((Stage("sample", skinny=flops, memory=float(passes) * computed, disk=plan.bytes_before),))
     share = min(processes, batches)
     left = room("cpu", available_memory() // share, plan.config.memory_limits)
     held = next((size for size in (computed, plan.bytes_before) if size + cache <= left), None)
     if held is not None:
         stage = Stage("sample", skinny=flops, memory=float(passes) * (held + cache / 2), disk=plan.bytes_before)
-        return SamplingCost(stage, memory=share * (held + cache))
+        return Cost((stage,), sampling=share * (held + cache))
     held = min(plan.bytes_before, left)
     read = plan.bytes_before + passes * (plan.bytes_before - held)
     stage = Stage("sample", skinny=flops, memory=float(passes) * (plan.bytes_before + cache / 2), disk=float(read))
-    return SamplingCost(stage, memory=share * held, files=share * cache)
+    return Cost((stage,), sampling=share * held, states=share * cache)

@@ -21,10 +21,10 @@ from llmfold.methods.streams import CHUNK, chunks
 from llmfold.streaming.states import stored_array
 
 TOKENS_FILE = "llmfold_tokens.npy"
-BATCH = 64
-"""Documents sampled at once, at most: a step reads all weights, however few they are; processes share whole batches."""
 _WINDOWS, _DOCUMENT = 2, 512
 """Most sequences to a document, and tokens of one that has several: more make fewer documents, which differ less."""
+BATCH = 64
+"""Documents sampled at once, at most: a step reads all weights, however few they are; processes share whole batches."""
 LOOPING = 0.3
 """Share of repeated 4-grams within a sequence above which self tokens are doubted; text stays far below."""
 
