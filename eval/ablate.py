@@ -9,6 +9,7 @@ All is done in memory, in float32, with llmfold's own elimination and refinement
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import math
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,10 +30,12 @@ from torch import Tensor, nn
 from llmfold.architectures import ModelShape, Role, shape_of, tensor_name
 from llmfold.casting import load_model
 from llmfold.checkpoint import Checkpoint
+from llmfold.devices import pick_device
 from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
 from llmfold.evaluation.texts import Text, read_text
 from llmfold.methods import sampling as sampling_module
+from llmfold.methods import tokens as tokens_module
 from llmfold.methods.beginnings import Beginnings, Mixture
 from llmfold.methods.dense import LayerInputs, Measurement
 from llmfold.methods.reconstruction import RIDGES, SELECTION_RIDGE, split
@@ -45,11 +49,11 @@ from llmfold.selection.elimination import eliminate_units
 from llmfold.streaming.forward import forward_context, mlp_neurons
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
-CPU = torch.device("cpu")
-CALIBRATION_CHARACTERS = 30_000_000
+CALIBRATION_CHARACTERS = 10_000_000
 METRICS = ("fisher", "fisher-token", "whitened", "head", "readers")
 METRIC_SEQUENCES = 32
 """Sequences whose gradients make a Fisher metric."""
+JOINT_SEQUENCES, JOINT_RATE = 4, 3e-3
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Case:
         ridge: of the refit; None: held-back rows choose it.
         toward: what the ridge pulls to: ``old`` rows, or ``zero``.
         refine: gradient steps afterwards, of ``batch`` rows, in the metric ``refine_in``.
+        joint: gradient steps on all MLPs together that lower KL(dense || folded) of the whole model, each on
+            ``JOINT_SEQUENCES``: what fitting every layer alone cannot give. A reference, and no part of llmfold.
         layers: the first layer to narrow and the one after the last; all if None.
         seed: of everything random.
     """
@@ -91,6 +97,7 @@ class Case:
     refine: int = 0
     batch: int = 512
     refine_in: str = "raw"
+    joint: int = 0
     layers: tuple[int, int] | None = None
     seed: int = 0
 
@@ -108,40 +115,69 @@ class Case:
     @property
     def sequences(self) -> tuple[Any, ...]:
         """What its tokens depend on."""
-        kind = (self.source, self.tokens, self.length, self.seed)
-        mixture = (self.temperature, self.words, self.separator, self.noise, self.half, self.of)
-        return (*kind, *mixture) if self.source == "own" else kind
+        if self.source != "own":
+            return self.source, self.tokens, self.length, self.seed
+        return (self.tokens, *(getattr(self, name) for name in OF_SAMPLING))
 
 
-OWN = Case(source="own")
+OF_SAMPLING = ("source", "length", "seed", "temperature", "words", "separator", "noise", "half", "of")
+PLAIN_OWN = Case(source="own")
+OWN = Case(source="own", temperature=0.9, noise=0.03, of="words")
+MANY = 131_072
+
+
+def _each(case: Case, field: str, values: Iterable[Any], **others: Any) -> list[Case]:
+    return [dataclasses.replace(case, **{field: value}, **others) for value in values]
+
+
 AXES: dict[str, list[Case]] = {
-    "base": [Case(), OWN],
-    "target": [Case(target=target) for target in ("alone", "0.0", "0.5", "1.0")],
-    "selection": [Case(metric=metric) for metric in METRICS],
-    "tokens": [
-        Case(source=source, tokens=tokens) for source in ("text", "own") for tokens in (8192, 16_384, 65_536, 131_072)
+    "base": [Case(), PLAIN_OWN, OWN],
+    "target": _each(Case(), "target", ("0.0", "0.5", "1.0")) + _each(OWN, "target", ("0.0", "1.0")),
+    "selection": _each(Case(), "metric", METRICS) + _each(OWN, "metric", METRICS),
+    "tokens": _each(Case(), "tokens", (8192, 16_384, 65_536, MANY))
+    + _each(OWN, "tokens", (8192, 16_384, 65_536, MANY)),
+    "length": _each(Case(), "length", (256, 1024)) + _each(OWN, "length", (256, 1024)) + [Case(source="head")],
+    "ridge": [
+        *_each(Case(), "ridge", (0.01, 0.1, 1.0)),
+        Case(ridge=1e-3, toward="zero"),
+        *_each(OWN, "ridge", (0.1, 1.0)),
     ],
-    "length": [Case(length=length) for length in (256, 1024)] + [Case(source="head")],
-    "ridge": [Case(ridge=ridge) for ridge in (0.01, 0.1, 1.0)] + [Case(ridge=1e-3, toward="zero")],
-    "refine": [dataclasses.replace(case, refine=steps) for case in (Case(), OWN) for steps in (200, 800)],
-    "refine_in": [
-        Case(source="own", tokens=16_384, refine=200, refine_in=name)
-        for name in ("raw", "readers", "fisher-token", "fisher")
+    "refine": [
+        dataclasses.replace(case, tokens=tokens, refine=steps, batch=batch)
+        for case, tokens, steps, batch in (
+            (OWN, 32_768, 200, 512),
+            (OWN, 32_768, 800, 512),
+            (OWN, MANY, 200, 512),
+            (OWN, MANY, 800, 512),
+            (OWN, MANY, 800, 2048),
+            (Case(), 32_768, 200, 512),
+            (Case(), MANY, 800, 512),
+        )
+    ],
+    "refine_in": _each(OWN, "refine_in", ("raw", "readers", "fisher-token", "fisher"), refine=400, tokens=65_536),
+    "joint": [
+        dataclasses.replace(case, tokens=MANY, refine=200, joint=steps)
+        for case, steps in ((OWN, 200), (OWN, 600), (Case(), 200))
     ],
     "sampling": [
+        dataclasses.replace(case, source="own", tokens=65_536)
+        for case in (
+            *(Case(temperature=value) for value in (1.0, 0.9, 0.8, 0.7, 1.2)),
+            *(Case(noise=value, of="words", temperature=0.9) for value in (0.06, 0.1)),
+            Case(noise=0.06, of="words", temperature=0.8),
+            Case(noise=0.03, of="names", temperature=0.9),
+            Case(noise=0.03, of="words", temperature=0.9, words=1.0),
+            Case(noise=0.1, half=True, of="words", temperature=0.9),
+        )
+    ],
+    "few": [
         dataclasses.replace(case, source="own", tokens=16_384)
         for case in (
             Case(),
+            *(Case(temperature=value) for value in (0.9, 1.2)),
+            Case(noise=0.03),
             Case(noise=0.03, of="words", temperature=0.9),
-            Case(noise=0.03, of="names", temperature=0.9),
             Case(noise=0.05, half=True, temperature=0.9),
-            Case(noise=0.03, temperature=0.8),
-            *(Case(temperature=value) for value in (0.9, 0.8, 1.1, 1.2)),
-            *(Case(noise=value) for value in (0.01, 0.03)),
-            Case(noise=0.05, half=True),
-            *(Case(words=value, separator=0) for value in (0.5, 1.0)),
-            Case(noise=0.1),
-            *(Case(words=value) for value in (0.0, 1.0)),
         )
     ],
 }
@@ -176,32 +212,28 @@ class Bench:
     calibration: Path
     windows: dict[str, Windows]
     unseen: Tensor
+    device: torch.device
+    samples: Path | None = None
 
     def __post_init__(self) -> None:
         self.checkpoint = Checkpoint.open(self.folder)
         self.shape: ModelShape = shape_of(self.checkpoint.config)
         self.stream = TokenStream(forward_context(self.checkpoint.config, self.shape))
-        self.model = load_model(self.folder, torch.float32, CPU).requires_grad_(False)
+        self.model = load_model(self.folder, torch.float32, self.device).requires_grad_(False)
         self.dense = [{role: t.weight for role, t in _linears(self.model, i)} for i in range(len(self.shape.layers))]
+        self.batch = 2 if self.device.type == "cpu" else 8
         self._calibration: Tensor | None = None
 
     def weights(self, index: int) -> dict[Role, Tensor]:
-        """A dense layer in float32."""
+        """A dense layer in float32 on the device."""
         roles = self.shape.layer_roles(self.shape.layers[index])
-        return {role: self.checkpoint.read(tensor_name(index, role)).float() for role, _ in roles}
+        return {role: self.checkpoint.read(tensor_name(index, role)).float().to(self.device) for role, _ in roles}
 
     def tokens(self, case: Case) -> Tensor:
         """(sequences, length) that a case measures on."""
         count = case.tokens // case.length
         if case.source == "own":
-            sampler = Sampler(self.folder, self.model)
-            if case.separator is not None:
-                known = sampler._beginnings
-                ends = (case.separator, *(end for end in known.ends if end != case.separator))
-                sampler._beginnings = dataclasses.replace(known, ends=ends)
-            budget = TokenBudget.sampled(count, case.length, self.shape.positions)
-            with noisy(case.noise, case.half, self.vocabulary(case.of)):
-                return sampler.sequences(Sampling(budget, case.seed, case.temperature, mixture=Mixture(case.words)))
+            return self._own(case, count)
         if self._calibration is None:
             text = read_text(str(self.calibration))
             head = text.content[:CALIBRATION_CHARACTERS]
@@ -213,6 +245,28 @@ class Bench:
         starts = torch.randint(len(stream) - case.length, (count,), generator=generator).tolist()
         return torch.stack([stream[start : start + case.length] for start in starts])
 
+    def _own(self, case: Case, count: int) -> Tensor:
+        """Own samples: the head of a larger store of the same kind, where there is one."""
+        kind = dataclasses.replace(Case(), **{name: getattr(case, name) for name in OF_SAMPLING}).name
+        store = self.samples / f"{kind}.npy" if self.samples else None
+        if store and store.exists() and len(known := np.load(store)) >= count:
+            return torch.from_numpy(known[:count])
+        sampler = Sampler(self.folder, self.model)
+        if case.separator is not None:
+            beginnings = sampler._beginnings
+            ends = (case.separator, *(end for end in beginnings.ends if end != case.separator))
+            sampler._beginnings = dataclasses.replace(beginnings, ends=ends)
+        budget = TokenBudget.sampled(count, case.length, self.shape.positions)
+        sampling = Sampling(budget, case.seed, case.temperature, mixture=Mixture(case.words))
+        at_once = mock.patch.object(tokens_module, "BATCH", 64 if self.device.type == "cpu" else 256)
+        with at_once, noisy(case.noise, case.half, self.vocabulary(case.of)):
+            found = sampler.sequences(sampling)
+        if store:
+            store.parent.mkdir(parents=True, exist_ok=True)
+            np.save(partial := store.with_suffix(f".{os.getpid()}.npy"), found.numpy())
+            partial.replace(store)
+        return found
+
     def vocabulary(self, kind: str) -> Tensor:
         """Tokens that noise is taken from."""
         if kind == "any":
@@ -223,21 +277,22 @@ class Bench:
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Hidden states before the first layer."""
-        return torch.cat(list(embedded(self.checkpoint, tokens, CPU)))
+        return torch.cat([part.cpu() for part in embedded(self.checkpoint, tokens, self.device)])
 
     def inputs(self, index: int, weights: dict[Role, Tensor], before: Tensor, goal: Tensor | None) -> LayerInputs:
         """A dense layer on some states; its MLP is to give what is missing to ``goal``, or its own output."""
-        on = Measurement(self.shape, self.stream, lambda: iter(()), tuple(before.shape[:2]), Path(), CPU)  # type: ignore[arg-type]
+        on = Measurement(self.shape, self.stream, lambda: iter(()), tuple(before.shape[:2]), Path(), self.device)  # type: ignore[arg-type]
         between, layer = torch.empty_like(before), self.shape.layers[index]
         for part in chunks(len(before)):
-            heads = heads_of(before[part], weights, layer, self.stream.context, index)
-            between[part] = before[part] + F.linear(heads, weights["o"], weights.get("o_bias"))
+            states = before[part].to(self.device)
+            heads = heads_of(states, weights, layer, self.stream.context, index)
+            between[part] = states + F.linear(heads, weights["o"], weights.get("o_bias"))
         after = goal if goal is not None else torch.empty_like(before)
         found = LayerInputs(on, index, weights, *(t.numpy() for t in (before, between, after)), None)  # type: ignore[arg-type]
         if goal is None:
             for part in chunks(len(before)):
                 x, _, _ = found.mlp(part)
-                after[part] = between[part] + F.linear(found.neurons(x), weights["down"]).view_as(between[part])
+                after[part] = between[part] + F.linear(found.neurons(x), weights["down"]).cpu().view_as(between[part])
         return found
 
     def scores(self, mlps: Mapping[int, Mapping[Role, Tensor]]) -> dict[str, float]:
@@ -247,7 +302,9 @@ class Bench:
                 for role, module in _linears(self.model, index):
                     module.weight = nn.Parameter(mlp[role], requires_grad=False)
             with torch.inference_mode():
-                return {name: score(self.model, windows, batch=2).nll for name, windows in self.windows.items()}
+                return {
+                    name: score(self.model, windows, batch=self.batch).nll for name, windows in self.windows.items()
+                }
         finally:
             for index in mlps:
                 for role, module in _linears(self.model, index):
@@ -279,7 +336,7 @@ class Sums:
     def solve(self, old: Tensor, kept: Tensor, ridge: float, toward: str) -> Tensor:
         """Rows (k, d) of least error plus a ridge."""
         gram = self.gram.gram[kept][:, kept].double()
-        start = old[kept].double() if toward == "old" else torch.zeros(len(kept), old.shape[1], dtype=torch.float64)
+        start = old[kept].double() * (toward == "old")
         factor = cholesky(gram, self.gram.penalty(ridge))
         return start + torch.cholesky_solve(self.cross[kept] - gram @ start, factor)
 
@@ -318,7 +375,7 @@ def fit(
     if case.metric not in known:
         rows = old
         if case.target != "alone":  # the best consumer is no longer the one that is there
-            every = torch.arange(len(old))
+            every = torch.arange(len(old), device=old.device)
             rows = whole.solve(old, every, SELECTION_RIDGE, "old").float()
         order = eliminate_units(whole.gram, rows, width, SELECTION_RIDGE, metric=metric)
         known[case.metric] = order.kept
@@ -342,7 +399,9 @@ def fit(
 def metrics(bench: Bench, tokens: Tensor, wanted: set[str]) -> list[dict[str, Tensor]]:
     """Maps (hidden, hidden) of every layer's output whose squared norm chooses neurons."""
     layers, hidden = len(bench.shape.layers), bench.shape.hidden
-    moments: dict[str, list[Tensor]] = {name: [torch.zeros(hidden, hidden) for _ in range(layers)] for name in wanted}
+    moments: dict[str, list[Tensor]] = {
+        name: [torch.zeros(hidden, hidden, device=bench.device) for _ in range(layers)] for name in wanted
+    }
     if "head" in wanted:
         head = bench.model.lm_head.weight.float()
         moments["head"] = [head.T @ head] * layers
@@ -354,11 +413,11 @@ def metrics(bench: Bench, tokens: Tensor, wanted: set[str]) -> list[dict[str, Te
             layer.register_forward_hook(lambda _m, _i, out: states.append(out)) for layer in bench.model.model.layers
         ]
         embed = bench.model.model.embed_tokens.register_forward_hook(lambda _m, _i, out: out.requires_grad_())
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(bench.device).manual_seed(0)
         try:
             for row in tokens[:METRIC_SEQUENCES]:
                 states.clear()
-                logits = bench.model(row[None], use_cache=False).logits[0]
+                logits = bench.model(row[None].to(bench.device), use_cache=False).logits[0]
                 labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
                 found = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), states)
                 for index, (state, gradient) in enumerate(zip(states, found, strict=True)):
@@ -373,6 +432,32 @@ def metrics(bench: Bench, tokens: Tensor, wanted: set[str]) -> list[dict[str, Te
     return [
         {name: _root(moments[name][i], -0.5 if name == "whitened" else 0.5) for name in wanted} for i in range(layers)
     ]
+
+
+def joint(
+    bench: Bench, start: dict[int, dict[Role, Tensor]], tokens: Tensor, case: Case
+) -> dict[int, dict[Role, Tensor]]:
+    """Train narrowed MLPs together on sequences, so that the model's distributions are the dense model's."""
+    dense, folded = bench.model, copy.deepcopy(bench.model)
+    found: dict[tuple[int, Role], Tensor] = {}
+    for index, mlp in start.items():
+        for role, module in _linears(folded, index):
+            found[index, role] = module.weight = nn.Parameter(mlp[role].clone())
+    rates = [JOINT_RATE * float(t.detach().square().mean().sqrt()) for t in found.values()]
+    optimiser = torch.optim.Adam([{"params": [t], "lr": r} for t, r in zip(found.values(), rates, strict=True)])
+    generator = torch.Generator().manual_seed(case.seed)
+    for step in range(case.joint):
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - step / case.joint)
+        some = tokens[torch.randint(len(tokens), (JOINT_SEQUENCES,), generator=generator)].to(bench.device)
+        with torch.no_grad():
+            wanted = dense(some, use_cache=False).logits.log_softmax(-1)
+        given = folded(some, use_cache=False).logits.log_softmax(-1)
+        loss = F.kl_div(given, wanted, reduction="none", log_target=True).sum(-1).mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return {index: {role: found[index, role].detach() for role in mlp} for index, mlp in start.items()}
 
 
 def _readers(bench: Bench) -> list[Tensor]:
@@ -430,6 +515,8 @@ def run_group(bench: Bench, cases: list[Case]) -> Iterator[tuple[Case, dict[str,
         dense, unseen = torch.from_numpy(around.after), torch.from_numpy(foreign.after)
         print(f"layer {index}", end="\r", flush=True)
     for case in cases:
+        if case.joint:
+            mlps[case] = joint(bench, mlps[case], tokens, case)
         yield case, {"nll": bench.scores(mlps[case]), "layers": facts[case], "fit": seconds[case], "tokens": sampled}
 
 
@@ -447,7 +534,7 @@ def _fit_on_folded(
     for part in chunks(len(goal)):
         x, _, _ = inputs.mlp(part)
         found = F.linear(mlp_neurons(x, mlp, inputs.on.stream.context), mlp["down"])
-        after[part] = torch.from_numpy(inputs.between[part]) + found.view_as(after[part])
+        after[part] = torch.from_numpy(inputs.between[part]) + found.cpu().view_as(after[part])
     folded[case] = after
     return mlp, facts
 
@@ -463,13 +550,23 @@ def run(arguments: argparse.Namespace) -> None:
         found = read_text(path)
         windows[found.name] = text_windows(arguments.folder, found, length=arguments.length, limit=int(limit))
     unseen = token_stream(arguments.folder, read_text(arguments.unseen))[: 8 * 512].view(8, 512)
-    bench = Bench(arguments.folder, arguments.width, arguments.calibration, windows, unseen)
+    bench = Bench(
+        arguments.folder,
+        arguments.width,
+        arguments.calibration,
+        windows,
+        unseen,
+        pick_device(arguments.device),
+        arguments.samples,
+    )
     dense = results / "dense.json"
     if not dense.exists():
         protocols = {name: found.protocol for name, found in windows.items()}
         _store(dense, {"nll": bench.scores({}), "protocols": protocols, "note": arguments.note})
     cases = list(dict.fromkeys(case for axis in arguments.axis for case in AXES[axis]))
     pending = [case for case in cases if not (results / f"{case.name}.json").exists()]
+    part, parts = map(int, arguments.share.split("/"))
+    pending = pending[part - 1 :: parts]
     for key in dict.fromkeys(case.sequences for case in pending):
         for case, found in run_group(bench, [case for case in pending if case.sequences == key]):
             _store(results / f"{case.name}.json", {"case": dataclasses.asdict(case), "width": bench.width, **found})
@@ -528,7 +625,10 @@ def main() -> None:
     runs.add_argument("--unseen", required=True, help="text on which errors of single layers are measured")
     runs.add_argument("--text", action="append", required=True, help="FILE:WINDOWS to score")
     runs.add_argument("--length", type=int, default=1024, help="tokens of a scored window")
+    runs.add_argument("--device", default="auto", help="where to compute (default: CUDA where present, else the CPU)")
     runs.add_argument("--axis", action="append", required=True, choices=list(AXES))
+    runs.add_argument("--samples", type=Path, help="folder where own samples are kept for other cases")
+    runs.add_argument("--share", default="1/1", help="I/N: every Nth case, from the Ith")
     parts.add_parser("page", help="write the table")
     arguments = parser.parse_args()
     if arguments.part == "page":

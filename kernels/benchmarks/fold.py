@@ -71,6 +71,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--folder", type=Path, help="where the checkpoint is made; the system's temporary folder")
     parser.add_argument("--layers", type=int, help="cut the model to its first N layers")
+    parser.add_argument("--model", type=Path, help="a synthetic checkpoint of that size that stands already")
     options = parser.parse_args()
     if not any(wanted(name, options) for name in (COPY, FOLD)):
         return
@@ -79,7 +80,10 @@ def main() -> None:
         model, copy, out = (Path(name) / part for part in ("model", "copy", "out"))
         words = [model, "--scale-down", narrower, "--seed", options.seed]
         words += ["--layers", options.layers] if options.layers else []
-        subprocess.run([sys.executable, SYNTHETIC, "llama-7b", *map(str, words)], stdout=sys.stderr, check=True)
+        if options.model:
+            model = options.model
+        else:
+            subprocess.run([sys.executable, SYNTHETIC, "llama-7b", *map(str, words)], stdout=sys.stderr, check=True)
         nbytes = sum(path.stat().st_size for path in model.iterdir())
         contenders = [
             Contender(COPY, lambda: copied(model, copy)),

@@ -1,0 +1,239 @@
+r"""Fold one model in many ways and score every fold on several texts and tasks, in one table.
+
+    python eval/real_model.py run MODEL --name smollm2 --device auto \
+        --text wikitext-2-raw-v1-test.txt:31-130 --text tinystories-validation-head.txt:1-100 \
+        --fold dense --fold self:mlp_ratio=0.25,attention_ratio=0 --seed 0 1 2 \
+        --fold wanda-sp:mlp_ratio=0.25,attention_ratio=0,data=wikipedia-train.txt.xz,num_samples=128,sequence_length=256
+    python eval/real_model.py page
+
+A fold is a method with options of ``llmfold.fold`` behind it. One that stands in ``eval/results/real/NAME`` is not made
+again, so folds can be dealt out to several commands. Where ``llmfold compare`` scores on one text, this scores on all.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import llmfold
+from llmfold.config import BASELINES, WITH_DATA
+from llmfold.devices import pick_device
+from llmfold.evaluation.loading import Loading, opened
+from llmfold.evaluation.machine import machine_words
+from llmfold.evaluation.perplexity import Windows, score, text_windows
+from llmfold.evaluation.texts import read_text
+from llmfold.evaluation.zeroshot import Harness
+from llmfold.report.record import versions
+
+RESULTS = Path(__file__).parent / "results" / "real"
+DENSE = "dense"
+AMOUNTS = ("ratio", "ratio_of", "mlp_ratio", "attention_ratio")
+CALIBRATED = tuple(method for method in BASELINES if method in WITH_DATA)
+UNCHECKED = {"verify": "shapes", "fidelity_tokens": 0}
+"""Options of all folds: what a fold checks of itself is measured here anyway."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method, its options as they are typed, and a seed."""
+
+    spec: str
+    seed: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of :func:`llmfold.fold`."""
+        method, _, rest = self.spec.partition(":")
+        pairs = (pair.partition("=")[::2] for pair in rest.split(",") if pair)
+        return {"method": method, "seed": self.seed, **{name: yaml.safe_load(value) for name, value in pairs}}
+
+    @property
+    def public(self) -> dict[str, Any]:
+        """The same with files by their names only."""
+        return {name: Path(value).name if name == "data" else value for name, value in self.options.items()}
+
+    @property
+    def file(self) -> str:
+        """Name of its results."""
+        words = [f"{name}={value}" for name, value in self.public.items() if name != "method"]
+        return re.sub(r"[^\w.=-]+", "-", "_".join([self.public["method"], *words])) + ".json"
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every fold is scored on, and where."""
+
+    windows: dict[str, Windows]
+    harness: Harness | None
+    device: torch.device
+
+    def measure(self, folder: Path, remote_code: bool) -> dict[str, Any]:
+        """Negative log-likelihoods by text, and accuracies by task: value and standard error."""
+        loading = Loading(torch.float32, self.device)
+        with opened(folder, loading, remote_code=remote_code) as model:
+            nll = {name: score(model, windows).nll for name, windows in self.windows.items()}
+            tasks = {}
+            for name in self.harness.names if self.harness else ():
+                found = self.harness.run(name, model, folder)
+                tasks[name] = found.metrics.get("acc_norm", found.metrics["acc"])
+        return {"nll": nll, "tasks": tasks}
+
+
+def windows_of(folder: Path, text: str, length: int) -> tuple[str, Windows]:
+    """Windows FIRST to LAST of a text given as FILE:FIRST-LAST, under a name that says which."""
+    path, _, span = text.rpartition(":")
+    first, last = map(int, span.split("-"))
+    found = read_text(path)
+    head = text_windows(folder, found, length=length, limit=last)
+    protocol = f"{head.protocol}; of these the windows {first} to {last}"
+    return f"{found.name} {span}", dataclasses.replace(head, tokens=head.tokens[first - 1 :], protocol=protocol)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make and score the folds that do not stand yet."""
+    results: Path = RESULTS / arguments.name
+    results.mkdir(parents=True, exist_ok=True)
+    windows = dict(windows_of(arguments.folder, text, arguments.length) for text in arguments.text)
+    harness = Harness(tuple(arguments.tasks), arguments.data_dir, arguments.limit) if arguments.tasks else None
+    yardstick = Yardstick(windows, harness, pick_device(arguments.device))
+    about = {"machine": f"{machine_words()} of {os.cpu_count()} CPUs", "versions": versions(), "note": arguments.note}
+    protocols = {name: found.protocol for name, found in windows.items()}
+    for case in (Case(spec, seed) for spec in arguments.fold for seed in arguments.seed):
+        if (results / case.file).exists():
+            continue
+        with tempfile.TemporaryDirectory(prefix="llmfold-", dir=arguments.scratch) as scratch:
+            made, folder, remote_code = {}, arguments.folder, False
+            if case.spec != DENSE:
+                folder, begin = Path(scratch) / "fold", time.perf_counter()
+                common = {"compute_dtype": "float32", "device": arguments.device, **UNCHECKED}
+                report = llmfold.fold(arguments.folder, quiet=True, output=folder, **common, **case.options)
+                remote_code = bool(report.plan["needs_trust_remote_code"])
+                made = {
+                    "removed": report.ratio,
+                    "removed_decoder": report.plan["decoder_ratio"],
+                    "seconds": time.perf_counter() - begin,
+                    "stages": report.seconds,
+                }
+            found = yardstick.measure(folder, remote_code)
+        content = {"case": case.public, **made, **found, "protocols": protocols, "length": arguments.length, **about}
+        (results / case.file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        said = ", ".join(f"{name} {math.exp(value):.2f}" for name, value in found["nll"].items())
+        print(f"{case.spec}, seed {case.seed}: {said}", flush=True)
+
+
+def page() -> None:
+    """Write a page of every model's folds."""
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+        dense = next(each for each in found if each["case"]["method"] == DENSE)
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for each in found:
+            amount = ", ".join(f"{k.replace('_', '-')} {each['case'][k]}" for k in AMOUNTS if k in each["case"])
+            groups.setdefault(amount, []).append(each)
+        groups.pop("", None)
+        lines = [f"# {folder.name}: folds on several texts", "", dense["note"], ""]
+        lines += [
+            "Excess log-perplexity, and in brackets its ratio to the least of the pruners that need data in the same "
+            "table; ± is the sample standard deviation over seeds. Made by `eval/real_model.py`, in float32.",
+            "",
+            f"Dense: {', '.join(f'{name}: {math.exp(value):.2f}' for name, value in dense['nll'].items())}.",
+            "",
+        ]
+        for amount in sorted(groups):
+            lines += [f"## {amount}", "", *_table(groups[amount], dense), ""]
+        lines += _tasks(found)
+        lines += [f"- {name}: {protocol}." for name, protocol in dense["protocols"].items()]
+        lines += ["", f"{dense['machine']}; " + ", ".join(f"{k} {v}" for k, v in dense["versions"].items()) + ".", ""]
+        (RESULTS.parent / f"{folder.name}-real.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _label(case: dict[str, Any]) -> str:
+    rest = [f"{name} {value}" for name, value in case.items() if name not in ("method", "seed", *AMOUNTS)]
+    return ", ".join([case["method"], *rest])
+
+
+def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any]) -> list[str]:
+    """Rows of one amount, the best on the first text first."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for each in found:
+        rows.setdefault(_label(each["case"]), []).append(each)
+    excess = {
+        label: {name: [each["nll"][name] - dense["nll"][name] for each in some] for name in dense["nll"]}
+        for label, some in rows.items()
+    }
+    rivals = [label for label, some in rows.items() if some[0]["case"]["method"] in CALIBRATED]
+    lines = [f"| method | {' | '.join(dense['nll'])} | decoder removed | seconds | seeds |"]
+    lines.append("|---|" + "---:|" * (len(dense["nll"]) + 3))
+    first = next(iter(dense["nll"]))
+    for label in sorted(rows, key=lambda label: statistics.fmean(excess[label][first])):
+        cells = []
+        for name in dense["nll"]:
+            values = excess[label][name]
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            best = min((statistics.fmean(excess[rival][name]) for rival in rivals), default=math.nan)
+            ratio = f" ({statistics.fmean(values) / best:.2f})" if rivals else ""
+            cells.append(f"{statistics.fmean(values):.3f}{spread}{ratio}")
+        some = rows[label]
+        seconds = statistics.fmean(each["seconds"] for each in some)
+        lines.append(
+            f"| {label} | {' | '.join(cells)} | {some[0]['removed_decoder']:.1%} | {seconds:.0f} | {len(some)} |"
+        )
+    return lines
+
+
+def _tasks(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Zero-shot accuracies of the folds that have them."""
+    scored = [each for each in found if each["tasks"]]
+    if not scored:
+        return []
+    names = list(scored[0]["tasks"])
+    lines = ["## Zero-shot", "", f"| method | {' | '.join(names)} | average | needs data |"]
+    lines.append("|---|" + "---:|" * (len(names) + 1) + "---|")
+    for each in sorted(scored, key=lambda each: -statistics.fmean(each["tasks"][name][0] for name in names)):
+        cells = [f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in (each["tasks"][name] for name in names)]
+        mean = statistics.fmean(each["tasks"][name][0] for name in names)
+        amount = ", ".join(f"{k.replace('_', '-')} {each['case'][k]}" for k in AMOUNTS if k in each["case"])
+        data = "yes" if "data" in each["case"] else "no"
+        lines.append(f"| {_label(each['case'])}; {amount} | {' | '.join(cells)} | {100 * mean:.1f} | {data} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    runs = parts.add_parser("run", help="make and score folds that do not stand yet")
+    runs.add_argument("folder", type=Path, help="the dense model")
+    runs.add_argument("--name", required=True, help="of the results")
+    runs.add_argument("--note", default="", help="what to know of the model, for the page")
+    runs.add_argument("--fold", action="append", required=True, help="METHOD:option=value,…, or 'dense'")
+    runs.add_argument("--seed", nargs="+", type=int, default=[0], help="seeds to fold with")
+    runs.add_argument("--text", action="append", required=True, help="FILE:FIRST-LAST, windows to score")
+    runs.add_argument("--length", type=int, default=1024, help="tokens of a window")
+    runs.add_argument("--device", default="auto")
+    runs.add_argument("--scratch", type=Path, help="where folds lie until they are scored")
+    runs.add_argument("--tasks", nargs="*", default=[], help="zero-shot tasks of lm-eval")
+    runs.add_argument("--data-dir", type=Path, help="JSON lines of the tasks")
+    runs.add_argument("--limit", type=int, help="documents of a task")
+    parts.add_parser("page", help="write the tables")
+    arguments = parser.parse_args()
+    if arguments.part == "page":
+        page()
+    else:
+        run(arguments)
+
+
+if __name__ == "__main__":
+    main()
