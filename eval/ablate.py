@@ -25,6 +25,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 
 from llmfold.architectures import ModelShape, Role, shape_of, tensor_name
@@ -563,7 +564,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not dense.exists():
         protocols = {name: found.protocol for name, found in windows.items()}
         _store(dense, {"nll": bench.scores({}), "protocols": protocols, "note": arguments.note})
-    cases = list(dict.fromkeys(case for axis in arguments.axis for case in AXES[axis]))
+    named = (case for axis in arguments.axis for case in AXES[axis])
+    cases = list(dict.fromkeys((*named, *map(_parsed, arguments.case))))
     pending = [case for case in cases if not (results / f"{case.name}.json").exists()]
     part, parts = map(int, arguments.share.split("/"))
     pending = pending[part - 1 :: parts]
@@ -571,6 +573,11 @@ def run(arguments: argparse.Namespace) -> None:
         for case, found in run_group(bench, [case for case in pending if case.sequences == key]):
             _store(results / f"{case.name}.json", {"case": dataclasses.asdict(case), "width": bench.width, **found})
             print(case.name, {name: round(math.exp(value), 3) for name, value in found["nll"].items()}, flush=True)
+
+
+def _parsed(words: str) -> Case:
+    """A case as it is typed, such as ``source=own,tokens=65536``."""
+    return Case(**{name: yaml.safe_load(value) for name, _, value in (w.partition("=") for w in words.split(","))})
 
 
 def _store(path: Path, found: dict[str, Any]) -> None:
@@ -590,7 +597,9 @@ def page() -> None:
         dense = found.pop("dense")
         texts = list(dense["nll"])
         lines += [f"## {folder.name}", "", dense["note"], ""]
-        for axis, cases in AXES.items():
+        named = {case.name for cases in AXES.values() for case in cases}
+        others = [Case(**each["case"]) for name, each in found.items() if name not in named]
+        for axis, cases in [*AXES.items(), ("others", others)]:
             rows = [(case, found[case.name]) for case in cases if case.name in found]
             if rows:
                 lines += [f"### {axis}", "", f"| case | {' | '.join(texts)} | fitted | held back | unseen |"]
@@ -626,7 +635,8 @@ def main() -> None:
     runs.add_argument("--text", action="append", required=True, help="FILE:WINDOWS to score")
     runs.add_argument("--length", type=int, default=1024, help="tokens of a scored window")
     runs.add_argument("--device", default="auto", help="where to compute (default: CUDA where present, else the CPU)")
-    runs.add_argument("--axis", action="append", required=True, choices=list(AXES))
+    runs.add_argument("--axis", action="append", default=[], choices=list(AXES))
+    runs.add_argument("--case", action="append", default=[], help="one more, such as source=own,tokens=65536")
     runs.add_argument("--samples", type=Path, help="folder where own samples are kept for other cases")
     runs.add_argument("--share", default="1/1", help="I/N: every Nth case, from the Ith")
     parts.add_parser("page", help="write the table")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("gram", "assign", "centroids", "ward", "elimination", "swiglu_gram", "clustering", "fold")
+NAMES = ("gram", "assign", "centroids", "ward", "elimination", "clustering", "fold")
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ from llmfold_kernels.centroids import Segments, from_groups, segment_sums, segme
 from llmfold_kernels.dispatch import on_triton
 from llmfold_kernels.elimination import eliminate
 from llmfold_kernels.gram import Gram, gram
-from llmfold_kernels.swiglu_gram import swiglu_gram
 from llmfold_kernels.ward import merge_greedily
 
 __all__ = [
@@ -24,5 +23,4 @@ __all__ = [
     "on_triton",
     "segment_sums",
     "segments",
-    "swiglu_gram",
 ]

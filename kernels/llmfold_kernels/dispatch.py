@@ -40,6 +40,14 @@ def launching_on(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a block may have on a GPU; elsewhere what Hopper has, so that its tiles are what is tested."""
+    if device.type != "cuda":
+        return _HOPPER_MEMORY
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0))
+
+
 def tiles(interpreted_size: int, **usual: int) -> dict[str, int]:
     """Return a kernel's configuration; the interpreter pays for every operation, so there all tiles are large."""
     if not interpreted():
@@ -57,7 +65,9 @@ def splits_for(programs: int, most: int) -> int:
 
     The number decides where sums are cut, so it must not depend on the device: the same input gives the same bytes.
     """
-    return max(1, min(most, blocks_of(_PROGRAMS, max(1, programs))))
+    return max(1, min(most, _PROGRAMS // max(1, programs)))
 
 
 _PROGRAMS = 264
+"""Two to each multiprocessor of a Hopper GPU: one more than fits makes everything wait for a second round."""
+_HOPPER_MEMORY = 232_448

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -23,10 +24,9 @@ from llmfold_kernels.assign import kernel as assign
 from llmfold_kernels.centroids import kernel as centroids
 from llmfold_kernels.elimination import kernel as elimination
 from llmfold_kernels.gram import kernel as gram
-from llmfold_kernels.swiglu_gram import kernel as swiglu_gram
 from llmfold_kernels.ward import kernel as ward
 
-NEURONS, HIDDEN, KEPT, TOKENS = 11008, 4096, 8806, 16384
+NEURONS, HIDDEN, KEPT = 11008, 4096, 8806
 TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 NAMES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
@@ -103,6 +103,12 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
+def _with_memory(size: int, launch: Callable[[], object]) -> object:
+    """Launch as on a GPU whose blocks have so much shared memory."""
+    with mock.patch.object(gram, "shared_memory", return_value=size):
+        return launch()
+
+
 def launches() -> dict[str, tuple[Any, str, Callable[[], object]]]:
     """By name: the module, its kernel, and a call that launches it."""
     index = [meta(NEURONS, dtype=torch.int32), *(meta(KEPT, dtype=torch.int32) for _ in range(3))]
@@ -140,24 +146,19 @@ def launches() -> dict[str, tuple[Any, str, Callable[[], object]]]:
             meta(HIDDEN, NEURONS, dtype=dtype).T,
         ]
         rows = meta(NEURONS, 3 * HIDDEN, dtype=dtype)
-        act, y = meta(TOKENS, NEURONS, dtype=dtype), meta(TOKENS, HIDDEN, dtype=dtype)
         for epilogue in gram.EPILOGUES:
-            found[f"gram {epilogue} {dtype}"] = (
-                gram,
-                "gram_kernel",
-                lambda b=blocks, e=epilogue: gram.gram(b, e, meta(NEURONS)),
-            )
+            for word, memory in (("", 99 * 1024), ("wide ", 227 * 1024)):
+                found[f"{word}gram {epilogue} {dtype}"] = (
+                    gram,
+                    "gram_kernel",
+                    lambda b=blocks, e=epilogue, m=memory: _with_memory(m, lambda: gram.gram(b, e, meta(NEURONS))),
+                )
         found[f"row norms {dtype}"] = (gram, "row_norms_kernel", lambda b=blocks: gram.row_norms(b))
         found[f"assign {dtype}"] = (assign, "assign_rows_kernel", lambda x=rows: assign.assign_rows(x, x[:KEPT]))
         found[f"segment means {dtype}"] = (
             centroids,
             "segment_sums_kernel",
             lambda x=rows: centroids.segment_sums(x, *index, mean=True),
-        )
-        found[f"swiglu gram {dtype}"] = (
-            swiglu_gram,
-            "swiglu_gram_kernel",
-            lambda a=act, y=y: swiglu_gram.swiglu_gram(a, a, y, meta(TOKENS)),
         )
     return found
 

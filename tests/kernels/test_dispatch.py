@@ -50,4 +50,6 @@ def test_kernels_are_launched_where_their_rows_lie(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("programs", [0, 1, 100, 263, 264, 10_000])
 def test_splits_fill_a_device_and_are_never_more_than_there_is(programs: int) -> None:
     assert 1 <= dispatch.splits_for(programs, 7) <= 7
-    assert dispatch.splits_for(programs, 10**6) * max(1, programs) >= 264
+    splits, programs = dispatch.splits_for(programs, 10**6), max(1, programs)
+    assert splits * programs <= max(264, programs)
+    assert (splits + 1) * programs > 264

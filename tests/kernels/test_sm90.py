@@ -10,9 +10,9 @@ from support import environment
 
 from llmfold_kernels.dispatch import installed, interpreted
 
-# The shared memory of an H100 is 227 KiB; a consumer GPU's is 99 KiB, and the kernels keep to that.
-SHARED, REGISTERS, REGISTER_FILE = 99 * 1024, 255, 65536
-HOT = ("gram", "assign", "nearest centre", "segment", "ward", "elimination", "swiglu", "row")
+# The shared memory of an H100 is 227 KiB; a consumer GPU's is 99 KiB, and all but wide tiles keep to that.
+SHARED, WIDE, REGISTERS, REGISTER_FILE = 99 * 1024, 227 * 1024, 255, 65536
+HOT = ("gram", "wide gram", "assign", "nearest centre", "segment", "ward", "elimination", "row")
 
 
 @pytest.mark.slow
@@ -26,9 +26,9 @@ def test_every_kernel_fits_and_none_spills() -> None:
     report = json.loads(done.stdout)
     assert all(any(title.startswith(word) for title in report) for word in HOT)
     for title, used in report.items():
-        assert used["shared"] <= SHARED, (title, used)
+        assert used["shared"] <= (WIDE if title.startswith("wide") else SHARED), (title, used)
         assert used["registers"] <= REGISTERS, (title, used)
         assert used["registers"] * used["threads"] <= REGISTER_FILE, (title, used)
         assert used["spills"] == 0, (title, used)
-        if title.startswith(("gram", "assign", "swiglu")) and "bfloat16" in title:
+        if title.startswith(("gram", "wide gram", "assign")) and "bfloat16" in title:
             assert used["wgmma"] > 0, (title, used)

@@ -7,20 +7,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmfold_kernels.dispatch import blocks_of, splits_for, tiles
+from llmfold_kernels.dispatch import blocks_of, shared_memory, splits_for, tiles
 from llmfold_kernels.gram.naive import finish
 
 EPILOGUES = {"products": 0, "distances": 1, "costs": 2}
 GROUP = 8
 # Below this many rows there are too few tiles for a device, so features are split among programs.
 _SPLIT_ROWS = 1024
+_WIDE_MEMORY = 196_608
 
 
-def config(dtype: torch.dtype) -> dict[str, int]:
-    """Tile, depth, warps and stages by input dtype: tensor cores take 16-bit tiles, float32 runs on plain lanes."""
+def config(dtype: torch.dtype, n: int, memory: int) -> dict[str, int]:
+    """Tile, depth, warps and stages: tensor cores take 16-bit tiles, float32 runs on plain lanes.
+
+    Args:
+        dtype: of the inputs.
+        n: rows.
+        memory: shared memory of a block; a wide tile and four stages of it take 192 KiB, as Hopper has them.
+    """
     if dtype == torch.float32:
-        return tiles(512, BLOCK=64, DEPTH=32, num_warps=8, num_stages=3)
-    return tiles(512, BLOCK=128, DEPTH=64, num_warps=8, num_stages=3)
+        return tiles(512, ROWS=64, COLUMNS=64, DEPTH=32, num_warps=8, num_stages=3)
+    if n > _SPLIT_ROWS and memory >= _WIDE_MEMORY:
+        return tiles(512, ROWS=256, DEPTH=64, num_warps=8, num_stages=4) | tiles(256, COLUMNS=128)
+    return tiles(512, ROWS=128, COLUMNS=128, DEPTH=64, num_warps=8, num_stages=3)
 
 
 @triton.jit
@@ -58,19 +67,22 @@ def gram_kernel(
     n,
     EPILOGUE: tl.constexpr,
     WEIGHTED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     # Tiles go in groups that share rows and columns, so that a wave of programs reads from the cache.
-    big_row, big_column = _triangle(tl.program_id(0) // (GROUP * GROUP))
-    inner = tl.program_id(0) % (GROUP * GROUP)
-    row, column = big_row * GROUP + inner // GROUP, big_column * GROUP + inner % GROUP
-    if (column > row) | (row * BLOCK >= n):
+    WIDE: tl.constexpr = GROUP * ROWS // COLUMNS
+    big_row, big_column = _triangle(tl.program_id(0) // (GROUP * WIDE))
+    inner = tl.program_id(0) % (GROUP * WIDE)
+    first_row = (big_row * GROUP + inner // WIDE) * ROWS
+    first_column = (big_column * WIDE + inner % WIDE) * COLUMNS
+    if (first_column >= first_row + ROWS) | (first_row >= n):
         return
-    rows, columns = row * BLOCK + tl.arange(0, BLOCK), column * BLOCK + tl.arange(0, BLOCK)
+    rows, columns = first_row + tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS)
     split = tl.program_id(1)
-    total = tl.zeros([BLOCK, BLOCK], tl.float32)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for b in tl.static_range(len(blocks)):
         first = split * parts[b]
         last = tl.minimum(first + parts[b], widths[b])
@@ -87,9 +99,10 @@ def gram_kernel(
             right += DEPTH * column_strides[b]
     on_diagonal = rows[:, None] == columns[None, :]
     if EPILOGUE == 0:
-        if row == column:
+        if first_column + COLUMNS > first_row:
             diagonal = tl.sum(tl.where(on_diagonal, total, 0.0), 1)
-            tl.store(norms + split.to(tl.int64) * n + rows, diagonal, mask=rows < n)
+            here = (rows >= first_column) & (rows < first_column + COLUMNS) & (rows < n)
+            tl.store(norms + split.to(tl.int64) * n + rows, diagonal, mask=here)
     else:
         of_rows = tl.load(norms + rows, mask=rows < n, other=0.0)
         of_columns = tl.load(norms + columns, mask=columns < n, other=0.0)
@@ -136,12 +149,12 @@ def gram(blocks: Sequence[Tensor], epilogue: str, weights: Tensor | None) -> tup
     """See :func:`llmfold_kernels.gram.naive.gram`."""
     blocks = tuple(blocks)
     n, device = len(blocks[0]), blocks[0].device
-    shape = config(blocks[0].dtype)
+    shape = config(blocks[0].dtype, n, shared_memory(device))
     widths, row_strides, column_strides = _geometry(blocks)
-    big = blocks_of(n, shape["BLOCK"] * GROUP)
-    programs = big * (big + 1) // 2 * GROUP**2
+    big = blocks_of(n, shape["ROWS"] * GROUP)
+    programs = big * (big + 1) // 2 * GROUP**2 * (shape["ROWS"] // shape["COLUMNS"])
     steps = blocks_of(max(widths), shape["DEPTH"])
-    used = blocks_of(n, shape["BLOCK"])
+    used = blocks_of(n, shape["ROWS"])
     splits = splits_for(used * (used + 1) // 2, steps) if n <= _SPLIT_ROWS else 1
     parts = tuple(blocks_of(blocks_of(width, shape["DEPTH"]), splits) * shape["DEPTH"] for width in widths)
     fused = epilogue if splits == 1 else "products"
