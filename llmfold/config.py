@@ -20,6 +20,7 @@ METHODS = (*FOLDS, *BASELINES)
 WITH_DATA = ("calibrated", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
 SELF_DATA = "self"
 MEASURING = ("self", "weights", "calibrated")
+WEIGHING = ("self", "calibrated")
 CARRYING = ("wanda-sp",)
 """Methods whose hidden states run from layer to layer; under all others a layer depends on no other."""
 CLUSTERS = ("ward", "kmeans", "hartigan")
@@ -252,6 +253,11 @@ class FoldConfig:
         """Whether the split of the ratio between MLPs, heads and layers is measured before the plan is made."""
         split_given = self.mlp_ratio is not None or self.attention_ratio is not None
         return self.method in MEASURING and bool(self.ratio) and not split_given
+
+    @property
+    def weighs(self) -> bool:
+        """Whether units are chosen by what their loss does to the model's predictions."""
+        return self.method in WEIGHING
 
     @property
     def samples(self) -> bool:

@@ -71,3 +71,5 @@ def splits_for(programs: int, most: int) -> int:
 _PROGRAMS = 264
 """Two to each multiprocessor of a Hopper GPU: one more than fits makes everything wait for a second round."""
 _HOPPER_MEMORY = 232_448
+WIDE_MEMORY = 196_608
+"""From so much shared memory on tiles are 256 x 128 and take 144 KiB: measured on Hopper only, which has 227."""

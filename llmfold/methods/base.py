@@ -16,6 +16,9 @@ ReadLayer = Callable[[int], dict[Role, Tensor]]
 class LayerMethod(Protocol):
     """Folds layers; whatever it carries from one to the next survives an interrupted run."""
 
+    def ready(self, read_layer: ReadLayer, say: Callable[[str], None]) -> None:
+        """Find out what concerns all layers at once; all processes that share the work call it alike."""
+
     def measure(self, read_layer: ReadLayer, ratio: float, say: Callable[[str], None]) -> Sensitivities | None:
         """What every layer would lose by every width, or None where the method cannot tell."""
 
@@ -45,6 +48,9 @@ class LayerMethod(Protocol):
 
 class Independent:
     """What a method does that measures nothing beforehand and carries nothing between layers: nothing."""
+
+    def ready(self, read_layer: ReadLayer, say: Callable[[str], None]) -> None:
+        """Nothing concerns all layers at once."""
 
     def measure(self, read_layer: ReadLayer, ratio: float, say: Callable[[str], None]) -> Sensitivities | None:
         """The method cannot tell."""

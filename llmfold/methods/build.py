@@ -10,7 +10,9 @@ from llmfold.config import BASELINES, FoldConfig
 from llmfold.methods import tokens as tk
 from llmfold.methods.base import LayerMethod
 from llmfold.methods.dense import Measurement
+from llmfold.methods.importance import Importance, sequences_for
 from llmfold.methods.merging import Merging
+from llmfold.methods.output import Output
 from llmfold.methods.population import Population, PopulationOptions, population_rows
 from llmfold.methods.reconstruction import Reconstruction, ReconstructionOptions
 from llmfold.methods.source import Setting, token_source
@@ -50,7 +52,15 @@ def _dtype(config: FoldConfig) -> torch.dtype | None:
 def _from_tokens(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
     source, config = token_source(setting, say), setting.config
     refinement = Refinement(tk.refine_steps(config))
-    options = ReconstructionOptions(refinement=refinement, seed=config.seed, dtype=_dtype(config))
+    importance = Importance(
+        source.on,
+        lambda: Output.of(setting.checkpoint, setting.shape, source.on.stream.context.eps, setting.device),
+        sequences_for(tk.token_budget(config, setting.shape)),
+        config.seed,
+    )
+    options = ReconstructionOptions(
+        refinement=refinement, importance=importance, seed=config.seed, dtype=_dtype(config)
+    )
     return Reconstruction(source.on, options, source.facts)
 
 

@@ -5,6 +5,7 @@ up, and the correction is mostly noise that is fitted (eval/results/tried.md). S
 the dense model's, and layers are independent.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from llmfold.architectures import LayerShape, Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Independent, ReadLayer, Weights
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
+from llmfold.methods.importance import Importance, Part
 from llmfold.methods.streams import CHUNK, chunks
 from llmfold.planning import LayerCurves, Sensitivities
 from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias
@@ -46,6 +48,7 @@ class ReconstructionOptions:
         refinement: gradient steps after the closed form; zero steps leave that alone.
         gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
         metric: (hidden, m) map of outputs whose squared norm selects neurons, or None.
+        importance: gives every layer a metric of its own, in which neurons and heads are selected; or None.
         seed: of everything random.
         dtype: of the tensors written; None keeps each tensor's own.
     """
@@ -54,6 +57,7 @@ class ReconstructionOptions:
     refinement: Refinement = field(default_factory=Refinement)
     gaussian: float = 0.0
     metric: Tensor | None = None
+    importance: Importance | None = None
     seed: int = 0
     dtype: torch.dtype | None = None
 
@@ -73,12 +77,17 @@ class Reconstruction(Independent):
         self._states = DenseStates(on)
         self._chunk = CHUNK
 
+    def ready(self, read_layer: ReadLayer, say: Callable[[str], None]) -> None:
+        """Find out what directions of the residual stream matter, if units are selected by that."""
+        if self.options.importance is not None:
+            self.options.importance.ready(read_layer, say)
+
     def measure(self, read_layer: ReadLayer, ratio: float, say: Callable[[str], None]) -> Sensitivities:
         """Curves of all layers: the rise of the ridge objective along the backward elimination of neurons and heads.
 
-        Errors count relative to the residual stream that they disturb, since the next RMSNorm divides by it; that
-        makes those of different layers and parts comparable. Each process eliminates in layers of its own; the order
-        found is kept, and :meth:`fold` takes it up.
+        Errors count in nats where it is known what directions matter, else relative to the residual stream that they
+        disturb, since the next RMSNorm divides by it; that makes those of different layers and parts comparable. Each
+        process eliminates in layers of its own; the order found is kept, and :meth:`fold` takes it up.
 
         Args:
             read_layer: tensors of a layer by role.
@@ -221,7 +230,9 @@ class _Layer:
         def eliminate() -> Elimination:
             sums, units = self._sums("o"), self._widths.head_units
             size = self._widths.heads * self._shape.head_dim // units
-            return eliminate_blocks(sums.whole, self._in.weights["o"].T, keep, size, SELECTION_RIDGE)
+            rows, metric = self._in.weights["o"].T, self._metric(sums.whole, "heads")
+            seen = rows if metric is None else rows.to(metric) @ metric
+            return eliminate_blocks(sums.whole, seen, keep, size, SELECTION_RIDGE)
 
         return self._owner.order(self._in.index, "heads", keep, eliminate)
 
@@ -229,10 +240,21 @@ class _Layer:
         """Order in which neurons go."""
 
         def eliminate() -> Elimination:
-            rows, metric = self._in.weights["down"].T, self._options.metric
-            return eliminate_units(self._sums("down").whole, rows, keep, SELECTION_RIDGE, metric=metric)
+            rows, sums = self._in.weights["down"].T, self._sums("down").whole
+            metric = self._options.metric if self._options.importance is None else self._metric(sums, "neurons")
+            return eliminate_units(sums, rows, keep, SELECTION_RIDGE, metric=metric)
 
         return self._owner.order(self._in.index, "neurons", keep, eliminate)
+
+    def _metric(self, sums: ActivationSums, part: Part) -> Tensor | None:
+        """Metric of what a part of the layer gives: weighted squares become nats of a row; on the sums' device."""
+        if self._options.importance is None:
+            return None
+        rows, found = (
+            self._owner.on.size[0] * self._owner.on.size[1],
+            self._options.importance.metric(self._in.index, part),
+        )
+        return found.to(sums.gram.device) / math.sqrt(max(2 * sums.weight / rows, 1e-30))
 
     def _time(self, stage: str) -> None:
         now = time.perf_counter()

@@ -1,15 +1,16 @@
 """What the reconstruction costs: ``--method self``, ``calibrated`` and ``weights``."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmfold.architectures import LayerShape
+from llmfold.methods.importance import sequences_for
 from llmfold.methods.population import PopulationOptions, population_rows
 from llmfold.methods.reconstruction import RIDGES, ReconstructionOptions, kept_neurons, split
 from llmfold.methods.sampling_cost import with_sampling
 from llmfold.methods.streams import CHUNK
-from llmfold.methods.tokens import refine_steps, token_budget
-from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops
+from llmfold.methods.tokens import TokenBudget, refine_steps, token_budget
+from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops, head_flops
 from llmfold.planning.plan import FoldPlan
 from llmfold.repair.least_squares import PANEL, WIDE
 from llmfold.repair.refine import Refinement
@@ -26,7 +27,16 @@ def tokens_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost on token sequences, sampled or read."""
     budget = token_budget(plan.config, plan.before)
     work = _Work(plan, budget.sequences, budget.length, refine_steps(plan.config))
-    return with_sampling(work.cost([Stage("prepare")], processes), plan, budget, processes)
+    found, shape = work.cost([Stage("prepare"), _importance(plan, budget)], processes), plan.before
+    states = (len(shape.layers) + 1) * sequences_for(budget) * budget.length * shape.hidden * _SINGLE
+    return with_sampling(replace(found, states=max(found.states, states)), plan, budget, processes)
+
+
+def _importance(plan: FoldPlan, budget: TokenBudget) -> Stage:
+    """A pass forward, and one back that computes every layer again; weights need no gradients."""
+    shape, tokens = plan.before, sequences_for(budget) * budget.length
+    layers = 3 * decoder_flops(shape, tokens, budget.length) + len(shape.layers) * 2.0 * tokens * shape.hidden**2
+    return Stage("importance", large=layers + 2 * head_flops(shape, tokens), disk=2 * plan.bytes_before)
 
 
 def population_cost(plan: FoldPlan, processes: int = 1) -> Cost:

@@ -98,6 +98,9 @@ def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
         ranks.everyone(run.sample)
     if runs[0].config.shared:
         method = ranks.first(build)
+        if method is not None and runs[0].config.weighs:
+            with runs[0].stages("importance"), torch.no_grad():
+                method.ready(runs[0].read_layer, runs[0].listener.stage)
         for run in runs:
             run.settle(method)
         return method

@@ -144,9 +144,18 @@ def mlp_neurons(x: Tensor, weights: Weights, context: ForwardContext) -> Tensor:
     return context.activation(gate) * F.linear(x, weights["up"], weights.get("up_bias"))
 
 
-def decoder_layer(x: Tensor, weights: Weights, layer: LayerShape, context: ForwardContext, index: int) -> Tensor:
-    """Hidden states after one decoder layer; (batch, tokens, hidden) in and out."""
+def attention_block(x: Tensor, weights: Weights, layer: LayerShape, context: ForwardContext, index: int) -> Tensor:
+    """Hidden states after a layer's attention; (batch, tokens, hidden) in and out."""
     heads = attention_heads(rms_norm(x, weights["input_norm"], context.eps), weights, layer, context, index)
-    x = x + F.linear(heads, weights["o"], weights.get("o_bias"))
+    return x + F.linear(heads, weights["o"], weights.get("o_bias"))
+
+
+def mlp_block(x: Tensor, weights: Weights, context: ForwardContext) -> Tensor:
+    """Hidden states after a layer's MLP, from those after its attention; (…, hidden) in and out."""
     neurons = mlp_neurons(rms_norm(x, weights["post_norm"], context.eps), weights, context)
     return x + F.linear(neurons, weights["down"], weights.get("down_bias"))
+
+
+def decoder_layer(x: Tensor, weights: Weights, layer: LayerShape, context: ForwardContext, index: int) -> Tensor:
+    """Hidden states after one decoder layer; (batch, tokens, hidden) in and out."""
+    return mlp_block(attention_block(x, weights, layer, context, index), weights, context)

@@ -28,6 +28,7 @@ from llmfold_kernels.ward import kernel as ward
 
 NEURONS, HIDDEN, KEPT = 11008, 4096, 8806
 TARGET = GPUTarget("cuda", 90, 32)
+MEMORIES = (("", 99 * 1024), ("wide ", 227 * 1024))
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 NAMES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
 NAMES |= {torch.int32: "*i32", torch.int64: "*i64"}
@@ -103,9 +104,9 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def _with_memory(size: int, launch: Callable[[], object]) -> object:
+def _with_memory(module: Any, size: int, launch: Callable[[], object]) -> object:
     """Launch as on a GPU whose blocks have so much shared memory."""
-    with mock.patch.object(gram, "shared_memory", return_value=size):
+    with mock.patch.object(module, "shared_memory", return_value=size):
         return launch()
 
 
@@ -147,14 +148,21 @@ def launches() -> dict[str, tuple[Any, str, Callable[[], object]]]:
         ]
         rows = meta(NEURONS, 3 * HIDDEN, dtype=dtype)
         for epilogue in gram.EPILOGUES:
-            for word, memory in (("", 99 * 1024), ("wide ", 227 * 1024)):
+            for word, memory in MEMORIES:
                 found[f"{word}gram {epilogue} {dtype}"] = (
                     gram,
                     "gram_kernel",
-                    lambda b=blocks, e=epilogue, m=memory: _with_memory(m, lambda: gram.gram(b, e, meta(NEURONS))),
+                    lambda b=blocks, e=epilogue, m=memory: _with_memory(
+                        gram, m, lambda: gram.gram(b, e, meta(NEURONS))
+                    ),
                 )
         found[f"row norms {dtype}"] = (gram, "row_norms_kernel", lambda b=blocks: gram.row_norms(b))
-        found[f"assign {dtype}"] = (assign, "assign_rows_kernel", lambda x=rows: assign.assign_rows(x, x[:KEPT]))
+        for word, memory in MEMORIES:
+            found[f"{word}assign {dtype}"] = (
+                assign,
+                "assign_rows_kernel",
+                lambda x=rows, m=memory: _with_memory(assign, m, lambda: assign.assign_rows(x, x[:KEPT])),
+            )
         found[f"segment means {dtype}"] = (
             centroids,
             "segment_sums_kernel",

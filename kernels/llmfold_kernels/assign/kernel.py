@@ -6,16 +6,18 @@ import triton.language as tl
 from torch import Tensor
 
 from llmfold_kernels.centroids.kernel import added
-from llmfold_kernels.dispatch import blocks_of, splits_for, tiles
+from llmfold_kernels.dispatch import WIDE_MEMORY, blocks_of, shared_memory, splits_for, tiles
 from llmfold_kernels.gram.kernel import row_norms
 
 _NO_LABEL = 2**31 - 1
 
 
-def config(dtype: torch.dtype) -> dict[str, int]:
-    """Tiles of rows, centroids and features, warps and stages by input dtype."""
+def config(dtype: torch.dtype, memory: int) -> dict[str, int]:
+    """Tiles of rows, centroids and features, warps and stages by input dtype and a block's shared memory."""
     if dtype == torch.float32:
         return tiles(512, ROWS=64, CENTROIDS=64, DEPTH=32, num_warps=8, num_stages=3)
+    if memory >= WIDE_MEMORY:
+        return tiles(512, ROWS=256, CENTROIDS=128, DEPTH=64, num_warps=8, num_stages=3)
     return tiles(512, ROWS=128, CENTROIDS=128, DEPTH=64, num_warps=8, num_stages=3)
 
 
@@ -123,7 +125,7 @@ def _lowest(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def assign_rows(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`llmfold_kernels.assign.naive.assign_rows`."""
     (n, d), k, device = rows.shape, len(centroids), rows.device
-    shape = config(rows.dtype)
+    shape = config(rows.dtype, shared_memory(device))
     programs, chunks = blocks_of(n, shape["ROWS"]), blocks_of(k, shape["CENTROIDS"])
     splits = splits_for(programs, chunks)
     scores = torch.empty(splits, n, device=device)

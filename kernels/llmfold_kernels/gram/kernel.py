@@ -7,14 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmfold_kernels.dispatch import blocks_of, shared_memory, splits_for, tiles
+from llmfold_kernels.dispatch import WIDE_MEMORY, blocks_of, shared_memory, splits_for, tiles
 from llmfold_kernels.gram.naive import finish
 
 EPILOGUES = {"products": 0, "distances": 1, "costs": 2}
 GROUP = 8
 # Below this many rows there are too few tiles for a device, so features are split among programs.
 _SPLIT_ROWS = 1024
-_WIDE_MEMORY = 196_608
 
 
 def config(dtype: torch.dtype, n: int, memory: int) -> dict[str, int]:
@@ -23,12 +22,12 @@ def config(dtype: torch.dtype, n: int, memory: int) -> dict[str, int]:
     Args:
         dtype: of the inputs.
         n: rows.
-        memory: shared memory of a block; a wide tile and four stages of it take 192 KiB, as Hopper has them.
+        memory: shared memory of a block.
     """
     if dtype == torch.float32:
         return tiles(512, ROWS=64, COLUMNS=64, DEPTH=32, num_warps=8, num_stages=3)
-    if n > _SPLIT_ROWS and memory >= _WIDE_MEMORY:
-        return tiles(512, ROWS=256, DEPTH=64, num_warps=8, num_stages=4) | tiles(256, COLUMNS=128)
+    if n > _SPLIT_ROWS and memory >= WIDE_MEMORY:
+        return tiles(512, ROWS=256, DEPTH=64, num_warps=8, num_stages=3) | tiles(256, COLUMNS=128)
     return tiles(512, ROWS=128, COLUMNS=128, DEPTH=64, num_warps=8, num_stages=3)
 
 
