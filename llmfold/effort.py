@@ -20,16 +20,18 @@ class Effort:
     """What a name stands for.
 
     Attributes:
-        tokens: to measure on.
+        tokens: to measure on, at least.
         length: tokens of a sequence, or as many as the model has positions.
-        refine: gradient steps on every MLP.
-        tokens_per_unit: at least so many tokens for each unit of the widest block.
+        refine: gradient steps on every MLP for so many tokens, and in proportion for more.
+        most: tokens where blocks are wide enough to need them, at ``_FILL`` for each unit of the widest.
+        tokens_per_unit: at least so many tokens for each unit, whatever ``most`` says.
         wide: tokens and length instead where an MLP has more than ``WIDE_MLP`` neurons.
     """
 
     tokens: int
     length: int
     refine: int
+    most: int = 0
     tokens_per_unit: int = 0
     wide: Size | None = None
 
@@ -37,7 +39,11 @@ class Effort:
         """Tokens to measure a model on, at least."""
         neurons = _widest(shape)
         widest = max(neurons, *(layer.heads * shape.head_dim for layer in shape.layers))
-        return max(self._size(neurons).tokens, self.tokens_per_unit * widest)
+        return max(self._size(neurons).tokens, min(self.most, _FILL * widest), self.tokens_per_unit * widest)
+
+    def refine_for(self, shape: "ModelShape") -> int:
+        """Gradient steps: every token is seen as often, however many there are."""
+        return self.refine * self.tokens_for(shape) // self.tokens
 
     def length_for(self, shape: "ModelShape") -> int:
         """Tokens of a sequence."""
@@ -52,9 +58,10 @@ def _widest(shape: "ModelShape") -> int:
 
 
 WIDE_MLP = 4096
+_FILL = 64
 EFFORTS = {
     "quick": Effort(tokens=16_384, length=256, refine=0, wide=Size(tokens=8_192, length=128)),
-    "normal": Effort(tokens=32_768, length=512, refine=200, tokens_per_unit=4),
+    "normal": Effort(tokens=32_768, length=512, refine=200, most=65_536, tokens_per_unit=4),
     "best": Effort(tokens=131_072, length=512, refine=1_600, tokens_per_unit=4),
 }
 DEFAULT_EFFORT = "normal"

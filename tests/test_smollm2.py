@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import ROOT, SINGLE, edit_json, fold, logits
 
+from llmfold.architectures import tensor_name
 from llmfold.methods.sampling import Sampling, sample_tokens
 from llmfold.methods.tokens import TokenBudget
+from llmfold.repair import least_squares
 
 LAYERS = 4
 
@@ -59,3 +61,18 @@ def test_self_keeps_the_first_layers_close(head: Path, tmp_path: Path) -> None:
         folded = logits(tmp_path / name, tokens).log_softmax(-1)
         found[name] = float((dense.exp() * (dense - folded)).sum(-1).mean())
     assert found["self"] < min(0.5 * found["paper"], 0.5), found
+
+
+@pytest.mark.slow
+def test_single_precision_chooses_as_double_does(head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide layers are factored and eliminated in float32; here both can be afforded."""
+    options = {"method": "self", "refine": 0, "mlp_ratio": 0.25, "num_samples": 24, "sequence_length": 128}
+    fold(head, output=tmp_path / "double", **options)
+    monkeypatch.setattr(least_squares, "WIDE", 0)
+    fold(head, output=tmp_path / "single", **options)
+    double, single = (load_file(tmp_path / name / SINGLE) for name in ("double", "single"))
+    for index in range(LAYERS):
+        gate, down = (tensor_name(index, role) for role in ("gate", "down"))
+        assert torch.equal(single[gate], double[gate]), index
+        difference = (single[down].float() - double[down].float()).norm()
+        assert float(difference) < 0.01 * float(double[down].float().norm()), index

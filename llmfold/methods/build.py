@@ -51,7 +51,7 @@ def _dtype(config: FoldConfig) -> torch.dtype | None:
 
 def _from_tokens(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
     source, config = token_source(setting, say), setting.config
-    refinement = Refinement(tk.refine_steps(config))
+    refinement = Refinement(tk.refine_steps(config, setting.shape))
     importance = Importance(
         source.on,
         lambda: Output.of(setting.checkpoint, setting.shape, source.on.stream.context.eps, setting.device),

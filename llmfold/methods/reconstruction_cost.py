@@ -26,7 +26,7 @@ _ADAM_TRAFFIC = 10
 def tokens_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost on token sequences, sampled or read."""
     budget = token_budget(plan.config, plan.before)
-    work = _Work(plan, budget.sequences, budget.length, refine_steps(plan.config))
+    work = _Work(plan, budget.sequences, budget.length, refine_steps(plan.config, plan.before))
     found, shape = work.cost([Stage("prepare"), _importance(plan, budget)], processes), plan.before
     states = (len(shape.layers) + 1) * sequences_for(budget) * budget.length * shape.hidden * _SINGLE
     return with_sampling(replace(found, states=max(found.states, states)), plan, budget, processes)

@@ -90,7 +90,7 @@ def _efforts(plan: FoldPlan, rates: Rates) -> dict[str, float]:
 def whole_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost of a fold: its method's, with what all runs share, in the order of a run's stages."""
     own, size = method_cost(plan, processes), plan.bytes_before + plan.bytes_after
-    before = ("sample", "prepare", "widths")
+    before = ("sample", "prepare", "importance", "widths")
     shared = [
         Stage("read", disk=float(plan.bytes_before)),
         Stage("write", disk=float(plan.bytes_after), memory=float(size)),
@@ -98,7 +98,9 @@ def whole_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     ]
     stages = [
         *(stage for stage in own.stages if stage.name == "sample"),
-        *(own.stage(name) for name in before[1:]),
+        own.stage("prepare"),
+        *(stage for stage in own.stages if stage.name == "importance"),
+        own.stage("widths"),
         *shared,
         *(stage for stage in own.stages if stage.name not in before),
         Stage("check", disk=float(CHECKED_PASSES * plan.bytes_after)),
@@ -131,6 +133,10 @@ def unit_tokens(plan: FoldPlan) -> tuple[int, int]:
     return (own.tokens, own.length) if own.tokens else (effort.tokens_for(plan.before), effort.length_for(plan.before))
 
 
+_SUSTAINED = 0.55
+"""Share of a probe's rate that whole layers reach for minutes, norms and attention included: measured on SmolLM2."""
+
+
 @cache
 def machine_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """What this machine does in a second when it is free, from a probe of a fraction of a second.
@@ -151,8 +157,8 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> Rates:
         torch.cholesky_inverse(torch.linalg.cholesky(positive))
 
     return Rates(
-        large=8 * n**3 / _timed(lambda: rows.T @ rows, device),
-        skinny=4 * _PROBE_ROWS * width**2 / _timed(lambda: [few @ matrix.T for matrix in weights], device, 1),
+        large=_SUSTAINED * 8 * n**3 / _timed(lambda: rows.T @ rows, device),
+        skinny=_SUSTAINED * 4 * _PROBE_ROWS * width**2 / _timed(lambda: [few @ w.T for w in weights], device, 1),
         double=_PROBE_FACTORED**3 / _timed(factor, device, 1),
         memory=MEMORY_BYTES_PER_SECOND,
         disk=DISK_BYTES_PER_SECOND,

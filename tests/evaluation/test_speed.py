@@ -39,6 +39,7 @@ def test_more_tokens_than_positions_are_refused(session_model: Path) -> None:
         speed(session_model, session_model, Loading(), SpeedSettings())
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_model_that_will_not_load_is_named(session_model: Path, tmp_path: Path) -> None:
     broken = tiny_model(tmp_path / "broken")
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-8])

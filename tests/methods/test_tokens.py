@@ -26,14 +26,21 @@ def asked(effort: str = "normal", **options: Any) -> FoldConfig:
 @pytest.mark.parametrize("name", EFFORTS)
 def test_budgets_are_those_of_the_effort(name: str) -> None:
     effort = EFFORTS[name]
-    for neurons, positions in ((512, 2048), (512, 128), (512, effort.length + 1), (4097, 2048), (300_000, 2048)):
+    for neurons, positions in ((512, 2048), (512, 128), (700, effort.length + 1), (4097, 2048), (300_000, 2048)):
         found = token_budget(asked(name), shape(neurons, positions))
         own = effort.wide if neurons > 4096 and effort.wide else effort
         assert found.length == min(own.length, positions)
         assert found.sequences % 8 == 0
-        wanted = max(own.tokens, effort.tokens_per_unit * neurons)
+        wanted = max(own.tokens, min(effort.most, 64 * neurons), effort.tokens_per_unit * neurons)
         assert 0 <= found.sequences * found.length - wanted < 8 * found.length
         assert found.windows == max(1, min(2, positions // found.length, 512 // found.length, found.sequences // 64))
+
+
+def test_every_token_is_refined_on_as_often_however_many_there_are() -> None:
+    for neurons in (512, 700, 1024, 1536, 40_000):
+        found = resolved(asked(), shape(neurons))
+        assert found.num_samples is not None
+        assert found.refine == pytest.approx(found.num_samples * 512 / 32_768 * 200, rel=0.03)
 
 
 def test_explicit_numbers_win() -> None:

@@ -124,9 +124,9 @@ def test_estimates_grow_with_the_work() -> None:
     costs = [estimate(plan(raw, mlp_ratio=0.5)) for raw in (small, large)]
     assert costs[1].memory_bytes - costs[0].memory_bytes > 4 * (4096**2 - 40**2)
     hidden = plan(small, mlp_ratio=0.5).before.hidden
-    states = 3 * 4 * EFFORTS["normal"].tokens * hidden
     for raw, cost in zip((small, large), costs, strict=True):
         written = plan(raw, mlp_ratio=0.5, method="paper")
+        states = 3 * 4 * EFFORTS["normal"].tokens_for(written.before) * hidden
         assert estimate(written).disk_bytes == written.bytes_after
         assert cost.disk_bytes == written.bytes_after + states
     assert all(cost.seconds >= 0 for cost in costs)
