@@ -146,16 +146,18 @@ def page() -> None:
         lines = [f"# {folder.name}: folds on several texts", "", dense["note"], ""]
         lines += [
             "Excess log-perplexity, and in brackets its ratio to the least of the pruners that need data in the same "
-            "table; ± is the sample standard deviation over seeds. Made by `eval/real_model.py`, in float32.",
+            "table; ± is the sample standard deviation over seeds. Made by `eval/real_model.py`, in float32. A letter "
+            "behind the seconds names the machine.",
             "",
             f"Dense: {', '.join(f'{name}: {math.exp(value):.2f}' for name, value in dense['nll'].items())}.",
             "",
         ]
+        places = list(dict.fromkeys(_place(each) for each in found))
         for amount in sorted(groups):
-            lines += [f"## {amount}", "", *_table(groups[amount], dense), ""]
+            lines += [f"## {amount}", "", *_table(groups[amount], dense, places), ""]
         lines += _tasks(found)
         lines += [f"- {name}: {protocol}." for name, protocol in dense["protocols"].items()]
-        lines += ["", f"{dense['machine']}; " + ", ".join(f"{k} {v}" for k, v in dense["versions"].items()) + ".", ""]
+        lines += ["", *(f"- ({_letter(number)}) {place}." for number, place in enumerate(places)), ""]
         (RESULTS.parent / f"{folder.name}-real.md").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -164,7 +166,16 @@ def _label(case: dict[str, Any]) -> str:
     return ", ".join([case["method"], *rest])
 
 
-def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any]) -> list[str]:
+def _place(found: dict[str, Any]) -> str:
+    """Machine and versions of a result."""
+    return f"{found['machine']}; " + ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+
+
+def _letter(number: int) -> str:
+    return chr(ord("a") + number)
+
+
+def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any], places: Sequence[str]) -> list[str]:
     """Rows of one amount, the best on the first text first."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for each in found:
@@ -187,9 +198,8 @@ def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any]) -> list[str]:
             cells.append(f"{statistics.fmean(values):.3f}{spread}{ratio}")
         some = rows[label]
         seconds = statistics.fmean(each["seconds"] for each in some)
-        lines.append(
-            f"| {label} | {' | '.join(cells)} | {some[0]['removed_decoder']:.1%} | {seconds:.0f} | {len(some)} |"
-        )
+        removed, place = f"{some[0]['removed_decoder']:.1%}", _letter(places.index(_place(some[0])))
+        lines.append(f"| {label} | {' | '.join(cells)} | {removed} | {seconds:.0f} ({place}) | {len(some)} |")
     return lines
 
 

@@ -11,8 +11,8 @@ from llmfold.streaming.forward import ForwardContext, decoder_layer
 
 _PROBE_FLOPS = 4e10
 """About half a second of one core."""
-_LEAST_TOKENS, _MOST_ROWS = 16, 1024
-"""Rows at once, at most, and no more than the layer is wide: the probe may not take more memory than a layer does."""
+_LEAST_TOKENS, _FEW_ROWS, _MOST_ROWS = 16, 256, 1024
+"""Rows at once: as many as the layer is wide, within bounds, so that the probe takes about the memory of a layer."""
 
 
 @torch.no_grad()
@@ -29,9 +29,9 @@ def forward_pass_seconds(context: ForwardContext, tokens: int, length: int, devi
     """
     shape: ModelShape = context.shape
     layer = shape.layers[0]
-    some = min(length, shape.hidden, max(_LEAST_TOKENS, int(_PROBE_FLOPS / layer_flops(shape, layer, 1, length))))
+    rows = min(_MOST_ROWS, max(_FEW_ROWS, shape.hidden))
+    some = min(length, rows, max(_LEAST_TOKENS, int(_PROBE_FLOPS / layer_flops(shape, layer, 1, length))))
     affordable = int(_PROBE_FLOPS / layer_flops(shape, layer, some, some))
-    rows = min(_MOST_ROWS, shape.hidden)
     sequences = max(1, min(CHUNK, rows // some, tokens // some, affordable))
     weights = {role: torch.full(size, 1e-3, device=device) for role, size in shape.layer_roles(layer)}
     x = torch.ones(sequences, some, shape.hidden, device=device)
