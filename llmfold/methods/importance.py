@@ -31,6 +31,7 @@ Part = Literal["heads", "neurons"]
 PARTS: tuple[Part, ...] = get_args(Part)
 TOKENS = 16_384
 """At most: a quadratic form of the residual stream needs fewer tokens than the Gram of a wide MLP."""
+_FOLDER = f"{STATE_FOLDER}/importance"
 _FLOOR = 0.01
 """Share of the mean eigenvalue added to all: what an average over tokens does not see still matters."""
 
@@ -127,7 +128,8 @@ class _Passes:
     def _backward(self, states: list[np.memmap], parts: list[slice]) -> None:
         """Store (d, d) float64 E[g gᵀ] of each layer's parts, the last first; gradients replace the states."""
         on, output = self._on, self._of.output()
-        on.team.each(parts, partial(self._at_the_end, output, states[-1]))
+        labelled = list(chunks(self._of.sequences))  # whatever fits at once elsewhere: labels are drawn by block
+        on.team.each(labelled, partial(self._at_the_end, output, states[-1]))
         del output
         for index in reversed(range(self._layers)):
             self._say(f"layer {index}: what directions matter, back")
@@ -157,9 +159,6 @@ class _Passes:
             before, within = torch.autograd.grad(mlp_block(between, weights, context), (x, between), gradient)
         write(states[index], part, before)
         return (torch.stack([rows.T @ rows for rows in (within.flatten(0, 1), gradient.flatten(0, 1))]),)
-
-
-_FOLDER = f"{STATE_FOLDER}/importance"
 
 
 def _name(index: int, part: Part) -> str:

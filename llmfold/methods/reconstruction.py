@@ -248,13 +248,11 @@ class _Layer:
 
     def _metric(self, sums: ActivationSums, part: Part) -> Tensor | None:
         """Metric of what a part of the layer gives: weighted squares become nats of a row; on the sums' device."""
-        if self._options.importance is None:
+        importance, (sequences, tokens) = self._options.importance, self._owner.on.size
+        if importance is None:
             return None
-        rows, found = (
-            self._owner.on.size[0] * self._owner.on.size[1],
-            self._options.importance.metric(self._in.index, part),
-        )
-        return found.to(sums.gram.device) / math.sqrt(max(2 * sums.weight / rows, 1e-30))
+        weight = sums.weight / (sequences * tokens)
+        return importance.metric(self._in.index, part).to(sums.gram.device) / math.sqrt(max(2 * weight, 1e-30))
 
     def _time(self, stage: str) -> None:
         now = time.perf_counter()

@@ -95,6 +95,14 @@ def test_metrics_are_computed_once_and_leave_no_states(tmp_path: Path, monkeypat
     assert len([p for p in (tmp_path / "work").rglob("*") if p.is_file()]) == 2 * setup.layers
 
 
+def test_what_fits_at_once_changes_rounding_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = tiny_model(tmp_path / "m"), some_tokens(16, 12)
+    expected = Setup(model, tmp_path / "whole", tokens, 16).metrics()
+    monkeypatch.setattr("llmfold.methods.importance.CHUNK", 3)
+    for found, metric in zip(Setup(model, tmp_path / "parts", tokens, 16).metrics(), expected, strict=True):
+        torch.testing.assert_close(found, metric, rtol=1e-3, atol=1e-4 * float(metric.abs().max()))
+
+
 def test_what_an_interrupted_pass_has_left_is_made_anew(tmp_path: Path) -> None:
     model, tokens = tiny_model(tmp_path / "m"), some_tokens(8, 12)
     expected = Setup(model, tmp_path / "whole", tokens, 8).metrics()
