@@ -25,14 +25,14 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
+from ablation_cases import AXES, OF_SAMPLING, Case, parsed
+from keeping import command_line, place, store
 from torch import Tensor, nn
 
 from llmfold.architectures import ModelShape, Role, shape_of, tensor_name
 from llmfold.casting import load_model
 from llmfold.checkpoint import Checkpoint
 from llmfold.devices import pick_device
-from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
 from llmfold.evaluation.texts import Text, read_text
 from llmfold.methods import sampling as sampling_module
@@ -45,143 +45,14 @@ from llmfold.methods.streams import TokenStream, chunks, heads_of
 from llmfold.methods.tokens import TokenBudget, embedded, load_tokenizer
 from llmfold.repair.least_squares import ActivationSums, cholesky
 from llmfold.repair.refine import Refinement, held_error, refine
-from llmfold.report.record import versions
 from llmfold.selection.elimination import eliminate_units
 from llmfold.streaming.forward import forward_context, mlp_neurons
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
 CALIBRATION_CHARACTERS = 10_000_000
-METRICS = ("fisher", "fisher-token", "whitened", "head", "readers")
 METRIC_SEQUENCES = 32
 """Sequences whose gradients make a Fisher metric."""
 JOINT_SEQUENCES, JOINT_RATE = 4, 3e-3
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing that is done to a model; the defaults are the base of all axes.
-
-    Attributes:
-        source: of the tokens: ``text``, windows at random places of the calibration text; ``head``, its head; ``own``,
-            samples of the model itself.
-        tokens, length: how many, and of a sequence.
-        temperature, words: of own samples; see :class:`Mixture`.
-        separator: token that separates own documents, where not the model's own.
-        noise: share of own tokens that are any of the vocabulary instead of what the model would write.
-        half: whether only half of the documents, of each beginning, have noise.
-        of: what noise is: ``any`` token, ``words`` behind a space, or ``names``, the capitalised of those.
-        target: what a block is fitted to: ``alone``, its own output on dense inputs; else a share from 0 to 1 of the
-            error of earlier layers that it corrects, on the folded model's inputs.
-        metric: in which neurons are chosen: ``raw``, or one of ``METRICS``.
-        ridge: of the refit; None: held-back rows choose it.
-        toward: what the ridge pulls to: ``old`` rows, or ``zero``.
-        refine: gradient steps afterwards, of ``batch`` rows, in the metric ``refine_in``.
-        joint: gradient steps on all MLPs together that lower KL(dense || folded) of the whole model, each on
-            ``JOINT_SEQUENCES``: what fitting every layer alone cannot give. A reference, and no part of llmfold.
-        layers: the first layer to narrow and the one after the last; all if None.
-        seed: of everything random.
-    """
-
-    source: str = "text"
-    tokens: int = 32_768
-    length: int = 512
-    temperature: float = 1.0
-    words: float = 0.5
-    separator: int | None = None
-    noise: float = 0.0
-    half: bool = False
-    of: str = "any"
-    target: str = "alone"
-    metric: str = "raw"
-    ridge: float | None = None
-    toward: str = "old"
-    refine: int = 0
-    batch: int = 512
-    refine_in: str = "raw"
-    joint: int = 0
-    layers: tuple[int, int] | None = None
-    seed: int = 0
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """What differs from the base."""
-        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
-
-    @property
-    def name(self) -> str:
-        """Name of the case's file."""
-        words = [f"{key}-{'-'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in self.given.items()]
-        return "_".join(words) or "base"
-
-    @property
-    def sequences(self) -> tuple[Any, ...]:
-        """What its tokens depend on."""
-        if self.source != "own":
-            return self.source, self.tokens, self.length, self.seed
-        return (self.tokens, *(getattr(self, name) for name in OF_SAMPLING))
-
-
-OF_SAMPLING = ("source", "length", "seed", "temperature", "words", "separator", "noise", "half", "of")
-PLAIN_OWN = Case(source="own")
-OWN = Case(source="own", temperature=0.9, noise=0.03, of="words")
-MANY = 131_072
-
-
-def _each(case: Case, field: str, values: Iterable[Any], **others: Any) -> list[Case]:
-    return [dataclasses.replace(case, **{field: value}, **others) for value in values]
-
-
-AXES: dict[str, list[Case]] = {
-    "base": [Case(), PLAIN_OWN, OWN],
-    "target": _each(Case(), "target", ("0.0", "0.5", "1.0")) + _each(OWN, "target", ("0.0", "1.0")),
-    "selection": _each(Case(), "metric", METRICS) + _each(OWN, "metric", METRICS),
-    "tokens": _each(Case(), "tokens", (8192, 16_384, 65_536, MANY))
-    + _each(OWN, "tokens", (8192, 16_384, 65_536, MANY)),
-    "length": _each(Case(), "length", (256, 1024)) + _each(OWN, "length", (256, 1024)) + [Case(source="head")],
-    "ridge": [
-        *_each(Case(), "ridge", (0.01, 0.1, 1.0)),
-        Case(ridge=1e-3, toward="zero"),
-        *_each(OWN, "ridge", (0.1, 1.0)),
-    ],
-    "refine": [
-        dataclasses.replace(case, tokens=tokens, refine=steps, batch=batch)
-        for case, tokens, steps, batch in (
-            (OWN, 32_768, 200, 512),
-            (OWN, 32_768, 800, 512),
-            (OWN, MANY, 200, 512),
-            (OWN, MANY, 800, 512),
-            (OWN, MANY, 800, 2048),
-            (Case(), 32_768, 200, 512),
-            (Case(), MANY, 800, 512),
-        )
-    ],
-    "refine_in": _each(OWN, "refine_in", ("raw", "readers", "fisher-token", "fisher"), refine=400, tokens=65_536),
-    "joint": [
-        dataclasses.replace(case, tokens=MANY, refine=200, joint=steps)
-        for case, steps in ((OWN, 200), (OWN, 600), (Case(), 200))
-    ],
-    "sampling": [
-        dataclasses.replace(case, source="own", tokens=65_536)
-        for case in (
-            *(Case(temperature=value) for value in (1.0, 0.9, 0.8, 0.7, 1.2)),
-            *(Case(noise=value, of="words", temperature=0.9) for value in (0.06, 0.1)),
-            Case(noise=0.06, of="words", temperature=0.8),
-            Case(noise=0.03, of="names", temperature=0.9),
-            Case(noise=0.03, of="words", temperature=0.9, words=1.0),
-            Case(noise=0.1, half=True, of="words", temperature=0.9),
-        )
-    ],
-    "few": [
-        dataclasses.replace(case, source="own", tokens=16_384)
-        for case in (
-            Case(),
-            *(Case(temperature=value) for value in (0.9, 1.2)),
-            Case(noise=0.03),
-            Case(noise=0.03, of="words", temperature=0.9),
-            Case(noise=0.05, half=True, temperature=0.9),
-        )
-    ],
-}
 
 
 @contextmanager
@@ -563,26 +434,16 @@ def run(arguments: argparse.Namespace) -> None:
     dense = results / "dense.json"
     if not dense.exists():
         protocols = {name: found.protocol for name, found in windows.items()}
-        _store(dense, {"nll": bench.scores({}), "protocols": protocols, "note": arguments.note})
+        store(dense, {"nll": bench.scores({}), "protocols": protocols, "note": arguments.note})
     named = (case for axis in arguments.axis for case in AXES[axis])
-    cases = list(dict.fromkeys((*named, *map(_parsed, arguments.case))))
+    cases = list(dict.fromkeys((*named, *map(parsed, arguments.case))))
     pending = [case for case in cases if not (results / f"{case.name}.json").exists()]
     part, parts = map(int, arguments.share.split("/"))
     pending = pending[part - 1 :: parts]
     for key in dict.fromkeys(case.sequences for case in pending):
         for case, found in run_group(bench, [case for case in pending if case.sequences == key]):
-            _store(results / f"{case.name}.json", {"case": dataclasses.asdict(case), "width": bench.width, **found})
+            store(results / f"{case.name}.json", {"case": dataclasses.asdict(case), "width": bench.width, **found})
             print(case.name, {name: round(math.exp(value), 3) for name, value in found["nll"].items()}, flush=True)
-
-
-def _parsed(words: str) -> Case:
-    """A case as it is typed, such as ``source=own,tokens=65536``."""
-    return Case(**{name: yaml.safe_load(value) for name, _, value in (w.partition("=") for w in words.split(","))})
-
-
-def _store(path: Path, found: dict[str, Any]) -> None:
-    about = {"machine": f"{machine_words()} of {os.cpu_count()} CPUs", "versions": versions()}
-    path.write_text(json.dumps({**found, **about}, indent=1) + "\n", encoding="utf-8")
 
 
 def page() -> None:
@@ -607,7 +468,7 @@ def page() -> None:
                 lines += [_row(case, result, dense, texts) for case, result in rows]
                 lines.append("")
         lines += [f"- {name}: {words}" for name, words in dense["protocols"].items()]
-        lines += ["", f"{dense['machine']}; " + ", ".join(f"{k} {v}" for k, v in dense["versions"].items()), ""]
+        lines += ["", place(dense), ""]
     (RESULTS.parent / "ablation.md").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -621,31 +482,17 @@ def _row(case: Case, found: dict[str, Any], dense: dict[str, Any], texts: list[s
     return f"| {said} | {' | '.join(excess)} | {' | '.join(f'{value:.4f}' for value in means)} |"
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
-    runs = parts.add_parser("run", help="run cases that do not stand yet")
-    runs.add_argument("folder", type=Path, help="the dense model")
-    runs.add_argument("--name", required=True, help="of the results")
-    runs.add_argument("--note", default="", help="what to know of the model and the widths, for the page")
+def describe(runs: argparse.ArgumentParser) -> None:
+    """Options of this script."""
     runs.add_argument("--width", type=int, required=True, help="neurons to keep in every layer")
     runs.add_argument("--calibration", type=Path, required=True, help="text that cases of source text are fitted on")
     runs.add_argument("--unseen", required=True, help="text on which errors of single layers are measured")
     runs.add_argument("--text", action="append", required=True, help="FILE:WINDOWS to score")
-    runs.add_argument("--length", type=int, default=1024, help="tokens of a scored window")
-    runs.add_argument("--device", default="auto", help="where to compute (default: CUDA where present, else the CPU)")
     runs.add_argument("--axis", action="append", default=[], choices=list(AXES))
     runs.add_argument("--case", action="append", default=[], help="one more, such as source=own,tokens=65536")
     runs.add_argument("--samples", type=Path, help="folder where own samples are kept for other cases")
     runs.add_argument("--share", default="1/1", help="I/N: every Nth case, from the Ith")
-    parts.add_parser("page", help="write the table")
-    arguments = parser.parse_args()
-    if arguments.part == "page":
-        page()
-    else:
-        run(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, describe, run, page)

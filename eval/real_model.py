@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import re
 import statistics
 import tempfile
@@ -26,16 +25,15 @@ from typing import Any
 
 import torch
 import yaml
+from keeping import command_line, place, store
 
 import llmfold
 from llmfold.config import BASELINES, WITH_DATA
 from llmfold.devices import pick_device
 from llmfold.evaluation.loading import Loading, opened
-from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Windows, score, text_windows
 from llmfold.evaluation.texts import read_text
 from llmfold.evaluation.zeroshot import Harness
-from llmfold.report.record import versions
 
 RESULTS = Path(__file__).parent / "results" / "real"
 DENSE = "dense"
@@ -108,7 +106,6 @@ def run(arguments: argparse.Namespace) -> None:
     windows = dict(windows_of(arguments.folder, text, arguments.length) for text in arguments.text)
     harness = Harness(tuple(arguments.tasks), arguments.data_dir, arguments.limit) if arguments.tasks else None
     yardstick = Yardstick(windows, harness, pick_device(arguments.device))
-    about = {"machine": f"{machine_words()} of {os.cpu_count()} CPUs", "versions": versions(), "note": arguments.note}
     protocols = {name: found.protocol for name, found in windows.items()}
     for case in (Case(spec, seed) for spec in arguments.fold for seed in arguments.seed):
         if (results / case.file).exists():
@@ -127,8 +124,8 @@ def run(arguments: argparse.Namespace) -> None:
                     "stages": report.seconds,
                 }
             found = yardstick.measure(folder, remote_code)
-        content = {"case": case.public, **made, **found, "protocols": protocols, "length": arguments.length, **about}
-        (results / case.file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        how = {"protocols": protocols, "length": arguments.length, "note": arguments.note}
+        store(results / case.file, {"case": case.public, **made, **found, **how})
         said = ", ".join(f"{name} {math.exp(value):.2f}" for name, value in found["nll"].items())
         print(f"{case.spec}, seed {case.seed}: {said}", flush=True)
 
@@ -140,8 +137,7 @@ def page() -> None:
         dense = next(each for each in found if each["case"]["method"] == DENSE)
         groups: dict[str, list[dict[str, Any]]] = {}
         for each in found:
-            amount = ", ".join(f"{k.replace('_', '-')} {each['case'][k]}" for k in AMOUNTS if k in each["case"])
-            groups.setdefault(amount, []).append(each)
+            groups.setdefault(_amount(each["case"]), []).append(each)
         groups.pop("", None)
         lines = [f"# {folder.name}: folds on several texts", "", dense["note"], ""]
         lines += [
@@ -152,23 +148,22 @@ def page() -> None:
             f"Dense: {', '.join(f'{name}: {math.exp(value):.2f}' for name, value in dense['nll'].items())}.",
             "",
         ]
-        places = list(dict.fromkeys(_place(each) for each in found))
+        places = list(dict.fromkeys(place(each) for each in found))
         for amount in sorted(groups):
             lines += [f"## {amount}", "", *_table(groups[amount], dense, places), ""]
         lines += _tasks(found)
         lines += [f"- {name}: {protocol}." for name, protocol in dense["protocols"].items()]
-        lines += ["", *(f"- ({_letter(number)}) {place}." for number, place in enumerate(places)), ""]
+        lines += ["", *(f"- ({_letter(number)}) {words}." for number, words in enumerate(places)), ""]
         (RESULTS.parent / f"{folder.name}-real.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _amount(case: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', '-')} {case[name]}" for name in AMOUNTS if name in case)
 
 
 def _label(case: dict[str, Any]) -> str:
     rest = [f"{name} {value}" for name, value in case.items() if name not in ("method", "seed", *AMOUNTS)]
     return ", ".join([case["method"], *rest])
-
-
-def _place(found: dict[str, Any]) -> str:
-    """Machine and versions of a result."""
-    return f"{found['machine']}; " + ", ".join(f"{name} {number}" for name, number in found["versions"].items())
 
 
 def _letter(number: int) -> str:
@@ -198,8 +193,8 @@ def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any], places: Seque
             cells.append(f"{statistics.fmean(values):.3f}{spread}{ratio}")
         some = rows[label]
         seconds = statistics.fmean(each["seconds"] for each in some)
-        removed, place = f"{some[0]['removed_decoder']:.1%}", _letter(places.index(_place(some[0])))
-        lines.append(f"| {label} | {' | '.join(cells)} | {removed} | {seconds:.0f} ({place}) | {len(some)} |")
+        removed, where = f"{some[0]['removed_decoder']:.1%}", _letter(places.index(place(some[0])))
+        lines.append(f"| {label} | {' | '.join(cells)} | {removed} | {seconds:.0f} ({where}) | {len(some)} |")
     return lines
 
 
@@ -214,36 +209,23 @@ def _tasks(found: Sequence[dict[str, Any]]) -> list[str]:
     for each in sorted(scored, key=lambda each: -statistics.fmean(each["tasks"][name][0] for name in names)):
         cells = [f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in (each["tasks"][name] for name in names)]
         mean = statistics.fmean(each["tasks"][name][0] for name in names)
-        amount = ", ".join(f"{k.replace('_', '-')} {each['case'][k]}" for k in AMOUNTS if k in each["case"])
         data = "yes" if "data" in each["case"] else "no"
-        lines.append(f"| {_label(each['case'])}; {amount} | {' | '.join(cells)} | {100 * mean:.1f} | {data} |")
+        lines.append(
+            f"| {_label(each['case'])}; {_amount(each['case'])} | {' | '.join(cells)} | {100 * mean:.1f} | {data} |"
+        )
     return [*lines, ""]
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
-    runs = parts.add_parser("run", help="make and score folds that do not stand yet")
-    runs.add_argument("folder", type=Path, help="the dense model")
-    runs.add_argument("--name", required=True, help="of the results")
-    runs.add_argument("--note", default="", help="what to know of the model, for the page")
+def describe(runs: argparse.ArgumentParser) -> None:
+    """Options of this script."""
     runs.add_argument("--fold", action="append", required=True, help="METHOD:option=value,…, or 'dense'")
     runs.add_argument("--seed", nargs="+", type=int, default=[0], help="seeds to fold with")
     runs.add_argument("--text", action="append", required=True, help="FILE:FIRST-LAST, windows to score")
-    runs.add_argument("--length", type=int, default=1024, help="tokens of a window")
-    runs.add_argument("--device", default="auto")
     runs.add_argument("--scratch", type=Path, help="where folds lie until they are scored")
     runs.add_argument("--tasks", nargs="*", default=[], help="zero-shot tasks of lm-eval")
     runs.add_argument("--data-dir", type=Path, help="JSON lines of the tasks")
     runs.add_argument("--limit", type=int, help="documents of a task")
-    parts.add_parser("page", help="write the tables")
-    arguments = parser.parse_args()
-    if arguments.part == "page":
-        page()
-    else:
-        run(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, describe, run, page)
