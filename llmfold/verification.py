@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check_tensors, shape_of, tensor_name
+from llmfold.architectures import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    ModelShape,
+    check_tensors,
+    embedding_name,
+    head_name,
+    shape_of,
+    tensor_name,
+)
 from llmfold.checkpoint import Checkpoint, is_damage, sha256
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.checkpoint.storage import write_error
@@ -212,8 +222,7 @@ def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape:
         (batch, tokens, vocabulary) float32.
     """
     context: ForwardContext = forward_context(config, shape)
-    embedding = EMBEDDING if EMBEDDING in checkpoint.tensors else HEAD
-    head = HEAD if HEAD in checkpoint.tensors and not shape.tied else embedding
+    embedding, head = embedding_name(checkpoint.tensors), head_name(checkpoint.tensors, shape.tied)
     with torch.inference_mode():
         x = F.embedding(tokens, checkpoint.read(embedding, check_finite=False)).float()
         for index, layer in enumerate(shape.layers):

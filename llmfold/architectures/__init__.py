@@ -10,6 +10,8 @@ from llmfold.architectures.base import (
     LayerShape,
     ModelShape,
     Role,
+    embedding_name,
+    head_name,
     tensor_name,
 )
 from llmfold.architectures.registry import (
@@ -37,7 +39,9 @@ __all__ = [
     "architecture_of",
     "check_tensors",
     "count_parameters",
+    "embedding_name",
     "expected_tensors",
+    "head_name",
     "register_architecture",
     "shape_of",
     "stock_config",

@@ -1,6 +1,6 @@
 """What llmfold needs to know of a family, as data: names and shapes of tensors, which biases and norms there are."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 Role = str
@@ -164,3 +164,13 @@ def tensor_name(index: int, role: Role) -> str:
 
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+def embedding_name(stored: Container[str]) -> str:
+    """Which of the stored tensors embeds tokens: a tied model may keep its head instead."""
+    return EMBEDDING if EMBEDDING in stored else HEAD
+
+
+def head_name(stored: Container[str], tied: bool) -> str:
+    """Which of the stored tensors is the unembedding; a tied model's head is its embedding, whatever else is stored."""
+    return HEAD if HEAD in stored and not tied else embedding_name(stored)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, LayerShape, ModelShape
+from llmfold.architectures import FINAL_NORM, LayerShape, ModelShape, head_name
 from llmfold.baselines.pruner import Pruner
 from llmfold.baselines.structures import WEIGHT_ROLES, Units, Weights, coupled_sums
 from llmfold.checkpoint import Checkpoint
@@ -113,8 +113,7 @@ class _Trace:
         """Gradient of the mean next-token loss with respect to the last hidden states, a sequence at a time."""
         on, count = self._on, tokens[:, 1:].numel()
         gain = checkpoint.read(FINAL_NORM).to(on.device, torch.float32)
-        name = HEAD if HEAD in checkpoint.tensors and not on.shape.tied else EMBEDDING
-        head = checkpoint.read(name if name in checkpoint.tensors else HEAD).to(on.device, torch.float32)
+        head = checkpoint.read(head_name(checkpoint.tensors, on.shape.tied)).to(on.device, torch.float32)
         for part in chunks(on.size[0], 1):
             x = read(self._rows[-1], part, on.device).requires_grad_()
             with torch.enable_grad():

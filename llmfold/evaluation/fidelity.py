@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import EMBEDDING, HEAD, shape_of
+from llmfold.architectures import head_name, shape_of
 from llmfold.casting import cast_linear
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, UsageError
@@ -101,8 +101,7 @@ def reference(folder: Path, model: Any, tokens: Tensor, *, batch: int = 8) -> Re
             for part in torch.split(tokens, batch)
         ]
     checkpoint = Checkpoint.open(folder)
-    tied = shape_of(checkpoint.config).tied or HEAD not in checkpoint.tensors
-    head = checkpoint.read(EMBEDDING if tied and EMBEDDING in checkpoint.tensors else HEAD)
+    head = checkpoint.read(head_name(checkpoint.tensors, shape_of(checkpoint.config).tied))
     return Reference(tokens, torch.cat(hidden), head, layers)
 
 

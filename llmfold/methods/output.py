@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape
+from llmfold.architectures import FINAL_NORM, ModelShape, head_name
 from llmfold.checkpoint import Checkpoint
 from llmfold.streaming.forward import rms_norm
 
@@ -26,8 +26,7 @@ class Output:
     @classmethod
     def of(cls, checkpoint: Checkpoint, shape: ModelShape, eps: float, device: torch.device) -> "Output":
         """Read both from a checkpoint."""
-        own = HEAD in checkpoint.tensors and not shape.tied
-        table = checkpoint.read(HEAD if own or EMBEDDING not in checkpoint.tensors else EMBEDDING)
+        table = checkpoint.read(head_name(checkpoint.tensors, shape.tied))
         return cls(checkpoint.read(FINAL_NORM).to(device, torch.float32), table.to(device), eps)
 
     def gradients(self, states: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import EMBEDDING, HEAD, ModelShape
+from llmfold.architectures import ModelShape, embedding_name
 from llmfold.checkpoint import Checkpoint
 from llmfold.config import FoldConfig
 from llmfold.effort import EFFORTS
@@ -178,6 +178,6 @@ def digest(tokens: Tensor) -> str:
 
 def embedded(checkpoint: Checkpoint, tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
     """Hidden states before the first layer, in chunks of ``CHUNK`` sequences."""
-    table = checkpoint.read(EMBEDDING if EMBEDDING in checkpoint.tensors else HEAD, check_finite=False)
+    table = checkpoint.read(embedding_name(checkpoint.tensors), check_finite=False)
     for part in chunks(len(tokens)):
         yield F.embedding(tokens[part], table).float().to(device)
