@@ -29,24 +29,25 @@ from ablation_cases import AXES, OF_SAMPLING, Case, parsed
 from keeping import command_line, place, store
 from torch import Tensor, nn
 
-from llmfold.architectures import ModelShape, Role, shape_of, tensor_name
-from llmfold.casting import load_model
 from llmfold.checkpoint import Checkpoint
-from llmfold.devices import pick_device
+from llmfold.data import sampling as sampling_module
+from llmfold.data import tokens as tokens_module
+from llmfold.data.beginnings import Beginnings, Mixture
+from llmfold.data.sampling import Sampler, Sampling, strewn
+from llmfold.data.texts import Text, read_text
+from llmfold.data.tokens import TokenBudget, embedded, load_tokenizer
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
-from llmfold.evaluation.texts import Text, read_text
-from llmfold.methods import sampling as sampling_module
-from llmfold.methods import tokens as tokens_module
-from llmfold.methods.beginnings import Beginnings, Mixture
 from llmfold.methods.dense import LayerInputs, Measurement
 from llmfold.methods.reconstruction import RIDGES, SELECTION_RIDGE, split
-from llmfold.methods.sampling import Sampler, Sampling, strewn
-from llmfold.methods.streams import TokenStream, chunks, heads_of
-from llmfold.methods.tokens import TokenBudget, embedded, load_tokenizer
+from llmfold.methods.streams import TokenStream, heads_of
+from llmfold.models import ModelShape, Role, shape_of, tensor_name
+from llmfold.models.casting import load_model
+from llmfold.models.forward import forward_context, mlp_neurons
 from llmfold.repair.least_squares import ActivationSums, cholesky
 from llmfold.repair.refine import Refinement, held_error, refine
+from llmfold.runtime.devices import pick_device
+from llmfold.runtime.hidden_states import chunks
 from llmfold.selection.elimination import eliminate_units
-from llmfold.streaming.forward import forward_context, mlp_neurons
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
 CALIBRATION_CHARACTERS = 10_000_000

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmfold.evaluation.machine import machine_words
-from llmfold.report.record import versions
+from llmfold.environment import machine_words, versions
 
 
 def store(path: Path, found: Mapping[str, Any]) -> None:

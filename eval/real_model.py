@@ -29,11 +29,11 @@ from keeping import command_line, place, store
 
 import llmfold
 from llmfold.config import BASELINES, WITH_DATA
-from llmfold.devices import pick_device
+from llmfold.data.texts import read_text
 from llmfold.evaluation.loading import Loading, opened
 from llmfold.evaluation.perplexity import Windows, score, text_windows
-from llmfold.evaluation.texts import read_text
 from llmfold.evaluation.zeroshot import Harness
+from llmfold.runtime.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results" / "real"
 DENSE = "dense"

@@ -39,7 +39,7 @@ import json
 import sys
 from pathlib import Path
 
-from llmfold.evaluation.scoreboard import markdown_table, notes, quality_rows
+from llmfold.report.scoreboard import markdown_table, notes, quality_rows
 from llmfold.evaluation.scores import Evaluation
 
 folder, methods = Path(sys.argv[1]), sys.argv[2:]

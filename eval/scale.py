@@ -30,7 +30,7 @@ from typing import Any
 
 from synthetic_checkpoint import config_of, write_checkpoint
 
-from llmfold.checkpoint.storage import fsync_path
+from llmfold.runtime.storage import fsync_path
 
 RESULTS = Path(__file__).parent / "results" / "scale"
 Found = dict[str, Any]
@@ -133,12 +133,12 @@ def whole(bench: Bench) -> Found:
 
 def gram_only(model: Path) -> float:
     """Seconds of the Gram products of all MLPs of a checkpoint, reading included."""
-    from llmfold.architectures import tensor_name
+    from llmfold.checkpoint.locate import locate
     from llmfold.clustering import gram
     from llmfold.folding.neurons import neuron_rows
-    from llmfold.sources import locate
-    from llmfold.streaming.memory import return_freed_blocks
-    from llmfold.streaming.opening import open_source
+    from llmfold.models import tensor_name
+    from llmfold.pipeline.opening import open_source
+    from llmfold.runtime.memory import return_freed_blocks
 
     return_freed_blocks()
     checkpoint, shape = open_source(locate(str(model)))
@@ -250,8 +250,7 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
 
 def measure(part: str, bench: Bench) -> None:
     """Measure one part and store it with the machine, the versions and the load."""
-    from llmfold.evaluation.machine import machine_words
-    from llmfold.report.record import versions
+    from llmfold.environment import machine_words, versions
 
     before = os.getloadavg()[0]
     try:

@@ -91,8 +91,8 @@ def fold_here(
     reloaded so whatever its size.
     """
     import llmfold
-    from llmfold import verification
-    from llmfold.streaming.memory import anonymous_bytes
+    from llmfold.pipeline import verification
+    from llmfold.runtime.memory import anonymous_bytes
 
     limit, verification.IN_MEMORY_BYTES = verification.IN_MEMORY_BYTES, 0
     options = {"fidelity_tokens": 0, **options}  # what is measured afterwards is no part of the fold
@@ -124,7 +124,7 @@ def measure(
 
 def table(arguments: argparse.Namespace, results: dict[int, dict[str, float]]) -> str:
     """The Markdown page that goes into eval/results."""
-    from llmfold.report.record import versions
+    from llmfold.environment import versions
 
     size = layer_bytes(arguments.hidden, arguments.intermediate)
     growth = {n: found["peak"] - found["base"] for n, found in results.items()}

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, ModelShape, Role, expected_tensors, shape_of, tensor_name
 from llmfold.checkpoint import ShardWriter, TensorSpec, plan_shards
+from llmfold.models import LayerShape, ModelShape, Role, expected_tensors, shape_of, tensor_name
 from llmfold.sizes import parse_size
 
 _LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}

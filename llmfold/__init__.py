@@ -7,14 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmfold.api import fold, plan, sweep
-    from llmfold.architectures import Architecture, register_architecture
+    from llmfold.api import FoldReport, fold, plan, sweep
     from llmfold.config import FoldConfig, LayerOverride
     from llmfold.errors import CheckpointError, HubError, LlmfoldError, OutputError, UsageError, VerificationError
+    from llmfold.models import Architecture, register_architecture
     from llmfold.planning import FoldPlan
-    from llmfold.report.record import FoldReport
 
-__version__ = "0.1.0"
+from llmfold.version import __version__
 
 __all__ = [
     "Architecture",
@@ -36,14 +35,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "llmfold.api": ("fold", "plan", "sweep"),
-    "llmfold.architectures": ("Architecture", "register_architecture"),
+    "llmfold.api": ("FoldReport", "fold", "plan", "sweep"),
+    "llmfold.models": ("Architecture", "register_architecture"),
     "llmfold.config": ("FoldConfig", "LayerOverride"),
     "llmfold.errors": (
         *("CheckpointError", "HubError", "LlmfoldError", "OutputError", "UsageError", "VerificationError"),
     ),
     "llmfold.planning": ("FoldPlan",),
-    "llmfold.report.record": ("FoldReport",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

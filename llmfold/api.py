@@ -5,17 +5,49 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmfold.afterwards import finished, measure_afterwards, prepare_afterwards
 from llmfold.config import FoldConfig, LayerOverride, sweep_configs
 from llmfold.errors import UsageError
-from llmfold.evaluation.afterwards import finished, measure_afterwards, prepare_afterwards
+from llmfold.hub.push import Target, push
+from llmfold.pipeline.engine import fold_together
+from llmfold.pipeline.opening import plan_from_config
+from llmfold.pipeline.progress import Bar, Lines, Silent, on_terminal
+from llmfold.pipeline.sweep import fold_sweep
 from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
-from llmfold.report.record import FoldReport
-from llmfold.streaming.engine import fold_together
-from llmfold.streaming.launch import leads
-from llmfold.streaming.opening import plan_from_config
-from llmfold.streaming.progress import Bar, Lines, Silent, on_terminal
-from llmfold.streaming.sweep import fold_sweep
+from llmfold.records.fold import FoldRecord
+from llmfold.report.files import save_report
+from llmfold.runtime.launch import leads
+
+
+class FoldReport(FoldRecord):
+    """Result of a fold: its record, and what can be done with its output."""
+
+    @classmethod
+    def of(cls, record: FoldRecord) -> "FoldReport":
+        """The record with what can be done."""
+        return cls(**{field.name: getattr(record, field.name) for field in dataclasses.fields(record)})
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, revision: str | None = None, quiet: bool = False
+    ) -> str:
+        """Push the output to the Hugging Face hub; giving the same call again completes a push that broke off.
+
+        Args:
+            repo_id: ``"USER/NAME"``; created if it does not exist.
+            private: make a new repository private; ``None`` is the hub's default for the user.
+            revision: branch to push to, created if it does not exist; ``None`` is the main one.
+            quiet: no progress bar, no list of files.
+
+        Returns:
+            The address of the model on the hub.
+
+        Raises:
+            UsageError: a malformed name or revision.
+            OutputError: the folder is not a finished output any more.
+            HubError: no token, no access, no connection.
+        """
+        return push(self.output, Target(repo_id, private=private, revision=revision), quiet=quiet)
 
 
 def make_config(model: str | Path | FoldConfig, options: dict[str, Any]) -> FoldConfig:
@@ -78,12 +110,12 @@ def fold_configs(
     suite = prepare_afterwards(configs[0])
     shown = Silent if quiet or not leads() else Bar if on_terminal() else Lines if lines else Silent
     with shown(announce) as listener:
-        reports = work(configs, listener)
+        records = work(configs, listener, save_report)
         if leads():
-            with finished([report.output for report in reports]):
-                for report, config in zip(reports, configs, strict=True):
-                    measure_afterwards(report, config, suite, listener.stage)
-    return reports
+            with finished([record.output for record in records]):
+                for record, config in zip(records, configs, strict=True):
+                    measure_afterwards(record, config, suite, listener.stage)
+    return [FoldReport.of(record) for record in records]
 
 
 def sweep(

@@ -121,10 +121,10 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
         UsageError: no model, or whatever the recipe or the config refuses.
         CheckpointError: a model that is a path where no folder is.
     """
+    from llmfold.checkpoint.model_path import local_folder
     from llmfold.config import FoldConfig, sweep_configs
     from llmfold.demo import DEMO_NAME
     from llmfold.errors import UsageError
-    from llmfold.model_path import local_folder
     from llmfold.recipe import load_recipe
 
     values = {**load_recipe(options["recipe"])} if "recipe" in options else {}
@@ -143,9 +143,9 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
 
 
 def _show_plans(configs: "list[FoldConfig]") -> "list[FoldPlan]":
-    from llmfold.planning import estimate
+    from llmfold.pipeline.estimate import estimate
+    from llmfold.pipeline.opening import plan_from_config
     from llmfold.report.terminal import plan_table, print_table
-    from llmfold.streaming.opening import plan_from_config
 
     plans = [plan_from_config(config) for config in configs]
     for made in plans:
@@ -155,8 +155,8 @@ def _show_plans(configs: "list[FoldConfig]") -> "list[FoldPlan]":
 
 def _plan(configs: "list[FoldConfig]") -> None:
     """Print the plans, and fail where this machine cannot do them."""
-    from llmfold.devices import pick_device
-    from llmfold.planning import check_machine
+    from llmfold.pipeline.estimate import check_machine
+    from llmfold.runtime.devices import pick_device
 
     check_machine(_show_plans(configs), on_host=pick_device(configs[0].device).type == "cpu")
 
@@ -181,7 +181,7 @@ def read_target(options: dict[str, Any]) -> "Target | None":
 
 def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) -> None:
     from llmfold.report.terminal import plan_table, print_table, report_table
-    from llmfold.streaming.launch import launched, leads
+    from llmfold.runtime.launch import launched, leads
 
     def announce(plan: "FoldPlan") -> None:
         print_table(plan_table(plan))
@@ -215,7 +215,7 @@ def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) 
 
 def _fold_or_plan(options: dict[str, Any]) -> None:
     from llmfold.errors import UsageError
-    from llmfold.streaming.launch import leads
+    from llmfold.runtime.launch import leads
 
     configs, target = read_configs(options), read_target(options)
     if target and len(configs) > 1:
@@ -229,7 +229,7 @@ def _fold_or_plan(options: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for failures, 2 for usage, 130 for Ctrl-C."""
     from llmfold.errors import LlmfoldError, UsageError
-    from llmfold.streaming.launch import launched, speaks
+    from llmfold.runtime.launch import launched, speaks
 
     _show_any_letter()
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -102,7 +102,7 @@ class FoldConfig:
         seed: seed of everything random.
         dtype: dtype of the folded tensors; ``auto`` keeps each tensor's own.
         compute_dtype: dtype of sampling, of forward passes and of what is measured afterwards; ``auto`` goes by device
-            and processor, see :func:`llmfold.devices.compute_dtype`.
+            and processor, see :func:`llmfold.runtime.devices.compute_dtype`.
         device: torch device of the computation; ``auto`` is CUDA when present.
         max_memory: how much of the model may be held while tokens are sampled from it, the rest being read from disk
             for every token: a size such as ``"4GiB"`` for every device and the host, or by device as in

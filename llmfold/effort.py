@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmfold.architectures import ModelShape
+    from llmfold.models import ModelShape
 
 
 @dataclass(frozen=True)

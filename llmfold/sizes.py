@@ -1,5 +1,6 @@
-"""Sizes as people write them."""
+"""Sizes and times as people write them."""
 
+import math
 import re
 from fractions import Fraction
 
@@ -21,3 +22,19 @@ def parse_size(size: str | int) -> int:
     if nbytes <= 0:
         raise UsageError(f"{size!r} is not a size: write for example 5GB, 500MB or 2GiB")
     return nbytes
+
+
+def human_bytes(count: float) -> str:
+    """Render bytes for people, decimal units: ``6.9 MB``, ``13.5 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Render a duration for people: ``42 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 90:
+        return f"{max(1, math.ceil(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

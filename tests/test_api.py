@@ -7,7 +7,7 @@ from support import fold, tensor_hashes, tiny_model
 
 import llmfold
 from llmfold import FoldConfig, FoldPlan, LayerOverride, UsageError
-from llmfold.streaming import progress
+from llmfold.pipeline import progress
 
 
 def test_folds_a_path_or_a_string_or_a_config(tmp_path: Path, session_model: Path) -> None:
@@ -74,11 +74,11 @@ class Recorder:
 
 
 def test_a_listener_hears_of_every_layer_in_order(tmp_path: Path) -> None:
-    from llmfold.streaming.engine import fold_checkpoint
+    from llmfold.pipeline.engine import fold_together
 
     recorder = Recorder()
     source = tiny_model(tmp_path / "m", num_hidden_layers=3)
-    fold_checkpoint(FoldConfig(str(source), ratio=0.2, method="paper", output=str(tmp_path / "out")), recorder)
+    fold_together([FoldConfig(str(source), ratio=0.2, method="paper", output=str(tmp_path / "out"))], recorder)
     assert recorder.heard.index("opened 3") < recorder.heard.index("start 0/3")
     assert recorder.heard.count("advance") == 3
     assert recorder.heard[-2:] == ["reload check", "publish"]

@@ -53,7 +53,7 @@ def test_plan_prints_the_plan_and_writes_nothing(llmfold: Cli, session_model: Pa
 def test_plan_and_fold_refuse_what_the_machine_cannot_hold(
     llmfold: Cli, session_model: Path, at_work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module("llmfold.planning.estimate"), "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(import_module("llmfold.pipeline.estimate"), "available_memory", lambda: 1_000_000)
     for command in ("plan", "fold"):
         code, stdout, stderr = llmfold(command, "--model", session_model, "--mlp-ratio", 0.25, "--method", "paper")
         assert code == 1
@@ -66,7 +66,7 @@ def test_plan_and_fold_refuse_what_the_machine_cannot_hold(
 def test_fold_is_the_default_command_and_names_its_output(
     llmfold: Cli, session_model: Path, at_work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmfold.streaming.progress.INTERVAL", float("inf"))
+    monkeypatch.setattr("llmfold.pipeline.progress.INTERVAL", float("inf"))
     code, stdout, stderr = llmfold("--model", session_model, "--ratio", 0.2, "--method", "paper")
     assert (code, stderr) == (0, "")
     assert os.listdir(at_work) == [f"{session_model.name}-folded-0.2"]
@@ -77,7 +77,7 @@ def test_fold_is_the_default_command_and_names_its_output(
 def test_without_a_terminal_a_line_tells_now_and_then_where_the_work_is(
     llmfold: Cli, session_model: Path, space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmfold.streaming.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("llmfold.pipeline.progress.INTERVAL", 0.0)
     arguments = ("--model", session_model, "--ratio", 0.2, "--method", "paper", "--output", space / "out")
     code, _, stderr = llmfold(*arguments)
     assert code == 0
@@ -140,7 +140,7 @@ def test_the_recipe_of_the_reference_plans_llama_7b(
     llmfold: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llmfold.checkpoint import Source
-    from llmfold.streaming import opening
+    from llmfold.pipeline import opening
 
     config = {"model_type": "llama", "torch_dtype": "float16", "architectures": ["LlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))  # LlamaConfig's defaults are LLaMA-7B's sizes

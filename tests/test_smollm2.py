@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import ROOT, SINGLE, edit_json, fold, logits
 
-from llmfold.architectures import tensor_name
-from llmfold.methods.sampling import Sampling, sample_tokens
-from llmfold.methods.tokens import TokenBudget
+from llmfold.data.sampling import Sampling, sample_tokens
+from llmfold.data.tokens import TokenBudget
+from llmfold.models import tensor_name
 from llmfold.repair import least_squares
 
 LAYERS = 4

@@ -42,7 +42,7 @@ def test_folding_finds_the_twins(tmp_path: Path) -> None:
 
 
 def test_known_shapes_have_their_sizes() -> None:
-    from llmfold.architectures import shape_of
+    from llmfold.models import shape_of
 
     billions = {name: shape_of(config_of(name)).parameters / 1e9 for name in SHAPES}
     expected = {"llama-7b": 6.74, "llama-2-13b": 13.0, "llama-3-8b": 8.03, "llama-3-70b": 70.6, "qwen2.5-72b": 72.7}

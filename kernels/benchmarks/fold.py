@@ -17,8 +17,8 @@ from pathlib import Path
 from harness import Contender, Row, arguments, medians, run, size_name, wanted
 
 import llmfold
-from llmfold.checkpoint.storage import fsync_path
-from llmfold.report.record import FoldReport
+from llmfold.api import FoldReport
+from llmfold.runtime.storage import fsync_path
 
 SYNTHETIC = Path(__file__).parents[2] / "eval" / "synthetic_checkpoint.py"
 SCALE_DOWN = {"llama-7b": 1, "small": 4, "tiny": 16}

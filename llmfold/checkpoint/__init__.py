@@ -7,8 +7,8 @@ from llmfold.checkpoint.publish import JOURNAL_FILE, WorkFolder, partial_folder
 from llmfold.checkpoint.reader import Checkpoint, TensorInfo, is_damage
 from llmfold.checkpoint.shards import ShardPlan, TensorSpec, plan_shards
 from llmfold.checkpoint.source import Source, resolve
-from llmfold.checkpoint.storage import free_bytes
 from llmfold.checkpoint.writer import ShardWriter
+from llmfold.runtime.storage import free_bytes
 
 __all__ = [
     "JOURNAL_FILE",

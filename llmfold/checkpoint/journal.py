@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llmfold.checkpoint.storage import fsync_path, pwrite_all, write_error
 from llmfold.errors import OutputError, UsageError
+from llmfold.runtime.storage import fsync_path, pwrite_all, write_error
 
 
 @dataclass(frozen=True)

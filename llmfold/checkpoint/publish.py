@@ -13,8 +13,8 @@ from llmfold.checkpoint.journal import Journal, journal_of
 from llmfold.checkpoint.lock import FileLock
 from llmfold.checkpoint.preflight import check_apart, check_replaceable, check_writable, is_occupied, resolved
 from llmfold.checkpoint.replace import recover, replace_folder
-from llmfold.checkpoint.storage import fsync_path
 from llmfold.errors import OutputError, UsageError
+from llmfold.runtime.storage import fsync_path
 
 JOURNAL_FILE = "journal.jsonl"
 

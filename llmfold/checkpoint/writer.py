@@ -10,9 +10,9 @@ from torch import Tensor
 
 from llmfold.checkpoint.blocks import blocks, is_finite
 from llmfold.checkpoint.shards import Shard, ShardPlan
-from llmfold.checkpoint.storage import allocate, disk_full, forget, free_bytes, fsync_path, pwrite_all, write_error
 from llmfold.checkpoint.weights import INDEX_FILE
 from llmfold.errors import OutputError
+from llmfold.runtime.storage import allocate, disk_full, forget, free_bytes, fsync_path, pwrite_all, write_error
 
 
 class ShardWriter:

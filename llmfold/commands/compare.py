@@ -52,13 +52,13 @@ def run(options: dict[str, Any]) -> None:
     Raises:
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
-    from llmfold.evaluation.settings import Settings
+    from llmfold.experiments.settings import Settings
 
     quiet, debug = options.pop("quiet", False), options.pop("debug", False)
     settings = Settings(**options)
 
-    from llmfold.evaluation.compare import compare  # takes seconds, which a usage error need not
-    from llmfold.evaluation.table import terminal
+    from llmfold.experiments.compare import compare  # takes seconds, which a usage error need not
+    from llmfold.experiments.table import terminal
     from llmfold.report.terminal import print_table
 
     found = compare(settings, (lambda _: None) if quiet else tell, debug=debug)

@@ -72,13 +72,13 @@ def run(options: dict[str, Any]) -> None:
     settings = EvaluationSettings(**options)
 
     from llmfold.evaluation.evaluate import evaluate  # takes seconds, which a usage error need not
-    from llmfold.evaluation.results import write
-    from llmfold.evaluation.scoreboard import document, terminal
+    from llmfold.report.scoreboard import document, terminal
     from llmfold.report.terminal import print_table
+    from llmfold.runtime.storage import write_text
 
     found = evaluate(settings, output, (lambda _: None) if quiet else tell)
     if output is not None:
-        write(output.with_suffix(".md"), document(found))
+        write_text(output.with_suffix(".md"), document(found))
     if not quiet:
         print_table(terminal(found))
     if found.failures:

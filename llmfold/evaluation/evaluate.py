@@ -10,7 +10,10 @@ from typing import Any
 from accelerate.utils import find_executable_batch_size
 
 from llmfold.checkpoint import Checkpoint, Source
-from llmfold.devices import pick_device
+from llmfold.checkpoint.locate import locate, public_name
+from llmfold.data.texts import Text
+from llmfold.data.tokens import digest
+from llmfold.environment import versions
 from llmfold.errors import LlmfoldError
 from llmfold.evaluation.defaults import AUTO, BATCH
 from llmfold.evaluation.fidelity import Fidelity
@@ -23,10 +26,7 @@ from llmfold.evaluation.samples import Sample
 from llmfold.evaluation.scores import Evaluation, Finished, ModelScores, task_score
 from llmfold.evaluation.speed import SpeedSettings, speed
 from llmfold.evaluation.suite import Suite, prepare
-from llmfold.evaluation.texts import Text
-from llmfold.methods.tokens import digest
-from llmfold.report.record import versions
-from llmfold.sources import locate, public_name
+from llmfold.runtime.devices import pick_device
 
 Say = Callable[[str], None]
 _DECIDING = ("llmfold", "torch", "transformers", "lm-eval")

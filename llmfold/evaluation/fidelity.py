@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import head_name, shape_of
-from llmfold.casting import cast_linear
 from llmfold.checkpoint import Checkpoint
+from llmfold.data.sampling import Sampler, Sampling
+from llmfold.data.tokens import TokenBudget, input_device
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import FIDELITY_TOKENS
-from llmfold.methods.sampling import Sampler, Sampling
-from llmfold.methods.tokens import TokenBudget, input_device
+from llmfold.models import head_name, shape_of
+from llmfold.models.casting import cast_linear
 
 SEED = 2**40 + 17
 """Of the held-back tokens: none that a person would fold with."""

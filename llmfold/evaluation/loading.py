@@ -12,13 +12,13 @@ import torch
 from accelerate.utils import get_max_memory
 from torch import nn
 
-from llmfold.architectures import stock_config
-from llmfold.casting import load_model
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.dtypes import dtype_name
-from llmfold.devices import compute_dtype
 from llmfold.errors import CheckpointError
-from llmfold.planning.limits import available_memory, room
+from llmfold.models import stock_config
+from llmfold.models.casting import load_model
+from llmfold.runtime.devices import compute_dtype
+from llmfold.runtime.limits import available_memory, room
 
 
 @dataclass(frozen=True)

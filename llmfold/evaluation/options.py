@@ -3,10 +3,10 @@
 import shlex
 from dataclasses import dataclass, fields
 
+from llmfold.checkpoint.locate import public_file
 from llmfold.config import check_compute_dtype, option
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import AUTO, FIDELITY_TOKENS, SPEED
-from llmfold.evaluation.variants import public_file
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class EvaluationSettings:
         windows: most windows to score.
         batch_size: sequences in one forward pass, or ``auto``.
         compute_dtype: of all arithmetic: ``float32``, ``bfloat16``, ``float16``, or ``auto``; see
-            :func:`llmfold.devices.compute_dtype`.
+            :func:`llmfold.runtime.devices.compute_dtype`.
         device: where to run.
         fidelity_tokens: about how many tokens to sample from the dense model; 0 for no fidelity.
         prompt_tokens, new_tokens, speed_batch_size, rounds: of the task ``speed``; see :class:`SpeedSettings`.

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.dtypes import dtype_name
+from llmfold.data.texts import Text
+from llmfold.data.tokens import input_device, load_tokenizer
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import BATCH
 from llmfold.evaluation.loading import Loading, max_positions, opened
-from llmfold.evaluation.texts import Text
-from llmfold.methods.tokens import input_device, load_tokenizer
-from llmfold.quiet import quiet_transformers
+from llmfold.runtime.quiet import quiet_transformers
 
 PAPER_LENGTH = 2048
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfold.methods.tokens import input_device, load_tokenizer
+from llmfold.data.tokens import input_device, load_tokenizer
 
 PROMPTS = (
     "Once upon a time, there was a",

@@ -7,15 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmfold.environment import machine_words, versions
 from llmfold.errors import UsageError
 from llmfold.evaluation.fidelity import Fidelity
-from llmfold.evaluation.machine import machine_words
 from llmfold.evaluation.perplexity import Perplexity
-from llmfold.evaluation.results import write
 from llmfold.evaluation.samples import Sample
 from llmfold.evaluation.speed import ModelSpeed, Speed
 from llmfold.evaluation.zeroshot import TaskScore
-from llmfold.report.record import versions
+from llmfold.runtime.storage import write_text
 
 FORMAT = 1
 
@@ -138,4 +137,4 @@ class Finished:
         """Write the file whole, ``head`` first."""
         if self._path is not None:
             content = {"format": FORMAT, **head, "finished": self._content}
-            write(self._path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            write_text(self._path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

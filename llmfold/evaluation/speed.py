@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from llmfold.architectures import shape_of
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.dtypes import dtype_name
+from llmfold.data.tokens import input_device
 from llmfold.errors import CheckpointError, LlmfoldError, UsageError
 from llmfold.evaluation.loading import Loading, max_positions, opened
-from llmfold.methods.tokens import input_device
-from llmfold.streaming.memory import peak_resident_bytes
+from llmfold.models import shape_of
+from llmfold.runtime.memory import peak_resident_bytes
 
 GAIN = 1.03
 """Ratio of speeds below which nothing is claimed: repeated runs differ by as much."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmfold.data.texts import WIKITEXT, Text, read_text
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import PERPLEXITY, SPEED
-from llmfold.evaluation.texts import WIKITEXT, Text, read_text
 from llmfold.evaluation.zeroshot import FOLDING, Harness, expand
 
 DEFAULT = f"{PERPLEXITY},{FOLDING}"

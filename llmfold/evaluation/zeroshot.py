@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from llmfold.checkpoint.storage import file_sha256
+from llmfold.data.tokens import input_device
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import AUTO
-from llmfold.methods.tokens import input_device
+from llmfold.runtime.storage import file_sha256
 
 FOLDING = "folding"
 GROUPS = {FOLDING: ("boolq", "winogrande", "arc_easy", "arc_challenge")}

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, Role
 from llmfold.folding.alignment import HeadGroups, PairwiseAligner
 from llmfold.folding.grouping import Groups, merge_rows, scale_rows, work_dtype
+from llmfold.models import LayerShape, Role
 
 GROUP_ROLES = ("q", "k", "v", "q_bias", "k_bias", "v_bias")
 

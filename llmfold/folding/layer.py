@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from llmfold.architectures import ATTENTION_ROLES, MLP_ROLES, LayerShape, ModelShape, Role
 from llmfold.clustering import Clustering, Method, cluster_at
 from llmfold.clustering.similarity import cluster_distances_at
 from llmfold.folding.alignment import PairwiseAligner, balance
 from llmfold.folding.grouping import Groups
 from llmfold.folding.heads import aligned_views, head_groups, merge_heads, unit_rows, unit_views
 from llmfold.folding.neurons import gauge_distances, gauge_factors, merge_neurons, neuron_rows, value_rows
-from llmfold.repair.variance import variance_scale
+from llmfold.folding.variance import variance_scale
+from llmfold.models import ATTENTION_ROLES, MLP_ROLES, LayerShape, ModelShape, Role
 
 Weights = Mapping[Role, Tensor]
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from llmfold.architectures import Role
 from llmfold.clustering import gram
 from llmfold.clustering.gram import mirror
 from llmfold.folding.grouping import Groups, merge_rows, scale_rows, squared_norms, work_dtype
+from llmfold.models import Role
 
 _TINY = 1e-30
 
@@ -95,7 +95,7 @@ def merge_neurons(
         weights: the MLP's tensors by role.
         groups: partition of the n neurons into k.
         factors: (n,) change of gauge, see :func:`gauge_factors`.
-        scale: (k,) factor of the merged up rows, see :func:`llmfold.repair.variance.variance_scale`.
+        scale: (k,) factor of the merged up rows, see :func:`llmfold.folding.variance.variance_scale`.
 
     Returns:
         The MLP's tensors of width k, same dtypes; a neuron that stands alone keeps its bits.

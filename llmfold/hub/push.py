@@ -21,14 +21,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from llmfold.checkpoint import JOURNAL_FILE, MARKER_FILE, Checkpoint
+from llmfold.checkpoint.base_card import CARD_FILE
 from llmfold.checkpoint.paths import regular_file
 from llmfold.errors import CheckpointError, HubError, OutputError, UsageError
-from llmfold.hub import card
-from llmfold.hub.base_card import CARD_FILE
 from llmfold.hub.errors import explained, is_passing
-from llmfold.quiet import quiet_hub
-from llmfold.report.record import REPORT_FILE, FoldReport
-from llmfold.report.saved import load_report
+from llmfold.records.fold import REPORT_FILE, FoldRecord
+from llmfold.records.saved import load_record
+from llmfold.report import card
+from llmfold.runtime.quiet import quiet_hub
 
 ATTEMPTS = 3
 """Beside the client's own, which cover only some of its requests."""
@@ -125,7 +125,7 @@ def push(folder: Path, target: Target, *, quiet: bool = False, say: Callable[[st
     return target.address
 
 
-def check_finished(folder: Path) -> FoldReport:
+def check_finished(folder: Path) -> FoldRecord:
     """Return the report of a finished output.
 
     Raises:
@@ -137,7 +137,7 @@ def check_finished(folder: Path) -> FoldReport:
         raise OutputError(f"{folder} is unfinished: run the same fold again, which resumes it, and push its output")
     if not (folder / MARKER_FILE).is_file():
         raise OutputError(f"{folder} was not made by llmfold (it has no {MARKER_FILE}): push it with `hf upload`")
-    report = load_report(folder)
+    report = load_record(folder)
     try:
         card.render(report)
         Checkpoint.open(folder)  # every shard of the index is there, with the tensors it should have
@@ -148,7 +148,7 @@ def check_finished(folder: Path) -> FoldReport:
     return report
 
 
-def _address(folder: Path, report: FoldReport, target: Target) -> None:
+def _address(folder: Path, report: FoldRecord, target: Target) -> None:
     try:
         card.address(folder, report, target.repo_id)
     except OSError as error:

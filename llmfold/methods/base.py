@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, Role
 from llmfold.folding.layer import LayerRecord
+from llmfold.models import LayerShape, Role
 from llmfold.planning import Sensitivities
 
 Weights = Mapping[Role, Tensor]

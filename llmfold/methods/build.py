@@ -5,21 +5,21 @@ from collections.abc import Callable
 
 import torch
 
-from llmfold.baselines.build import build_baseline
 from llmfold.config import BASELINES, FoldConfig
-from llmfold.methods import tokens as tk
+from llmfold.data import tokens as tk
 from llmfold.methods.base import LayerMethod
+from llmfold.methods.baselines.build import build_baseline
 from llmfold.methods.dense import Measurement
 from llmfold.methods.importance import Importance, sequences_for
 from llmfold.methods.merging import Merging
-from llmfold.methods.output import Output
 from llmfold.methods.population import Population, PopulationOptions, population_rows
 from llmfold.methods.reconstruction import Reconstruction, ReconstructionOptions
 from llmfold.methods.source import Setting, token_source
 from llmfold.methods.streams import PopulationStream
+from llmfold.models.forward import forward_context
+from llmfold.models.unembedding import Output
 from llmfold.repair.refine import Refinement
-from llmfold.streaming.forward import forward_context
-from llmfold.streaming.states import STATE_FOLDER, stored_array
+from llmfold.runtime.hidden_states import STATE_FOLDER, stored_array
 
 
 def build_method(setting: Setting, say: Callable[[str], None]) -> LayerMethod:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from llmfold.baselines import costs as baselines
+from llmfold.methods.baselines import costs as baselines
 from llmfold.methods.merging_cost import merging_cost
 from llmfold.methods.reconstruction_cost import population_cost, tokens_cost
 from llmfold.planning.cost import Cost

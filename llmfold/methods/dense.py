@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import ModelShape, Role
 from llmfold.methods.base import ReadLayer
-from llmfold.methods.streams import CHUNK, Stream, chunks, gather, heads_of
-from llmfold.streaming.forward import mlp_neurons, rms_norm
-from llmfold.streaming.states import STATE_FOLDER, mapped, read, write
-from llmfold.streaming.team import Team
+from llmfold.methods.streams import Stream, gather, heads_of
+from llmfold.models import ModelShape, Role
+from llmfold.models.forward import mlp_neurons, rms_norm
+from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, mapped, read, write
+from llmfold.runtime.reduction import Team
 
 _DIGITS = 5
 
@@ -116,6 +116,15 @@ class LayerInputs:
         x = rms_norm(between, self.weights["post_norm"], self.on.stream.context.eps)
         return x, after - between, row_weight(after)
 
+    @property
+    def tokens(self) -> int:
+        """Rows of a sequence."""
+        return self.on.size[1]
+
+    def mlp_output(self, x: Tensor, mlp: dict[Role, Tensor]) -> Tensor:
+        """Outputs (t, hidden) of an MLP of this layer's kind for inputs (t, hidden)."""
+        return F.linear(mlp_neurons(x, mlp, self.on.stream.context), mlp["down"], mlp.get("down_bias"))
+
     def neurons(self, x: Tensor) -> Tensor:
         """Activations (t, n) of the dense MLP's neurons for inputs (t, hidden)."""
         return mlp_neurons(x, self.weights, self.on.stream.context)
@@ -191,5 +200,5 @@ def _forward(inputs: LayerInputs, part: slice) -> None:
     heads = heads_of(h, weights, inputs.on.shape.layers[inputs.index], inputs.on.stream.context, inputs.index)
     h = h + F.linear(heads, weights["o"], weights.get("o_bias"))
     write(inputs.between, part, h)
-    neurons = inputs.neurons(rms_norm(h, weights["post_norm"], inputs.on.stream.context.eps))
-    write(inputs.after, part, h + F.linear(neurons, weights["down"], weights.get("down_bias")))
+    x = rms_norm(h, weights["post_norm"], inputs.on.stream.context.eps)
+    write(inputs.after, part, h + inputs.mlp_output(x, weights))

@@ -18,14 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmfold.checkpoint.storage import fsync_path
+from llmfold.data.tokens import TokenBudget
 from llmfold.methods.base import ReadLayer, Weights
 from llmfold.methods.dense import Measurement
-from llmfold.methods.output import Output
-from llmfold.methods.streams import CHUNK, chunks
-from llmfold.methods.tokens import TokenBudget
-from llmfold.streaming.forward import attention_block, decoder_layer, mlp_block
-from llmfold.streaming.states import STATE_FOLDER, mapped, read, stored_array, write
+from llmfold.models.forward import attention_block, decoder_layer, mlp_block
+from llmfold.models.unembedding import Output
+from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, mapped, read, stored_array, write
+from llmfold.runtime.storage import fsync_path
 
 Part = Literal["heads", "neurons"]
 PARTS: tuple[Part, ...] = get_args(Part)

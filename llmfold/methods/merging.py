@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, ModelShape, Role
 from llmfold.config import FoldConfig
 from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer_at
 from llmfold.methods.base import Independent, Weights
-from llmfold.streaming.shortage import on_host_instead
+from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.runtime.oom import on_host_instead
 
 _Result = tuple[dict[Role, Tensor], LayerRecord]
 

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, ModelShape, tensor_name
 from llmfold.checkpoint import Checkpoint
 from llmfold.config import FoldConfig
 from llmfold.effort import EFFORTS
-from llmfold.methods.streams import CHUNK, PopulationStream, chunks
-from llmfold.streaming.forward import decoder_layer, rms_norm
+from llmfold.methods.streams import PopulationStream
+from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, ModelShape, tensor_name
+from llmfold.models.forward import decoder_layer, rms_norm
+from llmfold.runtime.hidden_states import CHUNK, chunks
 
 _ROWS = 4096
 

@@ -18,17 +18,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, Role
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Independent, ReadLayer, Weights
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
 from llmfold.methods.importance import Importance, Part
-from llmfold.methods.streams import CHUNK, chunks
+from llmfold.models import LayerShape, Role
 from llmfold.planning import LayerCurves, Sensitivities
 from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias
 from llmfold.repair.refine import Refinement, refine
+from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, stored_tensors
 from llmfold.selection.elimination import Elimination, eliminate_blocks, eliminate_units
-from llmfold.streaming.states import STATE_FOLDER, stored_tensors
 
 SENSITIVITIES_FILE = "llmfold_sensitivities.json"
 SELECTION_RIDGE = 1e-3

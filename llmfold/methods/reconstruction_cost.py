@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from llmfold.architectures import LayerShape
+from llmfold.data.tokens import TokenBudget, refine_steps, token_budget
 from llmfold.methods.importance import sequences_for
 from llmfold.methods.population import PopulationOptions, population_rows
 from llmfold.methods.reconstruction import RIDGES, ReconstructionOptions, kept_neurons, split
 from llmfold.methods.sampling_cost import with_sampling
-from llmfold.methods.streams import CHUNK
-from llmfold.methods.tokens import TokenBudget, refine_steps, token_budget
+from llmfold.models import LayerShape
 from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops, head_flops
 from llmfold.planning.plan import FoldPlan
 from llmfold.repair.least_squares import PANEL, WIDE
 from llmfold.repair.refine import Refinement
+from llmfold.runtime.hidden_states import CHUNK
 
 _SINGLE, _DOUBLE = 4, 8
 """Bytes of a number."""

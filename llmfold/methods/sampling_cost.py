@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from llmfold.devices import compute_dtype, pick_device
-from llmfold.methods.tokens import TokenBudget
+from llmfold.data.tokens import TokenBudget
 from llmfold.planning.cost import Cost, Stage, forward_flops
-from llmfold.planning.limits import CACHE_BYTES, available_memory, room
 from llmfold.planning.plan import FoldPlan
+from llmfold.runtime.devices import compute_dtype, pick_device
+from llmfold.runtime.limits import CACHE_BYTES, available_memory, room
 
 
 def with_sampling(cost: Cost, plan: FoldPlan, budget: TokenBudget, processes: int) -> Cost:

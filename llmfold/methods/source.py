@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfold.architectures import ModelShape, stock_config
-from llmfold.casting import load_model
 from llmfold.checkpoint import Checkpoint
 from llmfold.config import FoldConfig
-from llmfold.devices import compute_dtype
+from llmfold.data import tokens as tk
+from llmfold.data.beginnings import MIXTURE
+from llmfold.data.plain_text import UNREADABLE, read_plain_text
+from llmfold.data.sampling import Sampler, Sampling, cache_bytes
 from llmfold.errors import UsageError
-from llmfold.methods import tokens as tk
-from llmfold.methods.beginnings import MIXTURE
 from llmfold.methods.dense import Measurement
-from llmfold.methods.sampling import Sampler, Sampling, cache_bytes
 from llmfold.methods.streams import TokenStream
-from llmfold.plain_text import UNREADABLE, read_plain_text
-from llmfold.planning.limits import available_memory, room
-from llmfold.streaming.forward import forward_context
-from llmfold.streaming.launch import neighbours
-from llmfold.streaming.states import STATE_FOLDER
-from llmfold.streaming.team import Team
+from llmfold.models import ModelShape, stock_config
+from llmfold.models.casting import load_model
+from llmfold.models.forward import forward_context
+from llmfold.runtime.devices import compute_dtype
+from llmfold.runtime.hidden_states import STATE_FOLDER
+from llmfold.runtime.launch import neighbours
+from llmfold.runtime.limits import available_memory, room
+from llmfold.runtime.reduction import Team
 
 BATCH_FOLDER = f"{STATE_FOLDER}/tokens"
 _HUB_CHARACTERS_PER_TOKEN = 16

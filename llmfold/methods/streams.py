@@ -1,6 +1,5 @@
 """Two kinds of hidden states to measure on: of token sequences, and of a population that the weights imply."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,12 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmfold.architectures import LayerShape
 from llmfold.methods.base import Weights
-from llmfold.streaming.forward import ForwardContext, attention_heads, rms_norm
-from llmfold.streaming.states import read
-
-CHUNK = 8
+from llmfold.models import LayerShape
+from llmfold.models.forward import ForwardContext, attention_heads, rms_norm
+from llmfold.runtime.hidden_states import read
 
 
 class Stream(Protocol):
@@ -51,12 +48,6 @@ class PopulationStream:
         return torch.randperm(rows, generator=generator).numpy()
 
 
-def chunks(sequences: int, size: int = CHUNK) -> Iterator[slice]:
-    """Fixed blocks of sequences, in order: every sum runs over them."""
-    for start in range(0, sequences, size):
-        yield slice(start, min(start + size, sequences))
-
-
 def gather(
     stream: np.ndarray,
     part: slice,
@@ -72,5 +63,5 @@ def gather(
 
 
 def heads_of(x: Tensor, weights: Weights, layer: LayerShape, context: ForwardContext, index: int) -> Tensor:
-    """Head outputs for raw hidden states, see :func:`llmfold.streaming.forward.attention_heads`."""
+    """Head outputs for raw hidden states, see :func:`llmfold.models.forward.attention_heads`."""
     return attention_heads(rms_norm(x, weights["input_norm"], context.eps), weights, layer, context, index)

@@ -1,25 +1,17 @@
-"""Planning: ratio to widths, legal shapes, and what the fold will cost."""
+"""Planning: ratio to widths, legal shapes, and how a method says what it costs."""
 
-from llmfold.planning.estimate import Estimate, advice, check_machine, estimate, human_seconds
 from llmfold.planning.legal import Rules, head_options, snap, width_multiple
-from llmfold.planning.limits import human_bytes
 from llmfold.planning.plan import FoldPlan, family_of, make_plan
 from llmfold.planning.sensitivity import LayerCurves, Sensitivities
 from llmfold.planning.widths import plan_widths
 
 __all__ = [
-    "Estimate",
     "FoldPlan",
     "LayerCurves",
     "Rules",
     "Sensitivities",
-    "advice",
-    "check_machine",
-    "estimate",
     "family_of",
     "head_options",
-    "human_bytes",
-    "human_seconds",
     "make_plan",
     "plan_widths",
     "snap",

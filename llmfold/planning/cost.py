@@ -6,7 +6,7 @@ The unit that times are stated in is one forward pass of the dense model over th
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
-from llmfold.architectures import LayerShape, ModelShape
+from llmfold.models import LayerShape, ModelShape
 
 
 @dataclass(frozen=True)

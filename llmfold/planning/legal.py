@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from llmfold.architectures import LayerShape, ModelShape
 from llmfold.errors import UsageError
+from llmfold.models import LayerShape, ModelShape
 
 WIDE, WIDE_MULTIPLE = 1024, 128
 

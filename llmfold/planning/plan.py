@@ -7,14 +7,9 @@ from typing import Any
 
 import torch
 
-from llmfold.architectures import (
-    ARCHITECTURES,
-    Architecture,
-    ModelShape,
-    tensor_name,
-)
 from llmfold.checkpoint import TensorInfo, TensorSpec
 from llmfold.config import FoldConfig
+from llmfold.models import ARCHITECTURES, Architecture, ModelShape, tensor_name
 from llmfold.planning.sensitivity import Sensitivities
 from llmfold.planning.widths import plan_widths
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmfold.architectures import LayerShape, ModelShape
-from llmfold.checkpoint.storage import fsync_path
+from llmfold.models import LayerShape, ModelShape
 from llmfold.planning.legal import Rules, head_options
+from llmfold.runtime.storage import fsync_path
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 
-from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import UsageError
+from llmfold.models import LayerShape, ModelShape
 from llmfold.planning.legal import Rules, head_options
 from llmfold.planning.sensitivity import Sensitivities, adaptive_widths
 

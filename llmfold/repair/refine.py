@@ -8,17 +8,33 @@ not seen decide whether it counts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.architectures import Role
-from llmfold.methods.dense import LayerInputs
-from llmfold.streaming.forward import mlp_neurons
+from llmfold.models import Role
 
 Mlp = dict[Role, Tensor]
 """Tensors of an MLP by role, float32: gate, up and down, and their biases where there are any."""
+
+
+class MlpSamples(Protocol):
+    """What a dense MLP was given and what it made of it."""
+
+    @property
+    def tokens(self) -> int:
+        """Rows of a sequence."""
+
+    def mlp(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs (t, hidden), outputs (t, hidden) and row weights (t,) of some sequences."""
+
+    def mlp_rows(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for single rows by their number in all sequences."""
+
+    def mlp_output(self, x: Tensor, mlp: Mlp) -> Tensor:
+        """Outputs (t, hidden) of an MLP of the same kind."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +60,13 @@ class Refinement:
 
 
 def refine(
-    mlp: Mlp, inputs: LayerInputs, train: Sequence[slice], held: Sequence[slice], settings: Refinement, seed: int
+    mlp: Mlp, inputs: MlpSamples, train: Sequence[slice], held: Sequence[slice], settings: Refinement, seed: int
 ) -> tuple[Mlp, list[float]]:
     """Refine an MLP against the dense one of its layer.
 
     Args:
         mlp: where to start; nothing of it may be fitted to the rows held back, or the comparison would favour it.
-        inputs: the dense layer with the states around it.
+        inputs: of the dense MLP, with its outputs.
         train: sequences to fit on; rows are drawn from them at random.
         held: sequences that decide whether the refinement counts.
         settings: see :class:`Refinement`.
@@ -59,8 +75,7 @@ def refine(
     Returns:
         The refined MLP, and relative squared errors on the rows held back: before, and after.
     """
-    tokens = inputs.on.size[1]
-    first, last = train[0].start * tokens, train[-1].stop * tokens
+    first, last = train[0].start * inputs.tokens, train[-1].stop * inputs.tokens
     generator = torch.Generator().manual_seed(seed)
     refined = {role: tensor.clone().requires_grad_() for role, tensor in mlp.items()}
     rates = [settings.rate * float(t.detach().square().mean().sqrt().clamp_min(1e-12)) for t in refined.values()]
@@ -72,7 +87,7 @@ def refine(
                 group["lr"] = rate * (1 - step / settings.steps)
             rows = torch.randint(first, last, (settings.batch,), generator=generator).sort().values
             x, y, w = inputs.mlp_rows(rows.numpy())
-            rest = settings.energy(y - _output(x, refined, inputs))
+            rest = settings.energy(y - inputs.mlp_output(x, refined))
             loss = (rest * w).sum() / (settings.energy(y) * w).sum().clamp_min(1e-30)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -82,14 +97,10 @@ def refine(
     return found, trace
 
 
-def held_error(mlp: Mlp, inputs: LayerInputs, parts: Sequence[slice], settings: Refinement = Refinement()) -> float:
+def held_error(mlp: Mlp, inputs: MlpSamples, parts: Sequence[slice], settings: Refinement = Refinement()) -> float:
     """Relative squared error of an MLP on some sequences."""
     wrong = total = 0.0
     for x, y, w in map(inputs.mlp, parts):
-        wrong += float((settings.energy(y - _output(x, mlp, inputs)) * w).double().sum())
+        wrong += float((settings.energy(y - inputs.mlp_output(x, mlp)) * w).double().sum())
         total += float((settings.energy(y) * w).double().sum())
     return wrong / max(total, 1e-300)
-
-
-def _output(x: Tensor, mlp: Mlp, inputs: LayerInputs) -> Tensor:
-    return F.linear(mlp_neurons(x, mlp, inputs.on.stream.context), mlp["down"], mlp.get("down_bias"))

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from llmfold.evaluation.scoreboard import notes, quality_rows, speed_rows
 from llmfold.evaluation.scores import Evaluation
-from llmfold.planning import human_seconds
-from llmfold.planning.limits import human_bytes
 from llmfold.report.condense import main_stages, stage_rows, without_empty_columns
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart, plain
+from llmfold.report.scoreboard import notes, quality_rows, speed_rows
 from llmfold.report.terminal import human_count
 from llmfold.report.words import METHODS, check_words, data_words, fold_command
+from llmfold.sizes import human_bytes, human_seconds
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --dim: #59636e; --rule: #d8dee4; --card: #f6f8fa; --page: #ffffff; }

@@ -11,13 +11,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmfold.architectures import LayerShape, ModelShape
 from llmfold.config import SELF_DATA, FoldConfig
-from llmfold.methods.tokens import resolved
-from llmfold.planning import Estimate, FoldPlan, advice, human_bytes, human_seconds
+from llmfold.data.tokens import resolved
+from llmfold.models import LayerShape, ModelShape
+from llmfold.pipeline.estimate import Estimate, advice
+from llmfold.planning import FoldPlan
+from llmfold.records.fold import PAGE_FILE, FoldRecord
 from llmfold.report.condense import stage_rows, without_empty_columns
-from llmfold.report.record import PAGE_FILE, FoldReport
 from llmfold.report.words import check_words
+from llmfold.sizes import human_bytes, human_seconds
 
 
 def human_count(count: int) -> str:
@@ -165,7 +167,7 @@ def _repair(part: dict[str, Any] | None) -> Sequence[str]:
     )
 
 
-def _layer_table(report: FoldReport) -> Table:
+def _layer_table(report: FoldRecord) -> Table:
     parts = [part for record in report.layers for part in (record.get("mlp"), record.get("attention")) if part]
     repaired = any("ridge" in part for part in parts)
     own = ("ridge", "error", "after") if repaired else ("merged", "largest", "inertia\n/ bound")
@@ -184,7 +186,7 @@ def _layer_table(report: FoldReport) -> Table:
     return table
 
 
-def report_table(report: FoldReport) -> RenderableType:
+def report_table(report: FoldRecord) -> RenderableType:
     """The report: what became of every layer, what was checked and where the time went, and the two models compared.
 
     Errors are relative squared errors of what a layer should add to the residual stream, on tokens held back: with the
@@ -204,7 +206,7 @@ def report_table(report: FoldReport) -> RenderableType:
     return Group(_layer_table(report), Text(), run, Text(), _beside(report), Text(), where)
 
 
-def _beside(report: FoldReport) -> Table:
+def _beside(report: FoldRecord) -> Table:
     """The dense model and the folded one side by side: size, closeness, and one prompt as both continue it."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(style="dim", overflow="fold")

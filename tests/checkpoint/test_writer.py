@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmfold.checkpoint import Checkpoint, ShardWriter, TensorSpec, plan_shards, storage
+from llmfold.checkpoint import Checkpoint, ShardWriter, TensorSpec, plan_shards
 from llmfold.checkpoint import writer as writer_module
 from llmfold.errors import OutputError
+from llmfold.runtime import storage
 
 from .builders import one_sentence, write_config
 

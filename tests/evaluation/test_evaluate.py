@@ -10,8 +10,8 @@ from support import fold, tiny_model
 from llmfold import UsageError
 from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.options import EvaluationSettings
-from llmfold.evaluation.scoreboard import document, markdown_table, quality_rows, speed_rows
 from llmfold.evaluation.scores import Evaluation
+from llmfold.report.scoreboard import document, markdown_table, quality_rows, speed_rows
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -7,11 +7,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmfold import CheckpointError, UsageError
+from llmfold.data.sampling import Sampling, sample_tokens
+from llmfold.data.tokens import TokenBudget
 from llmfold.evaluation import fidelity as module
 from llmfold.evaluation.fidelity import Fidelity, fidelity, held_back_tokens, reference
 from llmfold.evaluation.loading import Loading, opened
-from llmfold.methods.sampling import Sampling, sample_tokens
-from llmfold.methods.tokens import TokenBudget
 
 
 def measured(dense: Path, model: Path, tokens: Tensor, batch: int = 3) -> Fidelity:

@@ -50,12 +50,12 @@ def test_weights_stay_as_stored_where_the_dtype_of_the_arithmetic_has_no_room(ha
 
 
 def test_one_dtype_for_all_models(half: Path, session_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmfold.devices.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("llmfold.runtime.devices.multiplies_bfloat16", lambda: True)
     assert Loading.of("auto", CPU, half).dtype == torch.bfloat16
     assert Loading.of("auto", CPU, half, half).dtype == torch.bfloat16
     assert Loading.of("auto", CPU, half, session_model).dtype == torch.float32
     assert Loading.of("float16", CPU, half).dtype == torch.float16
-    monkeypatch.setattr("llmfold.devices.multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("llmfold.runtime.devices.multiplies_bfloat16", lambda: False)
     assert Loading.of("auto", CPU, half) == Loading(torch.float32)
     assert (Loading().words, Loading(None).words) == ("float32", "as stored")
     with pytest.raises(UsageError, match="--compute-dtype"):

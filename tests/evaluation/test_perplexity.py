@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmfold import CheckpointError, UsageError
+from llmfold.data.texts import read_text
 from llmfold.evaluation.loading import Loading
 from llmfold.evaluation.perplexity import cut_windows, perplexity, text_windows
-from llmfold.evaluation.texts import read_text
 
 from .conftest import teach
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from llmfold.architectures import EMBEDDING, FINAL_NORM, HEAD, LayerShape, ModelShape, shape_of, tensor_name
-from llmfold.streaming.forward import decoder_layer, forward_context, rms_norm
+from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, LayerShape, ModelShape, shape_of, tensor_name
+from llmfold.models.forward import decoder_layer, forward_context, rms_norm
 
 BASE: dict[str, Any] = {
     "vocab_size": 48,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, ModelShape
 from llmfold.folding.alignment import HeadGroups, PairwiseAligner, balance
 from llmfold.folding.grouping import Groups
 from llmfold.folding.heads import _store, aligned_views, head_groups, unit_views
+from llmfold.models import LayerShape, ModelShape
 
 from .builders import (
     generator,

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmfold.architectures import LayerShape, ModelShape, shape_of
 from llmfold.folding.grouping import Groups
 from llmfold.folding.heads import merge_heads, unit_rows, unit_views
 from llmfold.folding.layer import MergeOptions, fold_layer
-from llmfold.repair.variance import variance_scale
+from llmfold.folding.variance import variance_scale
+from llmfold.models import LayerShape, ModelShape, shape_of
 
 from .builders import (
     generator,

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmfold.architectures import ModelShape
 from llmfold.clustering import squared_distances
 from llmfold.folding.grouping import Groups
 from llmfold.folding.layer import MergeOptions, fold_layer
 from llmfold.folding.neurons import gauge_distances, gauge_factors, merge_neurons, neuron_rows
-from llmfold.streaming.forward import forward_context, mlp_neurons
+from llmfold.models import ModelShape
+from llmfold.models.forward import forward_context, mlp_neurons
 
 from .builders import generator, hidden_states, random_layer, relative, with_neuron_copies
 

@@ -16,7 +16,7 @@ from hub.conftest import TEMPLATE
 from hub.loopback import CUT, PART, TOKEN, Hub, Repo
 from llmfold import HubError, UsageError
 from llmfold.hub.push import Target
-from llmfold.report.saved import load_report
+from llmfold.records.saved import load_record
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's client, about itself
 Cli = Callable[..., tuple[int, str, str]]
@@ -324,7 +324,7 @@ def test_names_like_patterns_arrive(llmfold: Cli, hub: Hub, output: Path) -> Non
 
 
 def test_the_report_pushes(hub: Hub, output: Path) -> None:
-    report = load_report(output)
+    report = load_record(output)
     assert report.push_to_hub(NAME, private=True, quiet=True) == f"{hub.endpoint}/{NAME}"
     assert hub.repos[NAME].private
     assert hub.files(NAME) == everything(output)

@@ -9,15 +9,15 @@ from support import tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmfold.architectures import Role, tensor_name
 from llmfold.checkpoint import Source
+from llmfold.data.tokens import embedded
 from llmfold.methods.base import ReadLayer
 from llmfold.methods.dense import DenseStates, Measurement, row_weight
 from llmfold.methods.streams import PopulationStream, TokenStream
-from llmfold.methods.tokens import embedded
-from llmfold.streaming.forward import forward_context
-from llmfold.streaming.opening import open_source
-from llmfold.streaming.states import STATE_FOLDER
+from llmfold.models import Role, tensor_name
+from llmfold.models.forward import forward_context
+from llmfold.pipeline.opening import open_source
+from llmfold.runtime.hidden_states import STATE_FOLDER
 
 LAYERS, SIZE = 4, (20, 12)
 TOKENS = torch.randint(0, 64, SIZE, generator=torch.Generator().manual_seed(0))

@@ -9,15 +9,15 @@ from support import FAMILIES, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmfold.architectures import Role, shape_of, tensor_name
 from llmfold.checkpoint import Checkpoint
-from llmfold.methods import tokens as tk
+from llmfold.data import tokens as tk
+from llmfold.data.tokens import TokenBudget
 from llmfold.methods.dense import Measurement
 from llmfold.methods.importance import PARTS, TOKENS, Importance, metric_of, sequences_for
-from llmfold.methods.output import Output
 from llmfold.methods.streams import TokenStream
-from llmfold.methods.tokens import TokenBudget
-from llmfold.streaming.forward import forward_context
+from llmfold.models import Role, shape_of, tensor_name
+from llmfold.models.forward import forward_context
+from llmfold.models.unembedding import Output
 
 SEED = 3
 CPU = torch.device("cpu")
@@ -147,5 +147,5 @@ def test_gradients_at_the_end_average_to_nothing_and_need_not_all_logits_at_once
     gradients = found()
     spread = gradients.std(0) / 64
     assert float((gradients.mean(0).abs() / spread.clamp_min(1e-12)).max()) < 5
-    monkeypatch.setattr("llmfold.methods.output._BLOCK", 7)
+    monkeypatch.setattr("llmfold.models.unembedding._BLOCK", 7)
     torch.testing.assert_close(found(), gradients, rtol=1e-4, atol=1e-5)

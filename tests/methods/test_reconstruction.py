@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from llmfold import FoldReport
 from llmfold.checkpoint import Journal
+from llmfold.data import tokens as tk
+from llmfold.data.sampling import Sampler
 from llmfold.errors import OutputError
 from llmfold.methods import source as source_module
-from llmfold.methods import tokens as tk
 from llmfold.methods.population import Population
 from llmfold.methods.reconstruction import RIDGES
-from llmfold.methods.sampling import Sampler
 from llmfold.planning import Sensitivities
 
 MEASURED: dict[str, Any] = {"num_samples": 16, "sequence_length": 32}

@@ -8,12 +8,12 @@ import torch
 from support import tiny_model
 
 from llmfold import FoldConfig
-from llmfold.architectures import shape_of
 from llmfold.checkpoint import Checkpoint
+from llmfold.data import tokens as tk
+from llmfold.data.tokens import TOKENS_FILE
 from llmfold.methods import source
-from llmfold.methods import tokens as tk
 from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches, token_source
-from llmfold.methods.tokens import TOKENS_FILE
+from llmfold.models import shape_of
 
 
 @pytest.fixture

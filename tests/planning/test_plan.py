@@ -5,12 +5,14 @@ import torch
 from folding.builders import VARIANTS, raw_config
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from llmfold.architectures import expected_tensors, shape_of
 from llmfold.checkpoint import TensorInfo
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.effort import EFFORTS
 from llmfold.errors import UsageError
-from llmfold.planning import FoldPlan, estimate, human_seconds, make_plan
+from llmfold.models import expected_tensors, shape_of
+from llmfold.pipeline.estimate import estimate
+from llmfold.planning import FoldPlan, make_plan
+from llmfold.sizes import human_seconds
 
 HALF_BYTES = 2
 SAME = ("vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "tie_word_embeddings")

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmfold import FoldConfig, UsageError
-from llmfold.architectures import LayerShape, ModelShape
-from llmfold.architectures.llama import LLAMA
+from llmfold.models import LayerShape, ModelShape
+from llmfold.models.families.llama import LLAMA
 from llmfold.planning import LayerCurves, Sensitivities, plan_widths
 
 LAYER = LayerShape(intermediate=60, heads=8, kv_heads=4)

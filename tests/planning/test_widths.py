@@ -8,9 +8,9 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING
 
-from llmfold.architectures import ARCHITECTURES, LayerShape, ModelShape, shape_of
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.errors import UsageError
+from llmfold.models import ARCHITECTURES, LayerShape, ModelShape, shape_of
 from llmfold.planning import FoldPlan, Rules, head_options, make_plan, plan_widths, snap, width_multiple
 
 Widths = tuple[LayerShape, ...]

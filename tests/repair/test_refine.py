@@ -10,9 +10,9 @@ from torch import Tensor
 from llmfold.checkpoint import Source
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
 from llmfold.methods.streams import TokenStream
+from llmfold.models.forward import forward_context
+from llmfold.pipeline.opening import open_source
 from llmfold.repair.refine import Mlp, Refinement, held_error, refine
-from llmfold.streaming.forward import forward_context
-from llmfold.streaming.opening import open_source
 
 CHUNKS = [slice(start, start + 8) for start in range(0, 48, 8)]
 TRAIN, HELD = CHUNKS[:5], CHUNKS[5:]
@@ -33,7 +33,7 @@ def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     on = Measurement(shape, stream, start, (48, 64), folder / "work", torch.device("cpu"))
 
     def read_layer(index: int) -> dict[str, Tensor]:
-        from llmfold.architectures import tensor_name
+        from llmfold.models import tensor_name
 
         return {role: checkpoint.read(tensor_name(index, role)) for role, _ in shape.layer_roles(shape.layers[index])}
 

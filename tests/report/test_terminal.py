@@ -11,9 +11,11 @@ from support import fold, tiny_model
 
 import llmfold
 from llmfold.checkpoint import Source
-from llmfold.planning import FoldPlan, estimate
-from llmfold.report.terminal import human_bytes, human_count, layer_spans, plan_table, report_table
-from llmfold.streaming import opening
+from llmfold.pipeline import opening
+from llmfold.pipeline.estimate import estimate
+from llmfold.planning import FoldPlan
+from llmfold.report.terminal import human_count, layer_spans, plan_table, report_table
+from llmfold.sizes import human_bytes
 
 LLAMA_7B = {
     "architectures": ["LlamaForCausalLM"],

@@ -1,0 +1,96 @@
+"""What a fold measures when it is done: how close the folded model is to the dense one, and the tasks of ``--eval``."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmfold.checkpoint.locate import locate
+from llmfold.config import FoldConfig
+from llmfold.errors import LlmfoldError
+from llmfold.evaluation.evaluate import evaluate
+from llmfold.evaluation.loading import Loading, fits
+from llmfold.evaluation.options import EvaluationSettings
+from llmfold.evaluation.suite import Suite, prepare
+from llmfold.pipeline.estimate import AFTERWARDS
+from llmfold.records.fold import FoldRecord
+from llmfold.report.files import save_report
+from llmfold.runtime.devices import pick_device
+
+
+def prepare_afterwards(config: FoldConfig) -> Suite:
+    """Find the data of ``--eval`` before hours go into the fold.
+
+    Raises:
+        UsageError: an unknown task, data that cannot be had.
+    """
+    return prepare(config.eval, text=config.eval_text, data_dir=config.eval_data_dir, limit=config.eval_limit)
+
+
+@contextmanager
+def finished(outputs: Sequence[Path]) -> Iterator[None]:
+    """Have whatever ends the measurement of published folds say that they stand, since running again would not."""
+    places = " and ".join(map(str, outputs))
+    stands = f"the fold is finished and stands at {places}: llmfold eval measures it, llmfold push pushes it"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted while measuring; {stands}") from None
+    except LlmfoldError as error:
+        raise type(error)(f"{error}; {stands}") from error
+
+
+def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, say: Callable[[str], None]) -> None:
+    """Measure the published fold, and write its report anew where that found anything.
+
+    The fold stands whatever happens here. Fidelity alone is left out where the dense model does not fit in memory:
+    offloaded it would be read once for every token that is sampled.
+
+    Args:
+        report: of the fold; told what was measured.
+        config: of the fold.
+        suite: of :func:`prepare_afterwards`.
+        say: told what begins.
+
+    Raises:
+        LlmfoldError: a model that cannot be run, a task that cannot be scored.
+    """
+    tokens, limit = config.fidelity_tokens, min(config.memory_limits.values(), default=None)
+    if not tokens and suite.empty:
+        return
+    dense = locate(config.model, config.revision).folder
+    if tokens and not fits(dense, Loading(None, pick_device(config.device), limit)):
+        tokens = 0
+        report.notes = [
+            "closeness to the dense model was not measured and no prompt continued, since that does not fit in memory: "
+            f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
+        ]
+    start = time.perf_counter()
+    if tokens or not suite.empty:
+        found = evaluate(_settings(config, report, tokens), say=say, suite=suite, limit=limit)
+        report.quality = found.to_dict()
+        if tokens and not found.samples:
+            report.notes = ["no prompt was continued by the two models, since there is no tokenizer that fits them"]
+        report.warnings = [
+            warning
+            for warning in (report.data.get("warning"), found.fidelity.warning if found.fidelity else None)
+            if warning
+        ]
+    report.seconds[AFTERWARDS] = time.perf_counter() - start
+    save_report(report, report.output)
+
+
+def _settings(config: FoldConfig, report: FoldRecord, tokens: int) -> EvaluationSettings:
+    return EvaluationSettings(
+        str(report.output),
+        tasks=config.eval,
+        against=config.model,
+        against_revision=config.revision,
+        text=config.eval_text,
+        data_dir=config.eval_data_dir,
+        limit=config.eval_limit,
+        compute_dtype=config.compute_dtype,
+        device=config.device,
+        fidelity_tokens=tokens,
+        trust_remote_code=bool(report.plan["needs_trust_remote_code"]),
+    )

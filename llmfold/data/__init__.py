@@ -1,0 +1,1 @@
+"""Where tokens to measure on come from: text files, data sets, and the model itself."""

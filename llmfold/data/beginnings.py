@@ -1,0 +1,122 @@
+"""How sampled documents begin, what begins where one of them ends, and the words that are strewn in them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfold.data.tokens import load_tokenizer
+from llmfold.errors import CheckpointError
+
+UNSET = -1
+"""Where a prompt leaves the token to the model."""
+_WORD_MARKS = "Ġ▁"
+"""What stands before the first letter of a word in the vocabularies of byte-level BPE and of sentencepiece."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Kinds of documents.
+
+    Attributes:
+        words: share that begins with the token that separates documents, and a random word; the others begin with the
+            model's start token. Chat models write nothing but chat after that one.
+        strewn: share of tokens that are random words: models hardly write rare words by themselves, and text is full
+            of them.
+    """
+
+    words: float = 0.5
+    strewn: float = 0.0
+
+
+PLAIN, MIXTURE = Mixture(), Mixture(strewn=0.03)
+"""What a model writes by itself, and what folding measures on."""
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """What a model knows of documents.
+
+    Attributes:
+        start: token that a document begins with.
+        ends: tokens that end one; the first of them separates documents.
+        words: token that a text begins with, by capitalised word of the vocabulary; empty where no tokenizer tells.
+        inner: words within a text, that is behind a space; empty where no tokenizer tells.
+    """
+
+    start: int
+    ends: tuple[int, ...]
+    words: tuple[int, ...] = ()
+    inner: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, folder: Path, settings: Any, config: Any) -> "Beginnings":
+        """Read the generation config, then the config, then the tokenizer of a checkpoint.
+
+        Raises:
+            CheckpointError: nothing says how a document begins.
+        """
+        stop = settings.eos_token_id if settings.eos_token_id is not None else getattr(config, "eos_token_id", None)
+        ends = tuple(map(int, [] if stop is None else stop if isinstance(stop, list) else [stop]))
+        begins = (settings.bos_token_id, getattr(config, "bos_token_id", None), *ends)
+        start = next((token for token in begins if token is not None), None)
+        if start is None:
+            raise CheckpointError(
+                "config.json names neither bos_token_id nor eos_token_id, so self tokens have no beginning"
+            )
+        first, inner = _words(folder, int(config.vocab_size))
+        return cls(int(start), ends, first if ends else (), inner)
+
+    def following(self, previous: Tensor, chances: Tensor) -> Tensor:
+        """What must follow: where a document has ended, the next begins with a word, or with the start token.
+
+        Args:
+            previous: (documents,) int64 last tokens.
+            chances: (documents,) uniform in [0, 1), which choose the words.
+
+        Returns:
+            (documents,) int64, ``UNSET`` where no document has ended.
+        """
+        ended = torch.isin(previous, torch.tensor(self.ends, dtype=torch.int64))
+        if self.words:
+            return torch.where(ended, torch.tensor(self.words)[(chances * len(self.words)).long()], UNSET)
+        return torch.where(ended & (previous != self.start), self.start, UNSET)
+
+
+def starts(beginnings: Beginnings, mixture: Mixture, documents: range, generator: torch.Generator) -> Tensor:
+    """Prompts of documents, whose kinds alternate in the mixture's shares.
+
+    Args:
+        beginnings: of the model.
+        mixture: of the kinds; without words all documents begin with the start token.
+        documents: their numbers among all.
+        generator: draws the words.
+
+    Returns:
+        (documents, 2) int64; ``UNSET`` where the model chooses.
+    """
+    prompts = torch.full((len(documents), 2), UNSET, dtype=torch.int64)
+    prompts[:, 0] = beginnings.start
+    if beginnings.words:
+        words = torch.tensor(beginnings.words)
+        drawn = words[torch.randint(len(words), (len(documents),), generator=generator)]
+        numbers = torch.arange(documents.start, documents.stop, dtype=torch.float64)
+        worded = ((numbers + 1) * mixture.words).floor() > (numbers * mixture.words).floor()
+        prompts[worded] = torch.stack([torch.full_like(drawn, beginnings.ends[0]), drawn], 1)[worded]
+    return prompts
+
+
+def _words(folder: Path, vocabulary: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Words of the vocabulary: those that begin a text, by the tokenizer's first token, and those behind a space."""
+    try:
+        tokenizer = load_tokenizer(folder)
+        tokens = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), vocabulary))))
+    except Exception:  # a checkpoint may come without a tokenizer, or with one that lacks its own packages
+        return (), ()
+    marked = {i: t[1:] for i, t in enumerate(tokens) if t and t[0] in _WORD_MARKS}
+    found = {i: word for i, word in marked.items() if word.isascii() and word.isalpha()}
+    words = [word for word in found.values() if word[0].isupper()]
+    first = (ids[0] for ids in tokenizer(words, add_special_tokens=False).input_ids) if words else ()
+    return tuple(token for token in first if token < vocabulary), tuple(found)

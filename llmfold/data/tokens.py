@@ -1,0 +1,182 @@
+"""Token sequences to measure on: sampled from the model itself, or cut from a text that the user names."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmfold.checkpoint import Checkpoint
+from llmfold.config import FoldConfig
+from llmfold.effort import EFFORTS
+from llmfold.errors import UsageError
+from llmfold.models import ModelShape, embedding_name
+from llmfold.runtime.hidden_states import CHUNK, chunks, stored_array
+
+TOKENS_FILE = "llmfold_tokens.npy"
+_WINDOWS, _DOCUMENT = 2, 512
+"""Most sequences to a document, and tokens of one that has several: more make fewer documents, which differ less."""
+BATCH = 64
+"""Documents sampled at once, at most: a step reads all weights, however few they are; processes share whole batches."""
+LOOPING = 0.3
+"""Share of repeated 4-grams within a sequence above which self tokens are doubted; text stays far below."""
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """How many sequences of how many tokens.
+
+    Attributes:
+        sequences: how many.
+        length: tokens of each.
+        windows: where sequences are sampled, so many that follow one another are cut from one document.
+    """
+
+    sequences: int
+    length: int
+    windows: int = 1
+
+    @property
+    def documents(self) -> int:
+        """Documents to sample."""
+        return -(-self.sequences // self.windows)
+
+    @property
+    def document_length(self) -> int:
+        """Tokens of a document."""
+        return self.windows * self.length
+
+    @classmethod
+    def sampled(cls, sequences: int, length: int, positions: int, documents: int = 1) -> "TokenBudget":
+        """Sequences cut from so many documents or more, which a model with so many positions samples."""
+        windows = min(_WINDOWS, _DOCUMENT // length, positions // length, sequences // documents)
+        return cls(sequences, length, max(1, windows))
+
+    def batches(self, each: int, limit: int) -> int:
+        """In how many batches documents are sampled whose caches take ``each`` bytes, and ``limit`` bytes together."""
+        return -(-self.documents // max(1, min(BATCH, limit // each)))
+
+    def cut(self, documents: Tensor) -> Tensor:
+        """Cut (documents, document length) into (sequences, length), those of one document side by side."""
+        return documents.reshape(-1, self.length)[: self.sequences].clone()  # no longer of inference mode
+
+
+def token_budget(config: FoldConfig, shape: ModelShape) -> TokenBudget:
+    """Sequences that a fold measures on: those of its effort, unless it names their number or length itself.
+
+    Args:
+        config: the fold's options.
+        shape: the model's shape.
+
+    Raises:
+        UsageError: sequences longer than the model allows.
+    """
+    effort = EFFORTS[config.effort]
+    length = config.sequence_length or effort.length_for(shape)
+    if length > shape.positions:
+        raise UsageError(f"--sequence-length {length} exceeds the model's maximum of {shape.positions} positions")
+    sequences = config.num_samples or -(-effort.tokens_for(shape) // (length * CHUNK)) * CHUNK
+    return TokenBudget.sampled(sequences, length, shape.positions, documents=BATCH)
+
+
+def resolved(config: FoldConfig, shape: ModelShape) -> FoldConfig:
+    """The same options with the numbers that its effort stands for; raises UsageError as :func:`token_budget`."""
+    values: dict[str, Any] = {}
+    if config.uses("num_samples"):
+        budget = token_budget(config, shape)
+        values.update(num_samples=budget.sequences, sequence_length=budget.length)
+    if config.uses("refine"):
+        values.update(refine=refine_steps(config, shape))
+    return dataclasses.replace(config, **values)
+
+
+def refine_steps(config: FoldConfig, shape: ModelShape) -> int:
+    """Gradient steps of the refinement: those of the effort, unless the options name them."""
+    return EFFORTS[config.effort].refine_for(shape) if config.refine is None else config.refine
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids go: the first parameter that is not on disk tells."""
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
+def quality(tokens: Tensor) -> dict[str, float]:
+    """How text-like sampled tokens are.
+
+    Returns:
+        ``distinct``: different tokens over all tokens; ``repeated_4grams``: fraction of 4-grams that stood before in
+        the same sequence, which approaches one when a model has fallen into a loop.
+    """
+    repeated = total = 0
+    for row in tokens.tolist():
+        grams = [tuple(row[i : i + 4]) for i in range(len(row) - 3)]
+        repeated += len(grams) - len(set(grams))
+        total += len(grams)
+    return {"distinct": len(torch.unique(tokens)) / tokens.numel(), "repeated_4grams": repeated / max(total, 1)}
+
+
+def doubt(found: dict[str, float]) -> str | None:
+    """A sentence of warning where sampled tokens look like a loop rather than text."""
+    if found["repeated_4grams"] <= LOOPING:
+        return None
+    return (
+        f"{found['repeated_4grams']:.0%} of the sampled 4-grams repeat: the model falls into loops, and what was "
+        "measured on its own text may not hold elsewhere; try --method weights, or --method calibrated with your text"
+    )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint, from tokenizer.json itself where there is one."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes seconds, which a plan need not
+
+    from llmfold.runtime.quiet import quiet_transformers
+
+    with quiet_transformers():
+        if (folder / "tokenizer.json").exists():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def text_tokens(folder: Path, text: str, budget: TokenBudget, origin: str) -> Tensor:
+    """Cut the head of a text into sequences.
+
+    Raises:
+        UsageError: the text is too short.
+    """
+    from llmfold.runtime.quiet import quiet_transformers
+
+    with quiet_transformers():
+        stream = load_tokenizer(folder)(text).input_ids
+    wanted = budget.sequences * budget.length
+    if len(stream) < wanted:
+        raise UsageError(f"{origin} holds {len(stream)} tokens but {wanted} are wanted; pass a longer text")
+    return torch.tensor(stream[:wanted]).view(budget.sequences, budget.length)
+
+
+def stored(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """Tokens from ``path``; made and stored there if they are not yet."""
+    stored_array(path, lambda: make().numpy().astype(np.int32))
+    return load(path)
+
+
+def load(path: Path) -> Tensor:
+    """Stored tokens, int64."""
+    return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64))
+
+
+def digest(tokens: Tensor) -> str:
+    """SHA-256 of the tokens as int32, which names them."""
+    return hashlib.sha256(tokens.numpy().astype(np.int32).tobytes()).hexdigest()
+
+
+def embedded(checkpoint: Checkpoint, tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Hidden states before the first layer, in chunks of ``CHUNK`` sequences."""
+    table = checkpoint.read(embedding_name(checkpoint.tensors), check_finite=False)
+    for part in chunks(len(tokens)):
+        yield F.embedding(tokens[part], table).float().to(device)

@@ -1,0 +1,1 @@
+"""Several folds of one model, scored on one text: ``llmfold compare``."""

@@ -1,0 +1,136 @@
+"""Results of a comparison: what one fold measured, means over seeds, and the file that keeps them."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmfold.errors import UsageError
+from llmfold.runtime.storage import write_text
+
+FORMAT = 1
+JSON_FILE = "compare.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fold and what was measured of it.
+
+    Attributes:
+        key: digest of everything that decides the numbers.
+        method: label of the variant.
+        amount: how much was asked for, as options of a fold.
+        seed: of the fold.
+        error: why there are no numbers, in a sentence.
+        data: what the fold looked at beside the weights.
+        perplexity: on the text.
+        excess: log(perplexity / dense perplexity), nats per token.
+        kl: KL(dense || folded) per token in nats.
+        top1: fraction of tokens where both find the same token most likely.
+        parameters: of the folded model, tied embeddings once.
+        removed: fraction of all parameters that went.
+        removed_decoder: fraction of the decoder layers' parameters that went.
+        seconds: of the fold, its reload check left out.
+    """
+
+    key: str
+    method: str
+    amount: dict[str, float]
+    seed: int
+    error: str | None = None
+    data: str = ""
+    perplexity: float = 0.0
+    excess: float = 0.0
+    kl: float | None = None
+    top1: float | None = None
+    parameters: int = 0
+    removed: float = 0.0
+    removed_decoder: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds and their sample standard deviation, which is zero for one seed."""
+
+    mean: float
+    deviation: float = 0.0
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of one or more values."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at one amount: means and spreads over ``seeds`` folds; None for all numbers if every fold failed."""
+
+    method: str
+    amount: dict[str, float]
+    seeds: int
+    data: str = ""
+    perplexity: Spread | None = None
+    excess: Spread | None = None
+    kl: Spread | None = None
+    top1: Spread | None = None
+    parameters: Spread | None = None
+    removed: Spread | None = None
+    removed_decoder: Spread | None = None
+    seconds: Spread | None = None
+    errors: tuple[str, ...] = ()
+
+
+def summarise(runs: Sequence[Run]) -> Row:
+    """The row of all seeds of one method at one amount."""
+    first, errors = runs[0], tuple(dict.fromkeys(run.error for run in runs if run.error))
+    good = [run for run in runs if run.error is None]
+    if not good:
+        return Row(first.method, first.amount, 0, errors=errors)
+    names = ("perplexity", "excess", "kl", "top1", "parameters", "removed", "removed_decoder", "seconds")
+    spreads = {
+        name: Spread.of([getattr(run, name) for run in good]) for name in names if getattr(good[0], name) is not None
+    }
+    return Row(first.method, first.amount, len(good), data=good[0].data, errors=errors, **spreads)
+
+
+@dataclass
+class Results:
+    """The content of compare.json.
+
+    Attributes:
+        folder: where the file is.
+        dense: the dense model: key, perplexity, parameters and, in words, how it was measured.
+        runs: every fold that was ever measured here, of earlier commands too, by key.
+    """
+
+    folder: Path
+    dense: dict[str, Any] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Results":
+        """Read what an earlier command left in ``folder``, if anything.
+
+        Raises:
+            UsageError: the file there is not one of ours.
+        """
+        path = folder / JSON_FILE
+        if not path.exists():
+            return cls(folder)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            runs = [Run(**run) for run in content["runs"]] if content["format"] == FORMAT else []
+            return cls(folder, dict(content["dense"]), {run.key: run for run in runs})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{path} is no comparison that can be continued: remove it, or pass another --output"
+            ) from error
+
+    def save(self, head: dict[str, Any], rows: Sequence[Row]) -> None:
+        """Write compare.json whole or not at all; ``head`` and ``rows`` are those of the running command."""
+        runs = [asdict(run) for run in self.runs.values()]
+        content = {"format": FORMAT, **head, "dense": self.dense, "rows": [asdict(row) for row in rows], "runs": runs}
+        write_text(self.folder / JSON_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

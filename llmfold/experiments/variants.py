@@ -1,0 +1,101 @@
+"""Methods of a comparison: names of methods, each with options of its own, such as ``self:refine=0``."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from llmfold.checkpoint.locate import public_file
+from llmfold.config import METHODS, SELF_DATA, WITH_DATA, FoldConfig
+from llmfold.errors import UsageError
+
+_FIXED = frozenset(
+    ("model", "revision", "method", "ratio", "ratio_of", "layers", "seed", "output", "overwrite", "verify")
+)
+"""Options that are the same for all methods, or that the comparison sets itself."""
+_RANDOM = frozenset(("self", "weights", "calibrated", "random"))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with options of its own.
+
+    Attributes:
+        method: one of ``METHODS``.
+        options: fields of :class:`FoldConfig` that differ from those of the comparison.
+    """
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def random(self) -> bool:
+        """Whether another seed may give another result."""
+        sampled = self.options.get("data") == SELF_DATA
+        return self.method in _RANDOM or sampled or self.options.get("cluster", "ward") != "ward"
+
+    @property
+    def label(self) -> str:
+        """The variant as a person would type it, files by their names only."""
+        pairs = ",".join(f"{k}={public_file(v) if k == 'data' else _spell(v)}" for k, v in self.options.items())
+        return f"{self.method}:{pairs}" if pairs else self.method
+
+    def fold_options(self, data: str | None, **common: Any) -> dict[str, Any]:
+        """Fields of :class:`FoldConfig`: ``common`` ones, ``data`` if the method reads any, and the variant's own."""
+        reads = {"data": data} if self.method in WITH_DATA else {}
+        return {**common, **reads, "method": self.method, **self.options}
+
+
+def parse_variants(text: str) -> tuple[Variant, ...]:
+    """Parse ``paper,self:refine=0,align=none,calibrated:data=OTHER.txt``.
+
+    Raises:
+        UsageError: an unknown method or option, something malformed, or the same variant twice.
+    """
+    variants = tuple(_variant(item) for item in _items(text.split(",")))
+    labels = [v.label for v in variants]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UsageError(f"--methods names {label} twice")
+    return variants
+
+
+def _items(pieces: Sequence[str]) -> list[str]:
+    """Join what the commas between a variant's own options have torn apart."""
+    items: list[str] = []
+    for piece in pieces:
+        if items and "=" in piece and ":" not in piece.partition("=")[0]:
+            items[-1] += "," + piece
+        else:
+            items.append(piece)
+    return items
+
+
+def _variant(item: str) -> Variant:
+    method, _, rest = item.strip().partition(":")
+    if method not in METHODS:
+        raise UsageError(f"--methods: there is no method {method!r}; choose from {', '.join(METHODS)}")
+    known = {f.name for f in dataclasses.fields(FoldConfig)} - _FIXED
+    options: dict[str, Any] = {}
+    for pair in rest.split(",") if rest else ():
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in known:
+            raise UsageError(f"--methods: {item} sets {name!r}; a variant may set {', '.join(sorted(known))}")
+        if not equals or not value.strip() or name in options:
+            raise UsageError(f"--methods: write {item} as {method}:name=value,name=value with every name once")
+        options[name] = value.strip() if name in ("data", "device") else _scalar(value)
+    return Variant(method, options)
+
+
+def _scalar(value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--methods: {value!r} is not a value") from error
+
+
+def _spell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

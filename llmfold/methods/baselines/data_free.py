@@ -1,0 +1,39 @@
+"""Baselines that look at no data: random and magnitude."""
+
+import torch
+
+from llmfold.methods.baselines.pruner import Pruner
+from llmfold.methods.baselines.structures import WEIGHT_ROLES, Units, Weights, coupled_sums
+from llmfold.models import LayerShape, ModelShape
+
+
+class RandomPruner(Pruner):
+    """Units drawn at random: the floor under every criterion ("random" of LLM-Pruner, arXiv 2305.11627, section 4)."""
+
+    def __init__(self, shape: ModelShape, device: torch.device, seed: int) -> None:
+        """Set up with the seed of the draw."""
+        super().__init__(shape, device, {"data": "none"})
+        self._seed = seed
+
+    def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
+        """Uniform draws from the seed and the layer's index, the same on every device."""
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + index) % 2**63)
+        neurons = torch.rand(layer.intermediate, generator=generator, dtype=torch.float64)
+        return Units(neurons, torch.rand(layer.head_units, generator=generator, dtype=torch.float64))
+
+
+class MagnitudePruner(Pruner):
+    """Smallest L2 norm of the coupled structure goes first ("L2" of LLM-Pruner, arXiv 2305.11627, section 4).
+
+    LLM-Pruner's code scores with the mean over gate, up and down of the squared norms: the same order. FLAP's
+    magnitude baseline looks at columns of down_proj and o_proj alone and is another method.
+    """
+
+    def __init__(self, shape: ModelShape, device: torch.device) -> None:
+        """Set up."""
+        super().__init__(shape, device, {"data": "none"})
+
+    def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
+        """L2 norms of the structures."""
+        squares = coupled_sums({role: weights[role].float().square() for role in WEIGHT_ROLES}, layer)
+        return Units(squares.neurons.sqrt(), squares.heads.sqrt())

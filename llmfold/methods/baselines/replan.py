@@ -1,0 +1,57 @@
+"""What FLAP changes in a plan once it has measured: widths of single layers, and biases on all projections."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from llmfold.checkpoint import TensorSpec
+from llmfold.errors import UsageError
+from llmfold.methods.base import LayerMethod
+from llmfold.methods.baselines.allocation import adaptive_widths
+from llmfold.methods.baselines.flap import FlapPruner, standardised_scores
+from llmfold.models import Architecture, ModelShape, tensor_name
+from llmfold.planning import FoldPlan, family_of
+
+
+def replan(plan: FoldPlan, method: LayerMethod) -> FoldPlan:
+    """The plan as it stands after measuring: FLAP's own widths and biases, any other method's unchanged.
+
+    Biases keep the model in its own family, with a modelling file where its config refuses the head count.
+    """
+    if not isinstance(method, FlapPruner):
+        return plan
+    config, before, after = plan.config, plan.before, plan.after
+    if config.method == "flap":
+        scores = [standardised_scores(method.statistics, i, layer) for i, layer in enumerate(before.layers)]
+        pooled = config.mlp_ratio is None and config.attention_ratio is None
+        widths = adaptive_widths(before, after.layers, scores, pooled=pooled, multiple_of=config.multiple_of)
+        after = dataclasses.replace(after, layers=widths)
+    written_as = family_of(after) if after.uniform and not method.bias else after.architecture
+    if method.bias:
+        after = dataclasses.replace(after, qkv_bias=True, o_bias=True, mlp_bias=True)
+    tensors = tuple(_tensors(plan.tensors, after))
+    return dataclasses.replace(
+        plan, after=after, tensors=tensors, written_as=written_as, bytes_after=sum(t.nbytes for t in tensors)
+    )
+
+
+def check_biases(family: Architecture) -> None:
+    """Raise UsageError unless configs of ``family`` can hold a bias on every projection."""
+    if not (family.qkv_bias and family.o_bias and family.mlp_bias):
+        raise UsageError(
+            f"{family.prefix}Config has no place for FLAP's bias compensation; pass --no-bias to run without it"
+        )
+
+
+def _tensors(planned: Sequence[TensorSpec], after: ModelShape) -> Iterator[TensorSpec]:
+    """The planned tensors in their new shapes; a new bias stands behind its weight and has its dtype."""
+    shapes = {
+        tensor_name(index, role): size
+        for index, layer in enumerate(after.layers)
+        for role, size in after.layer_roles(layer)
+    }
+    known = {tensor.name for tensor in planned}
+    for tensor in planned:
+        yield dataclasses.replace(tensor, shape=shapes.get(tensor.name, tensor.shape))
+        bias = tensor.name.removesuffix("weight") + "bias"
+        if bias in shapes and bias not in known:
+            yield dataclasses.replace(tensor, name=bias, shape=shapes[bias])

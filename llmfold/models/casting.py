@@ -1,0 +1,80 @@
+"""Loading models in the dtype of the arithmetic, or in the one stored and cast by the matrix where memory is short."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from llmfold.runtime.quiet import quiet_transformers
+
+BLOCK_BYTES = 64_000_000
+"""What a cast part of a weight matrix takes at most; a row at least is cast."""
+
+
+def load_model(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    as_stored: bool = False,
+    remote_code: bool = False,
+    **placement: Any,
+) -> Any:
+    """Load a causal language model of stock transformers in evaluation mode.
+
+    Args:
+        folder: the checkpoint.
+        dtype: of the arithmetic.
+        device: where the model goes, unless ``placement`` says that.
+        as_stored: hold the weights in their stored dtype and cast them while they are used; see :func:`cast_in_use`.
+        remote_code: whether the folder's own modelling file may run.
+        placement: further arguments of ``from_pretrained``, e.g. ``device_map`` and ``max_memory``.
+    """
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto" if as_stored else dtype, trust_remote_code=remote_code, **placement
+        ).eval()
+    if "device_map" not in placement:
+        model = model.to(device)
+    if as_stored:
+        cast_in_use(model, dtype)
+    return model
+
+
+def cast_in_use(model: nn.Module, dtype: torch.dtype) -> None:
+    """Have ``model`` compute in ``dtype`` while its matrices stay in theirs; only norms and biases are cast for good.
+
+    Rows of an embedding are cast when they are looked up, and every weight matrix block by block when it is multiplied.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(lambda _module, _inputs, rows: rows.to(dtype))
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if not (isinstance(module, nn.Linear) and name == "weight"):
+                parameter.data = parameter.data.to(dtype)
+        if isinstance(module, nn.Linear) and module.weight.dtype != dtype:
+            module.forward = partial(_forward, module)  # type: ignore[method-assign]
+
+
+def cast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply (…, in) by a weight of another dtype, which is cast by blocks of rows; (…, out) in the dtype of ``x``.
+
+    Args:
+        x: (…, in).
+        weight: (out, in) of any float dtype.
+        bias: (out,) in the dtype of ``x``.
+    """
+    rows = max(1, BLOCK_BYTES // (x.dtype.itemsize * weight.shape[1]))
+    blocks = torch.split(weight, rows)
+    biases = [None] * len(blocks) if bias is None else torch.split(bias, rows)
+    products = [F.linear(x, block.to(x.dtype), part) for block, part in zip(blocks, biases, strict=True)]
+    return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+def _forward(module: nn.Linear, x: Tensor) -> Tensor:
+    return cast_linear(x, module.weight, module.bias)

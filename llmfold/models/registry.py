@@ -1,0 +1,178 @@
+"""From a config.json to a validated :class:`ModelShape`."""
+
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from llmfold.errors import CheckpointError
+from llmfold.models.base import EMBEDDING, FINAL_NORM, HEAD, Architecture, LayerShape, ModelShape, tensor_name
+from llmfold.models.families.llama import LLAMA
+from llmfold.models.families.mistral import MISTRAL
+from llmfold.models.families.qwen2 import QWEN2
+from llmfold.models.families.qwen3 import QWEN3
+from llmfold.models.plain import plain_settings
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+
+
+def register_architecture(architecture: Architecture) -> None:
+    """Make a family known, or replace what is known of it.
+
+    The family must work as Llama does: RMSNorm before attention and before the MLP, rotary positions in the half-split
+    layout, gate and up projections, tensors named as Llama's. The reload check of a fold tells whether it does.
+    """
+    ARCHITECTURES[architecture.model_type] = architecture
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """Look up the family of a raw config.
+
+    Raises:
+        CheckpointError: the model type is not supported, or the model is not a causal language model.
+    """
+    model_type = config.get("model_type")
+    supported = ", ".join(sorted(ARCHITECTURES))
+    if model_type is None:
+        raise CheckpointError(f"config.json names no model_type; supported are {supported}")
+    if model_type not in ARCHITECTURES:
+        raise CheckpointError(f"model_type {model_type!r} in config.json is not supported; supported are {supported}")
+    names = config.get("architectures") or []
+    if names and not any(isinstance(n, str) and n.endswith("ForCausalLM") for n in names):
+        raise CheckpointError(
+            f"config.json names {', '.join(map(str, names))}, which is not a causal language model (…ForCausalLM)"
+        )
+    return ARCHITECTURES[str(model_type)]
+
+
+def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
+    """Build the transformers config of a raw config (without per-layer widths), so that its defaults are filled in.
+
+    Raises:
+        CheckpointError: transformers refuses the config.
+    """
+    from transformers import CONFIG_MAPPING  # takes seconds, and most plans do without
+
+    plain = {k: v for k, v in config.items() if k not in ("per_layer_config", "auto_map")}
+    try:
+        return CONFIG_MAPPING[config["model_type"]].from_dict(plain)
+    except Exception as error:  # transformers raises many kinds for a bad field
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"config.json is not a valid {config['model_type']} config: {reason}") from error
+
+
+def _positive(value: Any, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{key} in config.json is {value!r}, not a positive integer")
+    return value
+
+
+def _flag(config: "PretrainedConfig | SimpleNamespace", key: bool | str) -> bool:
+    return key if isinstance(key, bool) else bool(getattr(config, key, False))
+
+
+def _layer_shape(widths: Mapping[str, Any], index: int) -> LayerShape:
+    layer = LayerShape(
+        _positive(widths["intermediate_size"], "intermediate_size"),
+        _positive(widths["num_attention_heads"], "num_attention_heads"),
+        _positive(widths["num_key_value_heads"], "num_key_value_heads"),
+    )
+    if layer.heads % layer.kv_heads:
+        raise CheckpointError(
+            f"layer {index}: {layer.heads} query heads in config.json are not a multiple of {layer.kv_heads} KV heads"
+        )
+    return layer
+
+
+def _per_layer(overrides: Any, count: int, known: tuple[str, ...]) -> dict[int, Mapping[str, Any]]:
+    """Widths by layer index; transformers pads the indices with zeros when it saves ten layers and more."""
+    if not isinstance(overrides, Mapping) or not all(isinstance(o, Mapping) for o in overrides.values()):
+        raise CheckpointError("per_layer_config in config.json does not map layers to {intermediate_size: …}")
+    widths = {}
+    for key, override in overrides.items():
+        index = int(key) if str(key).isdecimal() else -1
+        if not 0 <= index < count:
+            raise CheckpointError(
+                f"per_layer_config in config.json names layer {key}, but the model has {count} layers"
+            )
+        unknown = sorted(set(map(str, override)) - set(known))
+        if unknown:
+            raise CheckpointError(
+                f"per_layer_config in config.json changes {unknown[0]} of layer {key}; supported are {', '.join(known)}"
+            )
+        widths[index] = override
+    return widths
+
+
+def shape_of(config: Mapping[str, Any]) -> ModelShape:
+    """Resolve a raw config to a shape; per-layer widths (``per_layer_config``) are honoured.
+
+    Raises:
+        CheckpointError: an unsupported family or a config that contradicts itself.
+    """
+    architecture = architecture_of(config)
+    stock = plain_settings(config) or stock_config(config)
+    hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
+    head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
+    common = {
+        "intermediate_size": stock.intermediate_size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": stock.num_key_value_heads or heads,
+    }
+    count = _positive(stock.num_hidden_layers, "num_hidden_layers")
+    overrides = _per_layer(config.get("per_layer_config") or {}, count, tuple(common))
+    return ModelShape(
+        architecture=architecture,
+        hidden=hidden,
+        head_dim=head_dim,
+        vocabulary=_positive(stock.vocab_size, "vocab_size"),
+        layers=tuple(_layer_shape({**common, **overrides.get(i, {})}, i) for i in range(count)),
+        tied=bool(stock.tie_word_embeddings),
+        qkv_bias=_flag(stock, architecture.qkv_bias),
+        o_bias=_flag(stock, architecture.o_bias),
+        mlp_bias=_flag(stock, architecture.mlp_bias),
+        positions=_positive(stock.max_position_embeddings, "max_position_embeddings"),
+    )
+
+
+def expected_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a model, in module order; a tied head is listed under the embedding only."""
+    tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (shape.vocabulary, shape.hidden)}
+    for index, layer in enumerate(shape.layers):
+        tensors.update({tensor_name(index, role): size for role, size in shape.layer_roles(layer)})
+    tensors[FINAL_NORM] = (shape.hidden,)
+    if not shape.tied:
+        tensors[HEAD] = (shape.vocabulary, shape.hidden)
+    return tensors
+
+
+def check_tensors(shape: ModelShape, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Check the tensors of a checkpoint against its config. Tied embeddings may be stored under either name or both.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, of the wrong shape, or unknown.
+    """
+    expected = expected_tensors(shape)
+    if shape.tied and HEAD in found:
+        expected[HEAD] = expected[EMBEDDING]
+        if EMBEDDING not in found:
+            del expected[EMBEDDING]
+    for name, size in expected.items():
+        if name not in found:
+            raise CheckpointError(f"tensor {name} is missing from the checkpoint; the download may be incomplete")
+        if tuple(found[name]) != size:
+            raise CheckpointError(f"tensor {name} has shape {list(found[name])} but config.json implies {list(size)}")
+    unknown = sorted(set(found) - set(expected))
+    if unknown:
+        raise CheckpointError(
+            f"tensor {unknown[0]} is not part of {shape.architecture.causal_lm}; llmfold will not guess what it does"
+        )
+
+
+def count_parameters(tensors: Mapping[str, tuple[int, ...]], *, tied: bool) -> int:
+    """Parameters of a set of named shapes, a tied head counted once."""
+    both = tied and EMBEDDING in tensors and HEAD in tensors
+    return sum(math.prod(size) for name, size in tensors.items() if not (both and name == HEAD))

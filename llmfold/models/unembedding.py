@@ -1,0 +1,62 @@
+"""The end of the model: final norm and unembedding, and how its own next-token distributions pull at hidden states."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmfold.checkpoint import Checkpoint
+from llmfold.models import FINAL_NORM, ModelShape, head_name
+from llmfold.models.forward import rms_norm
+
+_BLOCK = 16_384
+_ROWS = 512
+"""Rows of logits that are held at once."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Final gain (d,) float32 and unembedding (vocabulary, d) in its stored dtype, widened block by block."""
+
+    gain: Tensor
+    table: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, shape: ModelShape, eps: float, device: torch.device) -> "Output":
+        """Read both from a checkpoint."""
+        table = checkpoint.read(head_name(checkpoint.tensors, shape.tied))
+        return cls(checkpoint.read(FINAL_NORM).to(device, torch.float32), table.to(device), eps)
+
+    def gradients(self, states: Tensor, generator: torch.Generator) -> Tensor:
+        """Gradients of −log p(y) in states, y drawn from the model's own p.
+
+        Args:
+            states: (t, d) after the last layer, float32.
+            generator: of the labels y, on the CPU.
+
+        Returns:
+            (t, d) float32.
+        """
+        return torch.cat([self._gradients(rows, generator) for rows in torch.split(states, _ROWS)])
+
+    def _gradients(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        with torch.enable_grad():
+            x = rows.detach().requires_grad_()
+            normed = rms_norm(x, self.gain, self.eps)
+            p = self._logits(normed.detach()).softmax(-1)
+            labels = torch.multinomial(p.cpu(), 1, generator=generator).flatten().to(p.device)
+            (gradient,) = torch.autograd.grad(normed, x, self._back(p) - self.table[labels].float())
+        return gradient
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        """(t, vocabulary) float32 of normalised rows (t, d)."""
+        return torch.cat([F.linear(rows, block.float()) for block in torch.split(self.table, _BLOCK)], -1)
+
+    def _back(self, weights: Tensor) -> Tensor:
+        """(t, d): rows of the unembedding summed with weights (t, vocabulary)."""
+        found = torch.zeros(len(weights), self.table.shape[1], device=weights.device)
+        for part, block in zip(torch.split(weights, _BLOCK, -1), torch.split(self.table, _BLOCK), strict=True):
+            found += part @ block.float()
+        return found

@@ -1,0 +1,1 @@
+"""The pipeline: takes one layer at a time from disk to disk."""

@@ -1,0 +1,149 @@
+"""The engine: one decoder layer at a time from the source's shards, through folding, into the output's shards."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from llmfold.config import FoldConfig
+from llmfold.errors import UsageError
+from llmfold.methods.base import LayerMethod
+from llmfold.pipeline.estimate import check_machine
+from llmfold.pipeline.layer_writer import Sink
+from llmfold.pipeline.progress import Listener, Silent
+from llmfold.pipeline.run import Run
+from llmfold.pipeline.sharing import fold_at, reuse_measurements
+from llmfold.planning import FoldPlan
+from llmfold.records.fold import FoldRecord
+from llmfold.records.saved import Save, save_record
+from llmfold.runtime.distributed import Ranks, check_alike, join_ranks
+from llmfold.runtime.launch import neighbours
+from llmfold.runtime.memory import PeakMemory, return_freed_blocks
+from llmfold.runtime.oom import said_plainly
+from llmfold.runtime.prefetch import ReadAhead
+from llmfold.runtime.timing import Stages
+
+
+def fold_together(
+    configs: Sequence[FoldConfig],
+    listener: Listener | None = None,
+    save: Save = save_record,
+    reuse_from: Path | None = None,
+) -> list[FoldRecord]:
+    """Fold a checkpoint by configs that differ in ratio and output only, in one pass over its layers.
+
+    Memory is bounded by one decoder layer and the clustering's work area. An output has the bytes of a run of its own,
+    and appears in one rename after it has been reloaded and checked; a killed run resumes at the last whole layer. Of
+    several launched processes each folds its share of the layers where the method allows it. A method that carries
+    something from layer to layer takes one config.
+
+    Args:
+        configs: at least one.
+        listener: hears of the stages.
+        save: writes the record of a fold into its output, before that is published.
+        reuse_from: a finished output of another ratio, no smaller: what it measured on the dense model is used again.
+
+    Raises:
+        LlmfoldError: bad options, a damaged or unsupported source, an output that cannot be written, or a result that
+            does not reload to what was produced. Nothing is left at its output path; outputs published before stay.
+    """
+    return_freed_blocks()
+    ranks = join_ranks()
+    check_alike(ranks, torch.get_num_threads())
+    with said_plainly(), PeakMemory() as memory, ExitStack() as stack:
+        stages = Stages()
+        runs = [Run(config, listener or Silent(), ranks, stages, save) for config in configs]
+        ranks.lead(partial(_check_resources, runs))
+        runs[0].listener.opened(len(runs[0].shape.layers))
+        for run in runs:
+            stack.enter_context(run.opened())
+            if reuse_from is not None:
+                ranks.lead(
+                    partial(reuse_measurements, run.work.folder, reuse_from, run.shape, float(run.config.ratio or 0.0))
+                )
+        method = _prepare(runs, ranks)
+        for run in runs:
+            run.listener.start(run.plan, runs[0].resumed)
+        for run in runs:
+            run.begin()
+        _fold_layers(runs, method, ranks)
+        return [run.finish(memory) for run in runs]
+
+
+def _check_resources(runs: Sequence[Run]) -> None:
+    """Refuse, before anything is done, what the processes cannot do or this machine's disk or memory cannot hold."""
+    config, count = runs[0].config, runs[0].ranks.count
+    if config.together and neighbours() < count:
+        raise UsageError(
+            f"--method {config.method} shares hidden states between its processes, which one machine must hold, but "
+            f"{count} were started on several; start them all on one, or use --method paper"
+        )
+    check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=neighbours())
+
+
+def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
+    """The method, on the processes that will fold by it; the widths it has settled on, on all of them."""
+
+    def build() -> LayerMethod | None:
+        return next((method for method in [run.build_method() for run in runs] if method is not None), None)
+
+    runs[0].time_forward_pass()
+    for run in runs:
+        run.forward_pass = runs[0].forward_pass
+        ranks.everyone(run.sample)
+    if runs[0].config.shared:
+        method = ranks.first(build)
+        if method is not None and runs[0].config.weighs:
+            with runs[0].stages("importance"), torch.no_grad():
+                method.ready(runs[0].read_layer, runs[0].listener.stage)
+        for run in runs:
+            run.settle(method)
+        return method
+    built: list[LayerMethod | None] = []
+
+    def settle() -> list[FoldPlan]:
+        built.append(build())
+        for run in runs:
+            run.settle(built[0])
+        return [run.plan for run in runs]
+
+    for run, plan in zip(runs, ranks.lead(settle), strict=True):
+        run.plan = plan
+    return built[0] if built else None
+
+
+def _fold_layers(runs: Sequence[Run], method: LayerMethod | None, ranks: Ranks) -> None:
+    """Fold what is left of the layers for every run, a layer at a time."""
+    first, count = runs[0], len(runs[0].shape.layers)
+    pending = {i: missing for i in range(count) if (missing := [run for run in runs if not run.has(i)])}
+    if method is None or not pending:
+        return
+    method.start(min(pending))
+    groups = list(method.groups(sorted(pending)))
+    shares = [ranks.mine(group) if first.config.independent else group for group in groups]
+    on_gpu = first.device.type == "cuda"
+    with (
+        ReadAhead(first.read_layer, first.confirm_layer, list(chain(*shares)), pin=on_gpu) as ahead,
+        Sink(runs, method) as sink,
+    ):
+        for group, share in zip(groups, shares, strict=True):
+            first.listener.stage(f"layer {group[0]}: forward")
+            with first.stages("forward"), torch.no_grad():
+                method.prepare(group, first.read_layer)
+            for index in share:
+                first.listener.stage(f"layer {index}: read")
+                with first.stages("read"):
+                    weights = ahead.take(index)
+                if not on_gpu:
+                    sink.copied()  # memory is for the work area now
+                afters = [run.plan.after.layers[index] for run in pending[index]]
+                first.listener.stage(f"layer {index}: fold")
+                with torch.no_grad():
+                    results = fold_at(method, index, weights, first.shape.layers[index], afters)
+                    for run, (folded, record) in zip(pending[index], results, strict=True):
+                        sink.put(run, index, folded, record)
+                method.committed()
+        sink.settled()

@@ -1,0 +1,100 @@
+"""The config of the written checkpoint, and its modelling file where layers differ in width."""
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import transformers
+
+from llmfold.models import Architecture, LayerShape, stock_config
+from llmfold.models.forward import rope_parameters
+from llmfold.planning import FoldPlan
+
+MODELING_FILE = "modeling_llmfold.py"
+WIDTH_KEYS = {"intermediate_size": "intermediate", "num_attention_heads": "heads", "num_key_value_heads": "kv_heads"}
+_PER_LAYER_ONLY = ("per_layer_config", "auto_map", "allow_global_per_layer_attribute_access")
+_LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
+
+
+def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
+    """Config of the folded model: the source's fields, the new widths, and rotary parameters in both spellings.
+
+    Args:
+        source: raw config of the model that was read.
+        plan: the fold.
+
+    Returns:
+        Contents of config.json. Widths that no stock config holds add ``per_layer_config`` and ``auto_map``.
+    """
+    config = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, "_name_or_path")}
+    family = plan.written_as
+    if family.model_type != config["model_type"]:
+        config = _rewritten(config, family)
+    config.update(_widths(_global_widths(plan)), head_dim=plan.after.head_dim, architectures=[family.causal_lm])
+    config.update(_rope(source), transformers_version=transformers.__version__)
+    config.update(_new_biases(plan))
+    if plan.config.dtype != "auto":
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        config[key] = plan.config.dtype
+    if plan.needs_remote_code:
+        name = f"Folded{family.causal_lm}"
+        config["per_layer_config"] = {str(i): _widths(layer) for i, layer in enumerate(plan.after.layers)}
+        config["architectures"] = [name]
+        config["auto_map"] = {"AutoModelForCausalLM": f"{MODELING_FILE.removesuffix('.py')}.{name}"}
+        if family.heads_divide_hidden:  # its config reads the global head count, which else is forbidden
+            config["allow_global_per_layer_attribute_access"] = True
+    return config
+
+
+def _global_widths(plan: FoldPlan) -> LayerShape:
+    """The widest of each kind; the source's where the config would refuse them and every layer states its own."""
+    layers = plan.after.layers
+    heads = max(layer.heads for layer in layers)
+    if plan.needs_remote_code and plan.written_as.heads_divide_hidden and plan.after.hidden % heads:
+        layers = plan.before.layers
+    return LayerShape(*(max(getattr(x, name) for x in layers) for name in ("intermediate", "heads", "kv_heads")))
+
+
+def _new_biases(plan: FoldPlan) -> dict[str, bool]:
+    """Config keys of biases that the source did not have."""
+    family, before, after = plan.written_as, plan.before, plan.after
+    flags = {family.qkv_bias: after.qkv_bias, family.o_bias: after.o_bias, family.mlp_bias: after.mlp_bias}
+    return {
+        key: flag
+        for key, flag in flags.items()
+        if isinstance(key, str)
+        and (before.qkv_bias, before.o_bias, before.mlp_bias) != (after.qkv_bias, after.o_bias, after.mlp_bias)
+    }
+
+
+def _widths(layer: LayerShape) -> dict[str, int]:
+    return {key: getattr(layer, name) for key, name in WIDTH_KEYS.items()}
+
+
+def _rope(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary parameters as transformers 5 writes them and as everything older reads them."""
+    merged = rope_parameters(stock_config(source))
+    scaling = {k: v for k, v in merged.items() if k != "rope_theta"}
+    plain = merged["rope_type"] == "default"
+    return {
+        "rope_parameters": merged,
+        "rope_theta": merged["rope_theta"],
+        "rope_scaling": None if plain else scaling,
+    }
+
+
+def _rewritten(config: dict[str, Any], family: Architecture) -> dict[str, Any]:
+    """The config of a Llama in the words of Mistral, every field spelled out since the defaults differ."""
+    kept = {k: v for k, v in config.items() if k not in _LLAMA_ONLY}
+    kept.update(model_type=family.model_type, sliding_window=None)
+    filled = stock_config(config).to_dict()
+    spelled = {k: filled[k] for k in ("rms_norm_eps", "hidden_act", "max_position_embeddings", "tie_word_embeddings")}
+    tokens = {k: filled.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    rest = {k: filled[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "attention_dropout", "use_cache")}
+    return {**spelled, **tokens, **rest, **kept}
+
+
+def modeling_source(plan: FoldPlan) -> str:
+    """Text of the modelling file for layers of different widths."""
+    template = resources.files("llmfold.models").joinpath("templates/modeling_llmfold.txt").read_text("utf-8")
+    return template.format(prefix=plan.written_as.prefix, model_type=plan.written_as.model_type)

@@ -1,0 +1,92 @@
+"""What may be published of a fold's options and source, and what names the text that it read."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmfold.checkpoint import Checkpoint, Source
+from llmfold.checkpoint.locate import locate, public_name
+from llmfold.config import FoldConfig
+from llmfold.environment import versions
+from llmfold.planning import FoldPlan
+from llmfold.runtime.devices import pick_device
+from llmfold.runtime.storage import file_sha256
+
+
+def source_name(source: Source) -> dict[str, Any]:
+    """Name and revision of a model."""
+    return {"name": public_name(source), "revision": source.revision}
+
+
+def origin(config: FoldConfig, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+    """All that can move a bit of the result: the source's files, options, text, versions, device and threads.
+
+    Options are those of :func:`llmfold.data.tokens.resolved`.
+    """
+    return {
+        "source": checkpoint.fingerprint(),
+        "config": work_config(config, source),
+        "versions": versions(),
+        "text": text_digest(config.data),
+        "device": str(pick_device(config.device)),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def origin_digest(head: Mapping[str, Any]) -> str:
+    """SHA-256 of what :func:`origin` returned."""
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+
+
+def provenance(source: Source, plan: FoldPlan, facts: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of the file that marks an output as llmfold's.
+
+    Args:
+        source: the model that was read.
+        plan: the fold.
+        facts: what the method says of its data.
+        head: as of :func:`origin`; a digest of it tells this output from one of other weights under the same name.
+    """
+    return {
+        "made_by": "llmfold",
+        "origin_sha256": origin_digest(head),
+        "source": source_name(source),
+        "config": head["config"],
+        "plan": plan.to_dict(),
+        "data": facts.get("data", "none"),
+        "versions": head["versions"],
+    }
+
+
+def public_config(config: FoldConfig, source: Source, data: str | None) -> dict[str, Any]:
+    """Every option, folders by their names only; ``data`` as of :func:`public_data`."""
+    values = dataclasses.asdict(config)
+    values.update(model=public_name(source), output=config.output_path.name, align=config.alignment)
+    values["data"] = data
+    values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(config.layers.items())}
+    return values
+
+
+def work_config(config: FoldConfig, source: Source | None = None) -> dict[str, Any]:
+    """The options that decide the bytes of the output, as they may be published."""
+    source = source or locate(config.model, config.revision)
+    return {**config.work(), "model": public_name(source), "data": public_data(config.data)}
+
+
+def public_data(data: str | None) -> str | None:
+    """Name of the outside text that may be published: files by their last part, hub data sets as they are."""
+    if data is None or not (data.startswith((".", "/", "~")) or os.path.exists(data)):
+        return data
+    return os.path.basename(data)
+
+
+def text_digest(data: str | None) -> str | None:
+    """SHA-256 of a text file, so that another text of the same name does not resume a run."""
+    path = Path(os.path.expanduser(data or ""))
+    return file_sha256(path) if data and path.is_file() else None

@@ -1,0 +1,341 @@
+"""One fold: its plan, its work folder, and the steps from the source's tensors to the published folder."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfold.checkpoint import (
+    MARKER_FILE,
+    Journal,
+    ShardWriter,
+    WorkFolder,
+    is_damage,
+    plan_shards,
+)
+from llmfold.checkpoint.base_card import carried_over
+from llmfold.checkpoint.locate import locate
+from llmfold.config import SELF_DATA, FoldConfig
+from llmfold.data.tokens import TOKENS_FILE, resolved
+from llmfold.environment import machine
+from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
+from llmfold.methods.base import LayerMethod
+from llmfold.methods.baselines.replan import replan
+from llmfold.methods.build import build_method
+from llmfold.methods.merging import Merging
+from llmfold.methods.reconstruction import SENSITIVITIES_FILE
+from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches
+from llmfold.models import Role, tensor_name
+from llmfold.models.forward import forward_context
+from llmfold.pipeline.estimate import unit_tokens
+from llmfold.pipeline.forward_pass import forward_pass_seconds
+from llmfold.pipeline.opening import open_source
+from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
+from llmfold.pipeline.progress import Listener
+from llmfold.pipeline.provenance import origin, provenance, public_config, public_data, source_name
+from llmfold.pipeline.verification import DamagedError, verify
+from llmfold.planning import Sensitivities, make_plan
+from llmfold.records.fold import FoldRecord
+from llmfold.records.saved import Save
+from llmfold.runtime.devices import pick_device
+from llmfold.runtime.distributed import Ranks
+from llmfold.runtime.hidden_states import STATE_FOLDER
+from llmfold.runtime.launch import LostError
+from llmfold.runtime.memory import PeakMemory
+from llmfold.runtime.reduction import Team
+from llmfold.runtime.storage import write_error
+from llmfold.runtime.timing import Stages, mean_seconds
+
+METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
+
+
+def layer_unit(index: int) -> str:
+    """What the journal calls a layer."""
+    return f"{LAYER}{index}"
+
+
+class Run:
+    """One fold, from source to published folder; its steps are called in their order here."""
+
+    work: WorkFolder
+    journal: Journal
+    writer: ShardWriter
+    _head: dict[str, Any]
+
+    def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: Stages, save: Save) -> None:
+        self.listener, self.ranks, self._save = listener, ranks, save
+        self.stages, self._checks = stages, Stages()
+        self.device = pick_device(config.device)
+        self.source = locate(config.model, config.revision)
+        self.checkpoint, self.shape = open_source(self.source)
+        self.config = resolved(config, self.shape)
+        self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config)
+        self.data = public_data(config.data)
+        self._done: set[str] = set()
+        self._counted = 0
+        self.forward_pass: float | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Open the work folder and the journal, and close them after."""
+        output, ranks = self.config.output_path, self.ranks
+        with ExitStack() as stack:
+
+            def open_first() -> tuple[dict[str, Any], set[str]]:
+                head = origin(self.config, self.source, self.checkpoint)
+                opening = WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder)
+                self.work = stack.enter_context(opening)
+                self.journal = stack.enter_context(self.work.open_journal(head))
+                stack.enter_context(_tidy(self.work, self.journal))
+                return head, set(self.journal.done)
+
+            self._head, self._done = ranks.lead(open_first)
+            if not ranks.leads:
+                self.work = WorkFolder.join(output)
+                self.journal = stack.enter_context(self.work.join_journal(self._head, ranks.rank))
+            yield
+
+    def has(self, index: int) -> bool:
+        """Whether layer ``index`` was finished before this run."""
+        return layer_unit(index) in self._done
+
+    @property
+    def resumed(self) -> int:
+        """Layers that were finished before this run."""
+        return sum(unit.startswith(LAYER) for unit in self._done)
+
+    def time_forward_pass(self) -> None:
+        """Time the unit of the report; processes that share the work share a pass."""
+        with self.stages("prepare"):
+            context = forward_context(self.checkpoint.config, self.shape)
+            seconds = forward_pass_seconds(context, *unit_tokens(self.plan), self.device)
+        self.forward_pass = seconds / (self.ranks.count if self.config.shared else 1)
+
+    def build_method(self) -> LayerMethod | None:
+        """The method of the run, having read or drawn what it measures on; None where all is folded already."""
+        if self._folded:
+            return None
+        with self.stages("prepare"), torch.no_grad():
+            if not self.plan.folded_layers:
+                return Merging(self.config, self.shape, self.device)
+            return build_method(self._setting(), self.listener.stage)
+
+    def sample(self) -> None:
+        """Sample this process's share of the tokens that the method measures on, if it measures on such."""
+        if self.config.samples and self.plan.folded_layers and not self._folded:
+            with self.stages("sample"):
+                sample_batches(self._setting(), self.listener.stage, self.ranks.mine)
+
+    @property
+    def _folded(self) -> bool:
+        """Whether no method is needed any more."""
+        return self.resumed == len(self.shape.layers) and not self.config.replans
+
+    def _setting(self) -> Setting:
+        team = Team(self.ranks, self.device) if self.config.together else Team()
+        return Setting(self.config, self.checkpoint, self.shape, self.work.folder, self.device, team)
+
+    def settle(self, method: LayerMethod | None) -> None:
+        """Let what the method measures decide the widths, if it may."""
+        if method is None:
+            return
+        with self.stages("widths"), torch.no_grad():
+            if self.config.measures:
+                curves = self._curves(self.work.folder, method)
+                self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
+            self.plan = replan(self.plan, method)
+        if self.ranks.leads and METHOD not in self.journal.done:
+            self.journal.append(METHOD, {}, method.summary())
+
+    def _curves(self, folder: Path, method: LayerMethod) -> Sensitivities | None:
+        path = folder / SENSITIVITIES_FILE
+        if path.exists():
+            return Sensitivities.load(path)
+        curves = method.measure(self.read_layer, float(self.config.ratio or 0.0), self.listener.stage)
+        if curves is not None and self.ranks.leads:
+            curves.save(path)
+        return curves
+
+    def begin(self) -> None:
+        """Create the shards, and copy what lies outside the layers."""
+        shards = plan_shards(self.plan.tensors, self.config.shard_bytes)
+        if OUTSIDE in self._done:
+            _check_shards_are_there(self.work.folder, [shard.name for shard in shards.shards])
+        self.writer = ShardWriter(shards, self.work.folder)
+        self.ranks.lead(self.writer.create)
+        if self.ranks.leads and OUTSIDE not in self._done:
+            self.listener.stage("embeddings")
+            self._copy_outside()
+
+    def read_layer(self, index: int) -> dict[Role, Tensor]:
+        """Stored tensors of a layer by role."""
+        roles = self.shape.layer_roles(self.shape.layers[index])
+        return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in roles}
+
+    def confirm_layer(self, index: int) -> None:
+        """Raise CheckpointError if the files of a layer changed since the run began."""
+        for role, _ in self.shape.layer_roles(self.shape.layers[index]):
+            self.checkpoint.confirm(tensor_name(index, role))
+
+    def write_layer(self, index: int, weights: dict[Role, Tensor]) -> dict[str, str]:
+        """Write the tensors of a folded layer; their digests by name."""
+        named = ((tensor_name(index, role), tensor) for role, tensor in weights.items())
+        return {name: self._write(name, tensor) for name, tensor in named}
+
+    def count_layers(self) -> None:
+        """Tell the listener of layers that are finished, by this process and by the others."""
+        units = {*self.journal.done, *(self.journal.units_beside() if self.ranks.count > 1 else ())} - self._done
+        finished = sum(unit.startswith(LAYER) for unit in units)
+        for _ in range(finished - self._counted):
+            self.listener.advance()
+        self._counted = finished
+
+    def finish(self, memory: PeakMemory) -> FoldRecord:
+        """Check what all processes wrote, and publish it."""
+        try:
+            return self._finish(memory)
+        except DamagedError:
+            if self.ranks.leads:
+                self.work.discard()
+            raise
+
+    def _finish(self, memory: PeakMemory) -> FoldRecord:
+        self.writer.close()
+        if not self.ranks.leads:
+            self.journal.close()
+        self.ranks.gather(None)
+        digests = self.ranks.lead(self._all_digests)
+        if self.ranks.leads:
+            self.count_layers()
+        self.listener.stage("reload check")
+        with self._checks("check"):
+            verification = verify(self.work.folder, self.plan, self.checkpoint.config, digests, self.ranks)
+        spent = self.ranks.gather((self.stages.seconds, memory.bytes))
+        return self.ranks.lead(lambda: self._publish(memory, spent, verification))
+
+    def _all_digests(self) -> dict[str, str]:
+        self.journal.absorb()
+        shutil.rmtree(self.work.folder / STATE_FOLDER, ignore_errors=True)
+        with _writing(self.work.folder):
+            self._write_side_files(self.work.folder)
+        return {name: d for entry in self.journal.done.values() for name, d in entry.digests.items()}
+
+    def _publish(
+        self, memory: PeakMemory, spent: Sequence[tuple[dict[str, float], int]], verification: dict[str, Any]
+    ) -> FoldRecord:
+        folder, done = self.work.folder, self.journal.done
+        count, facts = len(self.shape.layers), done[METHOD].record
+        report = FoldRecord(
+            output=self.work.output,
+            source=source_name(self.source),
+            config=public_config(self.config, self.source, self.data),
+            plan=self.plan.to_dict(),
+            layers=[done[layer_unit(index)].record for index in range(count)],
+            verification=verification,
+            seconds={**self._seconds([seconds for seconds, _ in spent]), **self._checks.seconds},
+            forward_pass_seconds=self.forward_pass,
+            data=facts,
+            peak_memory_bytes=max(memory.bytes, *(peak for _, peak in spent)),
+            resumed_layers=self.resumed,
+            machine={**machine(), "processes": self.ranks.count},
+            warnings=[facts["warning"]] if facts.get("warning") else [],
+            base_card=carried_over(self.source.folder),
+        )
+        with _writing(folder):
+            self._save(report, folder)
+            if self.data not in (None, SELF_DATA):
+                (folder / TOKENS_FILE).unlink(missing_ok=True)  # outside text is not ours to publish
+        self.listener.stage("publish")
+        self.work.publish()
+        return report
+
+    def _seconds(self, spent: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Seconds by stage of processes that fold layers of their own, or of one that stands for all."""
+        return mean_seconds(spent) if self.config.independent else spent[0]
+
+    def _copy_outside(self) -> None:
+        inside = {
+            tensor_name(i, role)
+            for i, layer in enumerate(self.shape.layers)
+            for role, _ in self.shape.layer_roles(layer)
+        }
+        digests = {}
+        for name in self.checkpoint.tensors:
+            if name not in inside:
+                with self.stages("read"):
+                    tensor = self.checkpoint.read(name)
+                with self.stages("write"):
+                    digests[name] = self._write(name, tensor)
+        with self.stages("write"):
+            self.finished(OUTSIDE, digests, {})
+
+    def _write(self, name: str, tensor: Tensor) -> str:
+        dtype = tensor.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
+        return self.writer.write(name, tensor.to(dtype))
+
+    def finished(self, unit: str, digests: dict[str, str], record: dict[str, Any]) -> None:
+        """Put what was written on disk, and journal it."""
+        self.writer.sync()
+        self.journal.append(unit, digests, record)
+
+    def _write_side_files(self, folder: Path) -> None:
+        for path in self.checkpoint.side_files(remote_code=self.config.trust_remote_code):
+            target = folder / path.relative_to(self.source.folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+        _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
+        facts = self.journal.done[METHOD].record
+        _write_json(folder / MARKER_FILE, provenance(self.source, self.plan, facts, self._head))
+        if self.plan.needs_remote_code:
+            (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")
+
+
+def _check_shards_are_there(folder: Path, names: list[str]) -> None:
+    """Refuse to resume where finished tensors have gone: new, empty files would take their place."""
+    gone = [name for name in names if not (folder / name).exists()]
+    if gone:
+        raise OutputError(f"{folder / gone[0]} of the interrupted run is gone: delete {folder} and run again")
+
+
+@contextmanager
+def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
+    """Leave nothing of a run that cannot be resumed: nothing was made yet, or its source or its files are damaged."""
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | LostError)
+        kept = interrupted or not work.folder.exists() or bool(journal.units_beside())
+        if not kept and (_damaged(error) or not _worth_keeping(work, journal, error)):
+            work.discard()
+        raise
+
+
+def _damaged(error: BaseException) -> bool:
+    """Whether a checkpoint is not what it should be; one that could not be read may be next time."""
+    return isinstance(error, CheckpointError) and is_damage(error)
+
+
+def _worth_keeping(work: WorkFolder, journal: Journal, error: BaseException) -> bool:
+    """Whether there are finished tensors, or hours of sampling and measuring that no bad option has brought about."""
+    if journal.done.keys() - {METHOD} or (journal.done and not isinstance(error, LlmfoldError)):
+        return True
+    measured = any((work.folder / name).exists() for name in (TOKENS_FILE, BATCH_FOLDER, SENSITIVITIES_FILE))
+    return measured and not isinstance(error, UsageError)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in a sentence why a small file could not be written into ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error, folder / "config.json", 0) from error
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

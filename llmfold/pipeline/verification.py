@@ -1,0 +1,297 @@
+"""The reload check: what was written is what was produced, and stock transformers computes the same from it."""
+
+import gc
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llmfold.checkpoint import Checkpoint, is_damage, sha256
+from llmfold.checkpoint.dtypes import dtype_name
+from llmfold.errors import CheckpointError, VerificationError
+from llmfold.models import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    ModelShape,
+    check_tensors,
+    embedding_name,
+    head_name,
+    shape_of,
+    tensor_name,
+)
+from llmfold.models.forward import ForwardContext, decoder_layer, forward_context, rms_norm
+from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULARY
+from llmfold.planning import FoldPlan
+from llmfold.runtime.devices import compute_dtype
+from llmfold.runtime.distributed import Ranks
+from llmfold.runtime.launch import LostError
+from llmfold.runtime.quiet import quiet_transformers
+from llmfold.runtime.reduction import Team
+from llmfold.runtime.storage import write_error
+
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1.5e-1}
+"""Allowed root-mean-square difference of logits over their root mean square, by the dtype the model runs in."""
+PROBE_TOKENS = 16
+IN_MEMORY_BYTES = CHECKED_IN_MEMORY_BYTES
+_OWN = "llmfold"
+
+
+class DamagedError(VerificationError):
+    """The disk does not hold what was written there; nothing of it is worth resuming."""
+
+
+def verify(
+    folder: Path,
+    plan: FoldPlan,
+    source_config: Mapping[str, Any],
+    digests: Mapping[str, str],
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """Check the written folder before it is published, each of the processes a share of it.
+
+    ``--verify shapes`` builds the stock model without weights and compares every name and shape. ``full`` also reads
+    back every tensor, loads the folder strictly with stock transformers, runs a few tokens, and compares the logits
+    with an independent forward pass of the tensors: in float32 arithmetic, and in the run's compute dtype if that is
+    another. Models above ``IN_MEMORY_BYTES`` are read layer by layer from disk by both.
+
+    Args:
+        folder: the finished work folder.
+        plan: the fold it came from; its config says how much to check.
+        source_config: raw config of the model that was read, which the written one must agree with.
+        digests: SHA-256 of each tensor's bytes by name, taken when it was produced.
+        ranks: the processes of the run, all of which call this.
+
+    Returns:
+        What was compared, for the report.
+
+    Raises:
+        VerificationError: anything differs; the folder must not be published. A :class:`DamagedError` where the files
+            themselves are not what was written.
+    """
+    mode = plan.config.verify
+    if mode == "off":
+        return {"mode": mode}
+    if mode == "full":
+        ranks.everyone(lambda: read_back(folder, digests, ranks.mine(sorted(digests))))
+    ranks.lead(lambda: check_structure(folder, plan, source_config))
+    if mode == "shapes":
+        return {"mode": mode}
+    tokens = probe_tokens(plan.after.vocabulary)
+    # The check runs on the host. A half dtype that is emulated there says no more than float32, and takes far longer.
+    computed = compute_dtype(plan.config.compute_dtype, torch.device("cpu"), plan.tensors[0].dtype)
+    dtypes = {dtype_name(dtype): dtype for dtype in (torch.float32, computed)}
+
+    def logits(name: str) -> Tensor:
+        if name == _OWN:
+            return independent_logits(_opened(folder), source_config, plan.after, tokens)
+        return _stock_logits(folder, tokens, dtypes[name], plan)
+
+    passes, mine = [_OWN, *dtypes], {}
+    ranks.everyone(lambda: mine.update({name: logits(name) for name in ranks.mine(passes)}))
+    shared = Team(ranks).in_order(passes, lambda name: (mine[name],))
+    found = {name: tensor for name, (tensor,) in zip(passes, shared, strict=True)}
+    differences = ranks.lead(lambda: {n: _compare(found[n], found[_OWN], d, folder) for n, d in dtypes.items()})
+    return {
+        "mode": mode,
+        "tensors": len(digests),
+        "tokens": tokens.shape[1],
+        "relative_logit_difference": differences,
+        "tolerance": {name: TOLERANCES[dtype] for name, dtype in dtypes.items()},
+    }
+
+
+def check_structure(folder: Path, plan: FoldPlan, source_config: Mapping[str, Any]) -> None:
+    """Compare names, shapes and config with the plan, the stock model and the source.
+
+    Raises:
+        VerificationError: they differ.
+    """
+    checkpoint = _opened(folder)
+    with _reading():
+        check_tensors(plan.after, {t.name: t.shape for t in checkpoint.tensors.values()})
+    check_stock_shapes(folder, checkpoint, remote_code=plan.needs_remote_code)
+    _check_config(checkpoint.config, source_config, plan.after)
+
+
+def _opened(folder: Path) -> Checkpoint:
+    with _reading():
+        return Checkpoint.open(folder)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Tell an output that is damaged from one that cannot be read now."""
+    try:
+        yield
+    except CheckpointError as error:
+        if is_damage(error):
+            raise DamagedError(f"what was written does not read back: {error}") from error
+        raise VerificationError(
+            f"what was written cannot be read back now ({error}): it is kept, run the same command again"
+        ) from error
+
+
+@contextmanager
+def _transformers(what: str) -> Iterator[None]:
+    """Whatever stops transformers, which raises errors of many kinds, would stop a user too."""
+    try:
+        yield
+    except LostError:
+        raise
+    except Exception as error:
+        raise VerificationError(f"transformers cannot {what}: {' '.join(str(error).split())}") from error
+
+
+def probe_tokens(vocabulary: int) -> Tensor:
+    """(1, PROBE_TOKENS) token ids spread over the vocabulary, the same for every run."""
+    return (torch.arange(PROBE_TOKENS) * 7919 + 3)[None] % vocabulary
+
+
+def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: bool) -> None:
+    """Compare names and shapes with the stock model built from the folder's config on the meta device.
+
+    Raises:
+        VerificationError: transformers refuses the config, or a parameter differs.
+    """
+    with _transformers("build a model from the folded config"), quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote_code)
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    found = {t.name: t.shape for t in checkpoint.tensors.values()}
+    tied = {HEAD, EMBEDDING} if config.tie_word_embeddings else set()
+    for name in sorted(expected.keys() | found.keys()):
+        if name in tied and (name not in found):
+            continue
+        if expected.get(name) != found.get(name):
+            raise VerificationError(
+                f"tensor {name} was written with shape {found.get(name)} but transformers expects {expected.get(name)}"
+            )
+
+
+def _check_config(written: Mapping[str, Any], source: Mapping[str, Any], shape: ModelShape) -> None:
+    """Compare all that decides the function beside widths; the logits of a short probe barely see some of it."""
+    new, old = forward_context(written, shape), forward_context(source, shape)
+    same = {
+        "rotary frequencies": torch.equal(new.frequencies, old.frequencies) and new.rotary_scale == old.rotary_scale,
+        "rms_norm_eps": new.eps == old.eps,
+        "hidden_act": type(new.activation) is type(old.activation),
+        "sliding window": new.windows == old.windows,
+        "tie_word_embeddings": shape_of(written).tied == shape.tied,
+    }
+    for what, agrees in same.items():
+        if not agrees:
+            raise VerificationError(f"{what}: the folded config.json does not agree with the source's")
+
+
+def read_back(folder: Path, digests: Mapping[str, str], names: Sequence[str]) -> None:
+    """Compare the SHA-256 of tensors on disk with the one taken when they were produced.
+
+    Args:
+        folder: the finished work folder.
+        digests: SHA-256 of each tensor's bytes by name.
+        names: tensors to read.
+
+    Raises:
+        DamagedError: the files are not what was written.
+        VerificationError: they cannot be read.
+    """
+    checkpoint = _opened(folder)
+    with _reading():
+        for name in names:
+            if sha256(checkpoint.read(name, check_finite=False)) != digests[name]:
+                raise DamagedError(f"tensor {name} on disk is not what was produced; the disk may be failing")
+
+
+def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape: ModelShape, tokens: Tensor) -> Tensor:
+    """Logits by llmfold's own forward pass in float32, one layer in memory at a time.
+
+    Args:
+        checkpoint: the tensors.
+        config: raw config of the model they came from; its widths are not looked at.
+        shape: their shape.
+        tokens: (batch, tokens) int64.
+
+    Returns:
+        (batch, tokens, vocabulary) float32.
+    """
+    context: ForwardContext = forward_context(config, shape)
+    embedding, head = embedding_name(checkpoint.tensors), head_name(checkpoint.tensors, shape.tied)
+    with torch.inference_mode():
+        x = F.embedding(tokens, checkpoint.read(embedding, check_finite=False)).float()
+        for index, layer in enumerate(shape.layers):
+            weights = {
+                role: checkpoint.read(tensor_name(index, role), check_finite=False).float()
+                for role, _ in shape.layer_roles(layer)
+            }
+            x = decoder_layer(x, weights, layer, context, index)
+            del weights  # or the next layer would be read while this one is held
+        x = rms_norm(x, checkpoint.read(FINAL_NORM, check_finite=False).float(), context.eps)
+        blocks = torch.split(checkpoint.read(head, check_finite=False), CHECKED_VOCABULARY)
+        return torch.cat([F.linear(x, block.float()) for block in blocks], dim=-1)
+
+
+def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan) -> Tensor:
+    """Logits of stock transformers, loaded strictly; from disk layer by layer where the model is large."""
+    size = plan.after.parameters * dtype.itemsize
+    scratch = folder.with_name(f"{folder.name}-offload-{dtype_name(dtype)}")
+    with _scratch(scratch) as offload, quiet_transformers():
+        placement: dict[str, Any] = {}
+        if size > IN_MEMORY_BYTES:
+            placement = {"device_map": _disk_map(len(plan.after.layers)), "offload_folder": offload}
+        with _transformers("load the folded checkpoint"):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, trust_remote_code=plan.needs_remote_code, **placement
+            )
+        for kind, names in info.items():
+            if names:
+                raise VerificationError(f"transformers reports {kind.replace('_', ' ')}: {sorted(map(str, names))[0]}")
+        try:
+            with _transformers("run the folded checkpoint"), torch.inference_mode():
+                return _logits(model, tokens)
+        finally:
+            del model
+            gc.collect()  # the hooks of accelerate and their module hold one another
+
+
+def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    logits: Tensor = model.eval()(tokens, use_cache=False).logits
+    return logits.float()
+
+
+def _disk_map(layers: int) -> dict[str, str]:
+    on_disk = ["model.embed_tokens", *(f"model.layers.{i}" for i in range(layers)), "lm_head"]
+    return {**dict.fromkeys(on_disk, "disk"), "model.norm": "cpu", "model.rotary_emb": "cpu"}
+
+
+def _compare(logits: Tensor, reference: Tensor, dtype: torch.dtype, folder: Path) -> float:
+    name = dtype_name(dtype)
+    if not torch.isfinite(logits).all():
+        raise VerificationError(f"the folded checkpoint computes NaN or Inf in {name}; {folder} was not published")
+    difference = float((logits - reference).square().mean().sqrt() / reference.square().mean().sqrt().clamp_min(1e-30))
+    if not difference <= TOLERANCES[dtype]:
+        raise VerificationError(
+            f"reloaded in {name}, the folded checkpoint's logits differ from llmfold's own by {difference:.2g} "
+            f"(allowed {TOLERANCES[dtype]:g}); {folder} was not published"
+        )
+    return difference
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for the time of a check; what a killed run left in it goes first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise write_error(error, folder, 0) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

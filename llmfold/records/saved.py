@@ -1,0 +1,39 @@
+"""Records of folds in the files of their outputs."""
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+from llmfold.errors import OutputError
+from llmfold.records.fold import REPORT_FILE, FoldRecord
+from llmfold.runtime.storage import replace_text
+
+Save = Callable[[FoldRecord, Path], None]
+"""Writes a record into the folder of its output, in whatever files."""
+
+
+def save_record(record: FoldRecord, folder: Path) -> None:
+    """Write report.json into ``folder``, whole or not at all; what stands there is replaced.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    replace_text(folder / REPORT_FILE, json.dumps(record.to_dict(), indent=2, ensure_ascii=False) + "\n")
+
+
+def load_record(folder: Path) -> FoldRecord:
+    """Read the record of the output in ``folder``; what other versions of llmfold put there is not looked at.
+
+    Raises:
+        OutputError: there is none, or it cannot be read.
+    """
+    path = folder / REPORT_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        known = {item.name: found[item.name] for item in fields(FoldRecord) if item.name in found}
+        return FoldRecord(**{**known, "output": folder})
+    except FileNotFoundError as error:
+        raise OutputError(f"{folder} has no {REPORT_FILE}: it is not a finished output of llmfold") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(f"{path} cannot be read ({type(error).__name__}): fold the model again") from error

@@ -1,1 +1,0 @@
-"""Streaming: the engine that takes one layer at a time from disk to disk."""
