@@ -38,7 +38,7 @@ from llmfold.data.texts import Text, read_text
 from llmfold.data.tokens import TokenBudget, embedded, load_tokenizer
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
 from llmfold.methods.dense import LayerInputs, Measurement
-from llmfold.methods.reconstruction import RIDGES, SELECTION_RIDGE, split
+from llmfold.methods.reconstruction.fold import RIDGES, SELECTION_RIDGE, split
 from llmfold.methods.streams import TokenStream, heads_of
 from llmfold.models import ModelShape, Role, shape_of, tensor_name
 from llmfold.models.casting import load_model

@@ -28,17 +28,17 @@ import yaml
 from keeping import command_line, place, store
 
 import llmfold
-from llmfold.config import BASELINES, WITH_DATA
 from llmfold.data.texts import read_text
 from llmfold.evaluation.loading import Loading, opened
 from llmfold.evaluation.perplexity import Windows, score, text_windows
 from llmfold.evaluation.zeroshot import Harness
+from llmfold.registry import names
 from llmfold.runtime.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results" / "real"
 DENSE = "dense"
 AMOUNTS = ("ratio", "ratio_of", "mlp_ratio", "attention_ratio")
-CALIBRATED = tuple(method for method in BASELINES if method in WITH_DATA)
+CALIBRATED = names(lambda method: method.needs_data and not method.folds)
 UNCHECKED = {"verify": "shapes", "fidelity_tokens": 0}
 """Options of all folds: what a fold checks of itself is measured here anyway."""
 

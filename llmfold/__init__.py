@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from llmfold.api import FoldReport, fold, plan, sweep
     from llmfold.config import FoldConfig, LayerOverride
     from llmfold.errors import CheckpointError, HubError, LlmfoldError, OutputError, UsageError, VerificationError
+    from llmfold.methods.method import Method
     from llmfold.models import Architecture, register_architecture
     from llmfold.planning import FoldPlan
+    from llmfold.registry import register_method
 
 from llmfold.version import __version__
 
@@ -24,6 +26,7 @@ __all__ = [
     "HubError",
     "LayerOverride",
     "LlmfoldError",
+    "Method",
     "OutputError",
     "UsageError",
     "VerificationError",
@@ -31,6 +34,7 @@ __all__ = [
     "fold",
     "plan",
     "register_architecture",
+    "register_method",
     "sweep",
 ]
 
@@ -41,7 +45,9 @@ _HOMES = {
     "llmfold.errors": (
         *("CheckpointError", "HubError", "LlmfoldError", "OutputError", "UsageError", "VerificationError"),
     ),
+    "llmfold.methods.method": ("Method",),
     "llmfold.planning": ("FoldPlan",),
+    "llmfold.registry": ("register_method",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -5,60 +5,43 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from llmfold.effort import DEFAULT_EFFORT, EFFORTS
 from llmfold.errors import UsageError
+from llmfold.options import (
+    ANYTHING,
+    FRACTION,
+    SWITCH,
+    TEXT,
+    check_options,
+    choice,
+    integer,
+    is_integer,
+    number,
+    numbers,
+    one_of,
+    option,
+    options_of,
+    spelled,
+)
+from llmfold.registry import SELF_DATA, MethodFacts, Parallel, method_facts, names, users
 from llmfold.sizes import parse_size
 
-if TYPE_CHECKING:
-    from llmfold.clustering import Method
-
-FOLDS = ("self", "weights", "paper", "calibrated")
-BASELINES = ("random", "magnitude", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
-METHODS = (*FOLDS, *BASELINES)
-WITH_DATA = ("calibrated", "wanda-sp", "flap", "flap-uniform", "llm-pruner")
-SELF_DATA = "self"
-MEASURING = ("self", "weights", "calibrated")
-WEIGHING = ("self", "calibrated")
-CARRYING = ("wanda-sp",)
-"""Methods whose hidden states run from layer to layer; under all others a layer depends on no other."""
-CLUSTERS = ("ward", "kmeans", "hartigan")
-ALIGNMENTS = ("gauge", "none")
-REPAIRS = ("none", "variance")
-ALLOCATIONS = ("uniform", "adaptive")
-RATIO_BASES = ("model", "decoder")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-VERIFICATIONS = ("full", "shapes", "off")
+COMPUTE_DTYPE = choice(*DTYPES)
+RATIO_BASE = choice("model", "decoder")
 AFTERWARDS = ("fidelity_tokens", "eval", "eval_text", "eval_data_dir", "eval_limit")
 """Options of what is measured when the fold is done."""
-
-_ON_TOKENS = ("self", *WITH_DATA)
-USED_BY = {
-    "cluster": ("paper",),
-    "align": ("paper",),
-    "repair": ("paper",),
-    "bias": ("flap", "flap-uniform"),
-    "refine": ("self", "calibrated"),
-    "num_samples": _ON_TOKENS,
-    "sequence_length": _ON_TOKENS,
-    "effort": ("weights", *_ON_TOKENS),
-}
-"""Methods by the options that not all of them use."""
-_OF_SAMPLING = ("temperature", "max_memory")
+OF_SAMPLING = ("temperature", "max_memory")
 """Options of folds that sample from the model, be it by their method or by their data."""
-
-_CHOICES = {
-    "method": METHODS,
-    "cluster": CLUSTERS,
-    "align": (None, *ALIGNMENTS),
-    "repair": REPAIRS,
-    "allocation": ALLOCATIONS,
-    "ratio_of": RATIO_BASES,
-    "dtype": DTYPES,
-    "compute_dtype": DTYPES,
-    "verify": VERIFICATIONS,
-    "effort": tuple(EFFORTS),
+WHAT, MUCH, HOW, RUN, AFTER = "what", "much", "how", "run", "after"
+GROUPS = {
+    WHAT: "what to fold",
+    MUCH: "how much to remove",
+    HOW: "how to fold",
+    RUN: "the run",
+    AFTER: "what to measure afterwards",
 }
 
 
@@ -72,161 +55,147 @@ class LayerOverride:
 
 @dataclass(frozen=True)
 class FoldConfig:
-    """Options of a fold.
+    """Options of a fold."""
 
-    Attributes:
-        model: local folder, hub id, or ``"demo"`` for the checkpoint that ships with llmfold.
-        ratio: fraction of parameters to remove, in [0, 1); ``None`` when other options say it all.
-        output: folder to write; ``None`` derives ``<model>-folded-<ratio>`` in the working directory.
-        revision: branch, tag or commit on the hub.
-        method: how units are chosen and merged; see ``METHODS``.
-        cluster: clustering of units: ``ward``, ``kmeans`` or ``hartigan`` (Ward, refined).
-        align: bring units to a common ``gauge`` before ``paper`` merges them; ``None`` is ``none``, as published.
-        repair: correction after merging; ``variance`` is the paper's Fold-AR.
-        allocation: ``uniform`` widths load in stock configs; ``adaptive`` gives every layer its own measured widths.
-        ratio_of: whether ``ratio`` counts the whole ``model`` or its ``decoder`` layers only.
-        data: text file or hub data set of ``calibrated`` and the baselines that measure; ``self`` lets those use tokens
-            sampled from the model.
-        bias: write the bias compensation of ``flap`` and ``flap-uniform``.
-        temperature: of sampling; 1 follows the model, less is cleaner text.
-        effort: ``quick``, ``normal`` or ``best``: how many tokens to measure on, and how many steps to refine for; see
-            :data:`llmfold.effort.EFFORTS`.
-        num_samples: sequences to measure on; ``None`` leaves them to ``effort``, as with the next two.
-        sequence_length: tokens per sequence.
-        refine: gradient steps on what is left of every MLP under ``self`` and ``calibrated``; 0 for the closed form.
-        mlp_ratio: fraction of intermediate neurons removed in every layer, overriding the planner.
-        attention_ratio: fraction of key/value groups removed in every layer, overriding the planner.
-        multiple_of: MLP widths are multiples of this; ``None``: 128 where the layer is 1,024 wide or more, else 1.
-        tensor_parallel: MLP widths, query heads and KV heads stay divisible by this many devices.
-        layers: overrides by layer index.
-        seed: seed of everything random.
-        dtype: dtype of the folded tensors; ``auto`` keeps each tensor's own.
-        compute_dtype: dtype of sampling, of forward passes and of what is measured afterwards; ``auto`` goes by device
-            and processor, see :func:`llmfold.runtime.devices.compute_dtype`.
-        device: torch device of the computation; ``auto`` is CUDA when present.
-        max_memory: how much of the model may be held while tokens are sampled from it, the rest being read from disk
-            for every token: a size such as ``"4GiB"`` for every device and the host, or by device as in
-            ``"0=20GiB,cpu=8GiB"``; ``None``: what is free.
-        max_shard_size: bytes, or a size such as ``"5GB"``.
-        verify: reload check: ``full``, ``shapes`` or ``off``.
-        overwrite: replace an earlier output, and discard a partial run with other options.
-        trust_remote_code: also copy Python files that the checkpoint carries. llmfold never runs them.
-        fidelity_tokens: about how many tokens to sample from the dense model to say how close the folded one is, with a
-            few prompts continued by both; 0 for neither. Left out where the dense model does not fit in memory.
-        eval: tasks to measure both models on afterwards; see ``llmfold eval``.
-        eval_text, eval_data_dir, eval_limit: ``--text``, ``--data-dir`` and ``--limit`` of that evaluation.
-    """
-
-    model: str
-    ratio: float | None = None
-    output: str | None = None
-    revision: str | None = None
-    method: str = "self"
-    cluster: "Method" = "ward"
-    align: str | None = None
-    repair: str = "none"
-    allocation: str = "uniform"
-    ratio_of: str = "model"
-    data: str | None = None
-    bias: bool = True
-    temperature: float = 0.9
-    effort: str = DEFAULT_EFFORT
-    num_samples: int | None = None
-    sequence_length: int | None = None
-    refine: int | None = None
-    mlp_ratio: float | None = None
-    attention_ratio: float | None = None
-    multiple_of: int | None = None
-    tensor_parallel: int = 1
+    model: str = option("local folder, hub id, or 'demo' for the checkpoint that ships with llmfold", TEXT, WHAT)
+    ratio: float | None = option(
+        "fraction of parameters to remove, e.g. 0.2, or several: 0.1,0.2,0.3", FRACTION, MUCH, None, parse=numbers
+    )
+    output: str | None = option(
+        "folder to write (default: MODEL-folded-RATIO here); with several ratios, the folder that holds theirs",
+        TEXT,
+        WHAT,
+        None,
+    )
+    revision: str | None = option("branch, tag or commit on the hub", TEXT, WHAT, None)
+    method: str = option(
+        "what decides and repairs, see 'llmfold methods' (default: self)", one_of(lambda: names()), HOW, "self"
+    )
+    cluster: Literal["ward", "kmeans", "hartigan"] = option(
+        "clustering of units; hartigan is Ward, refined", choice("ward", "kmeans", "hartigan"), HOW, "ward"
+    )
+    align: str | None = option(
+        "gauge: bring units to a common gauge before merging (default: none, as published)",
+        choice("gauge", "none"),
+        HOW,
+        None,
+    )
+    repair: str = option(
+        "variance: the paper's Fold-AR correction after merging", choice("none", "variance"), HOW, "none"
+    )
+    allocation: str = option(
+        "adaptive: every layer its own measured width, which needs a modelling file; uniform widths load as stock",
+        choice("uniform", "adaptive"),
+        MUCH,
+        "uniform",
+    )
+    ratio_of: str = option(
+        "what --ratio counts: the whole model, or its decoder layers only", RATIO_BASE, MUCH, "model"
+    )
+    data: str | None = option(
+        "text file or hub data set of methods that measure on text; 'self' lets baselines use the model's own tokens",
+        ANYTHING,
+        HOW,
+        None,
+    )
+    bias: bool = option("flap without its bias compensation", SWITCH, HOW, True)
+    temperature: float = option("of sampling; 1 follows the model, less is cleaner text", number(0, 10), HOW, 0.9)
+    effort: str = option(
+        "how much to measure and refine; 'plan' tells the times", choice(*EFFORTS), HOW, DEFAULT_EFFORT
+    )
+    num_samples: int | None = option("sequences to measure on (default: by --effort)", integer(1), HOW, None)
+    sequence_length: int | None = option("tokens per sequence (default: by --effort)", integer(2), HOW, None)
+    refine: int | None = option(
+        "gradient steps on what is left of every MLP; 0: closed form only (default: by --effort)", integer(0), HOW, None
+    )
+    mlp_ratio: float | None = option(
+        "fraction of MLP neurons to remove in every layer, in place of the planner's", FRACTION, MUCH, None
+    )
+    attention_ratio: float | None = option(
+        "fraction of KV groups to remove in every layer, in place of the planner's", FRACTION, MUCH, None
+    )
+    multiple_of: int | None = option(
+        "MLP widths are multiples of this (default: 128 in layers 1,024 wide or more, else 1)", integer(1), MUCH, None
+    )
+    tensor_parallel: int = option("keep widths and head counts divisible by N devices", integer(1), MUCH, 1)
     layers: Mapping[int, LayerOverride] = field(default_factory=dict)
-    seed: int = 0
-    dtype: str = "auto"
-    compute_dtype: str = "auto"
-    device: str = "auto"
-    max_memory: int | str | None = None
-    max_shard_size: int | str = "5GB"
-    verify: str = "full"
-    overwrite: bool = False
-    trust_remote_code: bool = False
-    fidelity_tokens: int = 2048
-    eval: str | None = None
-    eval_text: str | None = None
-    eval_data_dir: str | None = None
-    eval_limit: int | None = None
+    seed: int = option("seed of everything random", integer(0, 2**63, shown="2^63"), HOW, 0)
+    dtype: str = option("dtype written (default: auto, as stored)", choice(*DTYPES), HOW, "auto")
+    compute_dtype: str = option(
+        "dtype of forward passes (default: auto, as stored where the device multiplies that, else float32)",
+        COMPUTE_DTYPE,
+        HOW,
+        "auto",
+    )
+    device: str = option("torch device (default: auto, CUDA when present)", TEXT, HOW, "auto")
+    max_memory: int | str | None = option(
+        "hold no more of the model to sample: 4GiB, or 0=20GiB,cpu=8GiB by device", ANYTHING, RUN, None
+    )
+    max_shard_size: int | str = option("largest file of weights", ANYTHING, RUN, "5GB")
+    verify: str = option("reload check before publishing", choice("full", "shapes", "off"), RUN, "full")
+    overwrite: bool = option("replace an earlier llmfold output or partial run", SWITCH, WHAT, False)
+    trust_remote_code: bool = option(
+        "copy Python files that the checkpoint carries; llmfold never runs them", SWITCH, RUN, False
+    )
+    fidelity_tokens: int = option(
+        "tokens of the dense model to compare on; 0: no comparison, no continued prompts", integer(0), AFTER, 2048
+    )
+    eval: str | None = option(
+        "tasks of 'llmfold eval' (default: wikitext2,folding)", ANYTHING, AFTER, None, const="wikitext2,folding"
+    )
+    eval_text: str | None = option("text file in place of WikiText-2", ANYTHING, AFTER, None)
+    eval_data_dir: str | None = option("folder of JSON lines in place of the hub", ANYTHING, AFTER, None)
+    eval_limit: int | None = option("first N documents of every task only", integer(1), AFTER, None)
 
     def __post_init__(self) -> None:
         """Check every value; raises UsageError naming the option."""
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise UsageError(f"{option(name)} is {value!r}; choose from {', '.join(str(c) for c in choices if c)}")
-        for name in ("ratio", "mlp_ratio", "attention_ratio"):
-            check_fraction(getattr(self, name), option(name))
-        for name in ("model", "output", "revision", "device"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name in ("output", "revision")):
-                raise UsageError(f"{option(name)} is {value!r}; give a text")
-        if not _is_number(self.temperature) or not 0 < self.temperature <= 10:
-            raise UsageError(f"--temperature is {self.temperature!r}; give a number in (0, 10]")
-        for name in ("bias", "overwrite", "trust_remote_code"):
-            if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{option(name)} is {getattr(self, name)!r}; give true or false")
+        check_options(self)
         for index, override in self.layers.items():
-            if not _is_int(index) or index < 0:
+            if not is_integer(index) or index < 0:
                 raise UsageError(f"layers: {index!r} is not the index of a layer")
             check_fraction(override.mlp, f"layers: {index}: mlp")
             check_fraction(override.attention, f"layers: {index}: attention")
-        for name, least in (
-            ("multiple_of", 1),
-            ("tensor_parallel", 1),
-            ("num_samples", 1),
-            ("sequence_length", 2),
-            ("refine", 0),
-            ("fidelity_tokens", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and (not _is_int(value) or value < least):
-                raise UsageError(f"{option(name)} is {value!r}; give an integer of at least {least}")
         if self.eval is None and (self.eval_text, self.eval_data_dir, self.eval_limit) != (None, None, None):
             raise UsageError("--eval-text, --eval-data-dir and --eval-limit shape --eval, which is missing")
         if self.allocation == "adaptive" and not self.measures:
+            able = ", ".join(names(lambda method: method.measures))
             raise UsageError(
-                f"--allocation adaptive measures where to remove what: it needs --method {', '.join(MEASURING)} and "
+                f"--allocation adaptive measures where to remove what: it needs --method {able} and "
                 "--ratio without --mlp-ratio and --attention-ratio"
             )
         self._check_data()
         self._check_uses()
-        if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed is {self.seed!r}; give an integer in [0, 2^63)")
         if self.ratio is None and self.mlp_ratio is None and self.attention_ratio is None and not self.layers:
             raise UsageError("nothing says how much to remove; pass --ratio, for example --ratio 0.2")
-        if self.tensor_parallel > 1 and self.method == "flap":
-            raise UsageError("--method flap finds widths that no --tensor-parallel divides; use flap-uniform")
+        self.facts.check(vars(self))
         self.shard_bytes, self.memory_limits  # noqa: B018 - refuse a malformed size now, not after the clustering
 
     def _check_uses(self) -> None:
         """Refuse options that would change nothing."""
-        for f in dataclasses.fields(self):
-            if self.uses(f.name) or getattr(self, f.name) == f.default:
+        for each, _ in options_of(self):
+            if self.uses(each.name) or getattr(self, each.name) == each.default:
                 continue
-            name = "--no-bias" if f.name == "bias" else option(f.name)
-            if f.name in _OF_SAMPLING:
+            if each.name in OF_SAMPLING:
                 where = "where the model samples its own tokens: under --method self or --data self"
             else:
-                where = f"by --method {', '.join(USED_BY[f.name])}"
-            raise UsageError(f"{name} is used {where}, not by {self.method} as it is asked for here; leave it out")
+                where = f"by --method {', '.join(users(each.name))}"
+            raise UsageError(
+                f"{spelled(each)} is used {where}, not by {self.method} as it is asked for here; leave it out"
+            )
 
     def _check_data(self) -> None:
         """Outside text is used where the method says so, and nowhere else."""
-        if self.method in WITH_DATA and self.data is None:
-            sampled = ", or self for tokens sampled from the model" if self.method in BASELINES else ""
+        facts = self.facts
+        if facts.needs_data and self.data is None:
+            sampled = "" if facts.folds else ", or self for tokens sampled from the model"
             raise UsageError(f"--method {self.method} needs --data: a text file or a hub data set{sampled}")
-        if self.method not in WITH_DATA and self.data is not None:
+        if not facts.needs_data and self.data is not None:
             raise UsageError(f"--method {self.method} uses no data: drop --data, or pass --method calibrated")
-        if self.method == "calibrated" and self.data == SELF_DATA:
-            raise UsageError("--method calibrated wants outside text: for tokens of the model's own use --method self")
-        if self.method == "flap" and self.layers:
-            raise UsageError("--method flap finds the widths of every layer itself; for a recipe use flap-uniform")
+
+    @property
+    def facts(self) -> MethodFacts:
+        """What is known of the method."""
+        return method_facts(self.method)
 
     @property
     def shard_bytes(self) -> int:
@@ -252,41 +221,33 @@ class FoldConfig:
     def measures(self) -> bool:
         """Whether the split of the ratio between MLPs, heads and layers is measured before the plan is made."""
         split_given = self.mlp_ratio is not None or self.attention_ratio is not None
-        return self.method in MEASURING and bool(self.ratio) and not split_given
-
-    @property
-    def weighs(self) -> bool:
-        """Whether units are chosen by what their loss does to the model's predictions."""
-        return self.method in WEIGHING
+        return self.facts.measures and bool(self.ratio) and not split_given
 
     @property
     def samples(self) -> bool:
         """Whether tokens are sampled from the model."""
-        return SELF_DATA in (self.method, self.data)
+        return self.facts.samples or self.data == SELF_DATA
 
     def uses(self, name: str) -> bool:
         """Whether an option changes anything under this method and data."""
-        return self.samples if name in _OF_SAMPLING else self.method in USED_BY.get(name, METHODS)
+        if name in OF_SAMPLING:
+            return self.samples
+        return name in self.facts.options or not users(name)
 
     @property
     def replans(self) -> bool:
         """Whether what is measured before the first layer changes the plan."""
-        return self.measures or self.method in ("flap", "flap-uniform")
+        return self.measures or self.facts.replans
 
     @property
     def independent(self) -> bool:
         """Whether layers may be folded in any order, and dealt out to several processes."""
-        return self.method not in CARRYING
+        return self.facts.parallel is not Parallel.NONE
 
     @property
     def together(self) -> bool:
         """Whether several processes share hidden states, which one machine must hold."""
-        return self.method in MEASURING
-
-    @property
-    def shared(self) -> bool:
-        """Whether several processes share the work at all."""
-        return self.independent
+        return self.facts.parallel is Parallel.ROWS
 
     @property
     def alignment(self) -> str:
@@ -329,28 +290,7 @@ def sweep_configs(config: FoldConfig, ratios: Sequence[float]) -> list[FoldConfi
     return configs
 
 
-def option(name: str) -> str:
-    """Spelling of a field on the command line."""
-    return "--" + name.replace("_", "-")
-
-
-def check_compute_dtype(value: Any) -> None:
-    """Raise UsageError unless ``value`` is one of ``DTYPES``."""
-    if value not in DTYPES:
-        raise UsageError(f"--compute-dtype is {value!r}; choose from {', '.join(DTYPES)}")
-
-
 def check_fraction(value: Any, name: str) -> None:
     """Raise UsageError unless ``value`` is None or a number in [0, 1)."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise UsageError(f"{name} is {value!r}; it is the fraction to remove and must lie in [0, 1)")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None:
+        FRACTION.check(name, value)

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reading import teach
 from support import edit_tensors, tiny_model
 
 import llmfold as package
@@ -10,8 +11,6 @@ from llmfold import FoldConfig, UsageError
 from llmfold import afterwards as module
 from llmfold.errors import CheckpointError
 from llmfold.evaluation.fidelity import Fidelity
-
-from .conftest import teach
 
 QUICK = {"method": "paper", "mlp_ratio": 0.25, "fidelity_tokens": 256}
 

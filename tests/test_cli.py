@@ -1,4 +1,4 @@
-"""The command line as people use it; bad models and outputs are in streaming/test_bad_input.py."""
+"""The command line as people use it; bad models and outputs are in pipeline/test_bad_input.py."""
 
 import io
 import json
@@ -16,6 +16,7 @@ from support import ROOT, environment, file_hashes, tensor_hashes, tiny_model
 import llmfold as package
 from llmfold import cli
 from llmfold.demo import demo_folder
+from llmfold.options import options_of, spelled
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -213,13 +214,18 @@ def test_version_and_help(llmfold: Cli) -> None:
     assert llmfold("--version") == (0, f"llmfold {package.__version__}\n", "")
     code, stdout, stderr = llmfold("--help")
     assert (code, stderr) == (0, "")
-    for name in ("--ratio", "--recipe", "--trust-remote-code", "--verify", "llmfold plan"):
-        assert name in stdout
+    for name in ("fold", "plan", "eval", "compare", "push", "methods", "env"):
+        assert f"\n    {name} " in stdout
+        code, helped, stderr = llmfold(name, "--help")
+        assert (code, stderr) == (0, "")
+        assert f"usage: llmfold {name} " in helped or "usage: llmfold [fold] " in helped
 
 
-def test_every_option_of_a_fold_has_a_flag() -> None:
-    flags = {action.dest for action in cli.build_parser()._actions}
-    assert set(package.FoldConfig.__dataclass_fields__) - {"layers"} <= flags
+def test_every_option_of_a_fold_has_a_flag(llmfold: Cli) -> None:
+    for command in ("fold", "plan"):
+        helped = llmfold(command, "--help")[1]
+        for field, _ in options_of(package.FoldConfig):
+            assert f"  {spelled(field)} " in helped or f"  {spelled(field)}\n" in helped
 
 
 def test_a_bug_is_a_sentence_that_asks_for_debug(

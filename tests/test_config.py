@@ -134,7 +134,7 @@ def test_options_of_the_published_method_are_refused_elsewhere(options: dict[str
 
 def test_refinement_needs_tokens() -> None:
     FoldConfig("m", ratio=0.2, method="self", refine=2)
-    with pytest.raises(UsageError, match="--refine is used by --method self, calibrated, not by weights"):
+    with pytest.raises(UsageError, match="--refine is used by --method calibrated, self, not by weights"):
         FoldConfig("m", ratio=0.2, method="weights", refine=2)
 
 

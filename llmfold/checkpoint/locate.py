@@ -1,7 +1,6 @@
 """Models by the name a user types: the shipped demo, a local folder, or a hub id."""
 
 import re
-from pathlib import Path
 
 from llmfold.checkpoint import Source, resolve
 from llmfold.demo import DEMO_NAME, demo_folder
@@ -30,9 +29,3 @@ def public_name(source: Source) -> str:
     """What may be published of the name: hub ids and ``demo`` as they are, a local folder by its last part."""
     local = source.revision is None and source.name != DEMO_NAME
     return source.folder.resolve().name if local else source.name
-
-
-def public_file(name: str) -> str:
-    """A local file by its name without folders; anything else, such as a hub data set, as it is."""
-    path = Path(name).expanduser()
-    return path.name if path.is_file() or name.startswith(("/", ".", "~")) else name

@@ -15,9 +15,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from llmfold.checkpoint.model_path import local_folder
 from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE, no_weights, read_weight_map
 from llmfold.errors import CheckpointError, LlmfoldError
+from llmfold.model_path import local_folder
 
 # Matched by the hub client with case; weights are asked for by name only, so pickles never travel.
 _METADATA = [

@@ -1,10 +1,10 @@
 """``llmfold eval``: perplexity, zero-shot accuracy, fidelity and speed of a model."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from llmfold.commands.parser import Parser, add_measuring, add_talk, tell
+from llmfold.commands import Command
+from llmfold.commands.parser import add_talk, tell
 
 INTERRUPTED = "interrupted; with --output, the same command goes on after the last finished task"
 _EPILOG = """tasks, with commas between:
@@ -20,42 +20,22 @@ examples:
 """
 
 
-def build_parser() -> Parser:
-    """The parser of ``llmfold eval``."""
-    parser = Parser(
-        "llmfold eval",
-        "llmfold eval --model MODEL [--against DENSE] [--tasks A,B] [--text FILE] [options]",
-        "Measure perplexity, zero-shot accuracy and speed, and how close a model is to the dense one.",
-        _EPILOG,
+def add(commands: Any) -> None:
+    """Describe the command."""
+    from llmfold.evaluation.options import GROUPS, EvaluationSettings
+    from llmfold.options import add_options
+
+    parser = commands.add_parser(
+        "eval",
+        usage="llmfold eval --model MODEL [--against DENSE] [--tasks A,B] [--text FILE] [options]",
+        help="perplexity, zero-shot accuracy, speed, and fidelity to the dense model",
+        description="Measure perplexity, zero-shot accuracy and speed, and how close a model is to the dense one.",
+        epilog=_EPILOG,
     )
-    what = parser.add_argument_group("what to measure")
-    what.add_argument("--model", required=True, help="local folder, hub id, or 'demo'")
-    what.add_argument("--against", help="the dense model that it was folded from, which is measured alike")
-    what.add_argument("--against-revision", help="branch, tag or commit of the dense model on the hub")
-    what.add_argument("--tasks", help="see below")
-    what.add_argument("--text", help="text file for perplexity, or 'wikitext'")
-    what.add_argument("--data-dir", help="folder of JSON lines for the tasks, in place of the hub")
-    what.add_argument("--limit", type=int, help="score the first N documents of every task only")
-    what.add_argument("--trust-remote-code", action="store_true", help="run the modelling file that the model carries")
-    add_measuring(parser, batch_size)
-    timed = parser.add_argument_group("the task speed")
-    timed.add_argument("--prompt-tokens", type=int, help="tokens read at once (default: 128)")
-    timed.add_argument("--new-tokens", type=int, help="tokens then written one by one (default: 32)")
-    timed.add_argument("--speed-batch-size", type=int, help="sequences at once (default: 1)")
-    timed.add_argument("--rounds", type=int, help="rounds, of which medians are taken (default: 5)")
+    add_options(parser, EvaluationSettings, GROUPS)
     parser.add_argument("--output", type=Path, help="JSON file to write, with Markdown beside it")
     add_talk(parser)
-    return parser
-
-
-def batch_size(text: str) -> int | str:
-    """Parse a number or ``auto``."""
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from error
+    parser.set_defaults(command=Command(run, INTERRUPTED))
 
 
 def run(options: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from llmfold.commands.parser import Parser, add_talk
+from llmfold.commands import Command
+from llmfold.commands.parser import add_talk
 
 INTERRUPTED = "interrupted; run the same command again to go on, what has arrived is kept"
 _EPILOG = """The token is the one of `hf auth login`, or HF_TOKEN. A push that broke off goes on when it is run again.
@@ -14,20 +15,21 @@ examples:
 """
 
 
-def build_parser() -> Parser:
-    """The parser of ``llmfold push``."""
-    parser = Parser(
-        "llmfold push",
-        "llmfold push OUT USER/NAME [--private] [--revision BRANCH]",
-        "Push a finished output of llmfold to the Hugging Face hub, model card and all.",
-        _EPILOG,
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "push",
+        usage="llmfold push OUT USER/NAME [--private] [--revision BRANCH]",
+        help="a finished output to the Hugging Face hub",
+        description="Push a finished output of llmfold to the Hugging Face hub, model card and all.",
+        epilog=_EPILOG,
     )
     parser.add_argument("folder", metavar="OUT", type=Path, help="folder that a fold has written")
     parser.add_argument("repo_id", metavar="USER/NAME", help="repository on the hub; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to; created if it does not exist")
     add_talk(parser)
-    return parser
+    parser.set_defaults(command=Command(run, INTERRUPTED))
 
 
 def run(options: dict[str, Any]) -> None:

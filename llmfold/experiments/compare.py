@@ -11,7 +11,7 @@ from typing import Any
 
 from llmfold.api import fold
 from llmfold.checkpoint import Checkpoint
-from llmfold.checkpoint.locate import locate, public_file, public_name
+from llmfold.checkpoint.locate import locate, public_name
 from llmfold.checkpoint.lock import FileLock
 from llmfold.config import FoldConfig
 from llmfold.data.texts import Text, read_text
@@ -30,6 +30,7 @@ from llmfold.experiments.settings import Amount, Settings, describe
 from llmfold.experiments.table import Section
 from llmfold.experiments.variants import Variant
 from llmfold.models import shape_of
+from llmfold.options import public_file
 from llmfold.runtime.devices import pick_device
 from llmfold.runtime.storage import file_sha256, write_text
 

@@ -3,19 +3,39 @@
 import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmfold.checkpoint.locate import public_file
-from llmfold.config import USED_BY, FoldConfig, check_compute_dtype, option
+from llmfold.config import RATIO_BASE, FoldConfig
 from llmfold.errors import UsageError
-from llmfold.evaluation.defaults import BATCH, FIDELITY_TOKENS
+from llmfold.evaluation.defaults import BATCH
+from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, measuring_last
 from llmfold.experiments.variants import Variant, parse_variants
+from llmfold.options import (
+    ANYTHING,
+    SWITCH,
+    TEXT,
+    check_options,
+    flag,
+    integer,
+    numbers,
+    option,
+    options_of,
+    public_file,
+)
+from llmfold.registry import method_facts
 
 AMOUNTS = ("ratio", "mlp_ratio", "attention_ratio")
 Amount = dict[str, float]
 """How much to remove, as options of :class:`FoldConfig`."""
+WHAT, MUCH, AGAIN = "what", "much", "again"
+GROUPS = {
+    WHAT: "what to compare",
+    MUCH: "how much to remove, one of them possibly several values",
+    **HEADING,
+    AGAIN: "results",
+}
 
 
 def describe(amount: Amount) -> str:
@@ -23,65 +43,39 @@ def describe(amount: Amount) -> str:
     return ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in amount.items())
 
 
+def _amount(help: str) -> Any:
+    return option(help, ANYTHING, MUCH, (), parse=numbers)
+
+
 @dataclass(frozen=True)
-class Settings:
-    """Options of a comparison.
+class Settings(Measuring):
+    """Options of a comparison."""
 
-    Attributes:
-        model: local folder, hub id or ``demo``.
-        methods: names of methods, each with options of its own; see :func:`parse_variants`.
-        text: file to measure perplexity on, or ``wikitext``.
-        output: folder for compare.md, compare.json and compare.svg.
-        ratio, mlp_ratio, attention_ratio: as of a fold; one of them may have several values.
-        ratio_of: what ``ratio`` and the fractions in the table count.
-        revision: branch, tag or commit on the hub.
-        data: text for the methods that measure on outside text.
-        seeds: every method in which anything is random is folded with the seeds 0 … seeds - 1.
-        windows: most windows of the text to score; None for all.
-        sequence_length: tokens in a window; None: 2,048 or the model's maximum.
-        stride: of the windows; None if they do not overlap.
-        batch_size: windows in one forward pass.
-        compute_dtype: in which all models are evaluated and the folds run their forward passes.
-        device: of folds and evaluation.
-        fidelity_tokens: about how many tokens to sample from the dense model for KL and top-1; 0 for neither.
-        num_samples, multiple_of: as of a fold, for all methods that use them.
-        keep: leave the folded models in the folder OUTPUT-models.
-        recompute: do not use results that compare.json already holds.
-    """
-
-    model: str
-    methods: str
-    text: str
-    output: Path
-    ratio: tuple[float, ...] = ()
-    mlp_ratio: tuple[float, ...] = ()
-    attention_ratio: tuple[float, ...] = ()
-    ratio_of: str = "model"
-    revision: str | None = None
-    data: str | None = None
-    seeds: int = 3
-    windows: int | None = None
-    sequence_length: int | None = None
-    stride: int | None = None
-    batch_size: int = BATCH
-    compute_dtype: str = "float32"
-    device: str = "auto"
-    fidelity_tokens: int = FIDELITY_TOKENS
-    num_samples: int | None = None
-    multiple_of: int | None = None
-    keep: bool = False
-    recompute: bool = False
+    model: str = option("local folder, hub id, or 'demo'", TEXT, WHAT)
+    methods: str = option("names with commas between, see 'llmfold methods'; one may carry options", TEXT, WHAT)
+    text: str = option("text file for perplexity, or 'wikitext'", TEXT, WHAT)
+    output: Path = option("folder to write", ANYTHING, WHAT, parse=Path)  # noqa: RUF009 - it is a field
+    ratio: tuple[float, ...] = _amount("fraction of parameters, e.g. 0.2 or 0.1,0.2,0.3")
+    mlp_ratio: tuple[float, ...] = _amount("fraction of MLP neurons in every layer")
+    attention_ratio: tuple[float, ...] = _amount("fraction of KV groups in every layer")
+    ratio_of: str = option("what fractions count", RATIO_BASE, MUCH, "model")
+    revision: str | None = option("branch, tag or commit on the hub", TEXT, WHAT, None)
+    data: str | None = option("text file or hub data set of the methods that measure on text", TEXT, WHAT, None)
+    seeds: int = option("fold with the seeds 0 to N - 1 where anything is random", integer(1), WHAT, 3)
+    batch_size: int = option("windows in one forward pass", integer(1), MEASURING, BATCH)
+    compute_dtype: str = compute_dtype("float32")
+    num_samples: int | None = option("sequences that methods measure on", ANYTHING, MUCH, None, parse=int)
+    multiple_of: int | None = option("MLP widths are multiples of this", ANYTHING, MUCH, None, parse=int)
+    keep: bool = option("leave the folded models in OUTPUT-models", SWITCH, AGAIN, False)
+    recompute: bool = option("do not use results that the output already holds", SWITCH, AGAIN, False)
     variants: tuple[Variant, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without the model; raises UsageError."""
         object.__setattr__(self, "variants", parse_variants(self.methods))
         if sum(len(getattr(self, name)) > 1 for name in AMOUNTS) > 1:
-            raise UsageError(f"only one of {', '.join(map(option, AMOUNTS))} may have several values")
-        for name, least in (("seeds", 1), ("batch_size", 1), ("fidelity_tokens", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{option(name)} is {getattr(self, name)}; give at least {least}")
-        check_compute_dtype(self.compute_dtype)
+            raise UsageError(f"only one of {', '.join(map(flag, AMOUNTS))} may have several values")
+        check_options(self)
         for amount in self.amounts():
             for variant in self.variants:
                 self.fold_config(variant, amount, seed=0, output=self.models_folder)
@@ -114,7 +108,7 @@ class Settings:
             name: getattr(self, name) for name in ("ratio_of", "revision", "compute_dtype", "device")
         }
         common.update(multiple_of=self.multiple_of, **amount)
-        if variant.method in USED_BY["num_samples"]:
+        if "num_samples" in method_facts(variant.method).options:
             common.update(num_samples=self.num_samples)
         options = variant.fold_options(self.data, **common)
         return FoldConfig(
@@ -124,11 +118,10 @@ class Settings:
     def command(self) -> str:
         """The command line of this comparison, files by their names only."""
         words = ["llmfold", "compare"]
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if not f.init or f.name in ("keep", "recompute") or value == f.default:
-                continue
-            words += [option(f.name), self._spell(f.name, value)]
+        for each, said in sorted(options_of(self), key=measuring_last):
+            value = getattr(self, each.name)
+            if said.group != AGAIN and value != each.default:
+                words += [flag(each.name), self._spell(each.name, value)]
         return shlex.join(words)
 
     def _spell(self, name: str, value: Any) -> str:

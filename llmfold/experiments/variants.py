@@ -7,15 +7,15 @@ from typing import Any
 
 import yaml
 
-from llmfold.checkpoint.locate import public_file
-from llmfold.config import METHODS, SELF_DATA, WITH_DATA, FoldConfig
+from llmfold.config import FoldConfig
 from llmfold.errors import UsageError
+from llmfold.options import public_file
+from llmfold.registry import SELF_DATA, method_facts, names
 
 _FIXED = frozenset(
     ("model", "revision", "method", "ratio", "ratio_of", "layers", "seed", "output", "overwrite", "verify")
 )
 """Options that are the same for all methods, or that the comparison sets itself."""
-_RANDOM = frozenset(("self", "weights", "calibrated", "random"))
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Variant:
     """A method with options of its own.
 
     Attributes:
-        method: one of ``METHODS``.
+        method: its name.
         options: fields of :class:`FoldConfig` that differ from those of the comparison.
     """
 
@@ -34,7 +34,7 @@ class Variant:
     def random(self) -> bool:
         """Whether another seed may give another result."""
         sampled = self.options.get("data") == SELF_DATA
-        return self.method in _RANDOM or sampled or self.options.get("cluster", "ward") != "ward"
+        return method_facts(self.method).random or sampled or self.options.get("cluster", "ward") != "ward"
 
     @property
     def label(self) -> str:
@@ -44,7 +44,7 @@ class Variant:
 
     def fold_options(self, data: str | None, **common: Any) -> dict[str, Any]:
         """Fields of :class:`FoldConfig`: ``common`` ones, ``data`` if the method reads any, and the variant's own."""
-        reads = {"data": data} if self.method in WITH_DATA else {}
+        reads = {"data": data} if method_facts(self.method).needs_data else {}
         return {**common, **reads, "method": self.method, **self.options}
 
 
@@ -75,8 +75,8 @@ def _items(pieces: Sequence[str]) -> list[str]:
 
 def _variant(item: str) -> Variant:
     method, _, rest = item.strip().partition(":")
-    if method not in METHODS:
-        raise UsageError(f"--methods: there is no method {method!r}; choose from {', '.join(METHODS)}")
+    if method not in names():
+        raise UsageError(f"--methods: there is no method {method!r}; choose from {', '.join(names())}")
     known = {f.name for f in dataclasses.fields(FoldConfig)} - _FIXED
     options: dict[str, Any] = {}
     for pair in rest.split(",") if rest else ():

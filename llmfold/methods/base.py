@@ -36,6 +36,11 @@ class LayerMethod(Protocol):
     ) -> tuple[dict[Role, Tensor], LayerRecord]:
         """Fold one layer: stored tensors in, folded tensors out, on whatever device they ended up."""
 
+    def fold_at(
+        self, index: int, weights: Weights, before: LayerShape, afters: Sequence[LayerShape]
+    ) -> Iterator[tuple[dict[Role, Tensor], LayerRecord]]:
+        """:meth:`fold` to several widths, one result at a time."""
+
     def flush(self) -> None:
         """Put what the next layer needs on disk, before the layer just folded is journalled as done."""
 
@@ -47,7 +52,7 @@ class LayerMethod(Protocol):
 
 
 class Independent:
-    """What a method does that measures nothing beforehand and carries nothing between layers: nothing."""
+    """Base of methods that measure nothing beforehand and carry nothing between layers; as it is it changes nothing."""
 
     def ready(self, read_layer: ReadLayer, say: Callable[[str], None]) -> None:
         """Nothing concerns all layers at once."""
@@ -66,8 +71,24 @@ class Independent:
     def prepare(self, layers: Sequence[int], read_layer: ReadLayer) -> None:
         """There is nothing to prepare."""
 
+    def fold(
+        self, index: int, weights: Weights, before: LayerShape, after: LayerShape
+    ) -> tuple[dict[Role, Tensor], LayerRecord]:
+        """The layer as it is."""
+        return dict(weights), LayerRecord()
+
+    def fold_at(
+        self, index: int, weights: Weights, before: LayerShape, afters: Sequence[LayerShape]
+    ) -> Iterator[tuple[dict[Role, Tensor], LayerRecord]]:
+        """:meth:`fold` to several widths, which share nothing."""
+        return (self.fold(index, weights, before, after) for after in afters)
+
     def flush(self) -> None:
         """There is nothing to put on disk."""
 
     def committed(self) -> None:
         """There is nothing to drop."""
+
+    def summary(self) -> dict[str, Any]:
+        """No data of any kind."""
+        return {"data": "none"}

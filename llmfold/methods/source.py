@@ -20,7 +20,7 @@ from llmfold.data.sampling import Sampler, Sampling, cache_bytes
 from llmfold.errors import UsageError
 from llmfold.methods.dense import Measurement
 from llmfold.methods.streams import TokenStream
-from llmfold.models import ModelShape, stock_config
+from llmfold.models import ModelShape, Role, stock_config
 from llmfold.models.casting import load_model
 from llmfold.models.forward import forward_context
 from llmfold.runtime.devices import compute_dtype
@@ -44,6 +44,10 @@ class Setting:
     work: Path
     device: torch.device
     team: Team = field(default_factory=Team)
+
+    def read_layer(self, index: int) -> dict[Role, Tensor]:
+        """Stored tensors of a layer by role."""
+        return {role: self.checkpoint.read(name) for role, name in self.shape.layer_tensors(index).items()}
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,10 @@ class ModelShape:
         """Whether any projection has a bias."""
         return self.qkv_bias or self.o_bias or self.mlp_bias
 
+    def layer_tensors(self, index: int) -> dict[Role, str]:
+        """Names of the tensors of a layer by role."""
+        return {role: tensor_name(index, role) for role, _ in self.layer_roles(self.layers[index])}
+
     def layer_roles(self, layer: LayerShape) -> Iterator[tuple[Role, tuple[int, ...]]]:
         """Yield role and shape of every tensor of a decoder layer of widths ``layer``, in module order."""
         d, n = self.hidden, layer.intermediate

@@ -15,7 +15,7 @@ from llmfold.pipeline.estimate import check_machine
 from llmfold.pipeline.layer_writer import Sink
 from llmfold.pipeline.progress import Listener, Silent
 from llmfold.pipeline.run import Run
-from llmfold.pipeline.sharing import fold_at, reuse_measurements
+from llmfold.pipeline.sharing import reuse_measurements
 from llmfold.planning import FoldPlan
 from llmfold.records.fold import FoldRecord
 from llmfold.records.saved import Save, save_record
@@ -94,9 +94,9 @@ def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
     for run in runs:
         run.forward_pass = runs[0].forward_pass
         ranks.everyone(run.sample)
-    if runs[0].config.shared:
+    if runs[0].config.independent:
         method = ranks.first(build)
-        if method is not None and runs[0].config.weighs:
+        if method is not None and runs[0].config.facts.weighs:
             with runs[0].stages("importance"), torch.no_grad():
                 method.ready(runs[0].read_layer, runs[0].listener.stage)
         for run in runs:
@@ -142,7 +142,7 @@ def _fold_layers(runs: Sequence[Run], method: LayerMethod | None, ranks: Ranks) 
                 afters = [run.plan.after.layers[index] for run in pending[index]]
                 first.listener.stage(f"layer {index}: fold")
                 with torch.no_grad():
-                    results = fold_at(method, index, weights, first.shape.layers[index], afters)
+                    results = method.fold_at(index, weights, first.shape.layers[index], afters)
                     for run, (folded, record) in zip(pending[index], results, strict=True):
                         sink.put(run, index, folded, record)
                 method.committed()

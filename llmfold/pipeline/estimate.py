@@ -12,10 +12,8 @@ from functools import cache
 import torch
 
 from llmfold.checkpoint import partial_folder
-from llmfold.config import USED_BY
 from llmfold.effort import EFFORTS
-from llmfold.methods.costs import COSTS
-from llmfold.models import tensor_name
+from llmfold.methods.method import method_of
 from llmfold.planning.cost import Cost, Rates, Stage, forward_flops, passes
 from llmfold.planning.plan import FoldPlan
 from llmfold.runtime.devices import compute_dtype, pick_device
@@ -111,7 +109,7 @@ def whole_cost(plan: FoldPlan, processes: int = 1) -> Cost:
 
 def method_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """What the method itself says."""
-    return COSTS[plan.config.method](plan, processes) if plan.folded_layers else Cost()
+    return method_of(plan.config.method).cost(plan, processes) if plan.folded_layers else Cost()
 
 
 def _afterwards(plan: FoldPlan) -> list[Stage]:
@@ -203,10 +201,8 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
     """Peak anonymous memory of the host: of folding a layer, of sampling, or of the check."""
     shape, sizes = plan.before, {s.name: s.nbytes for s in plan.tensors}
     own = method_cost(plan, processes)
-    stored = [
-        sum(sizes[tensor_name(i, role)] for role, _ in shape.layer_roles(shape.layers[i])) for i in plan.folded_layers
-    ]
-    folding = processes if plan.config.shared else 1
+    stored = [sum(sizes[name] for name in shape.layer_tensors(i).values()) for i in plan.folded_layers]
+    folding = processes if plan.config.independent else 1
     layers = folding * (own.work_area + max(stored, default=0))
     layer = max(map(plan.after.layer_parameters, plan.after.layers))
     # Of the passes of the check, stock float32 takes most; llmfold's own may run beside it, the stored dtype is mapped.
@@ -218,6 +214,6 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
 
 def advice(plan: FoldPlan, seconds: float) -> str | None:
     """What to do instead where a method takes hours on this machine."""
-    if plan.config.method in USED_BY["refine"] and seconds > _LONG:
+    if plan.config.uses("refine") and seconds > _LONG:
         return "that is long: --effort quick is several times quicker, and --method weights does not sample"
     return None

@@ -20,15 +20,12 @@ from llmfold.checkpoint import (
 )
 from llmfold.checkpoint.base_card import carried_over
 from llmfold.checkpoint.locate import locate
-from llmfold.config import SELF_DATA, FoldConfig
+from llmfold.config import FoldConfig
 from llmfold.data.tokens import TOKENS_FILE, resolved
 from llmfold.environment import machine
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
-from llmfold.methods.base import LayerMethod
-from llmfold.methods.baselines.replan import replan
-from llmfold.methods.build import build_method
-from llmfold.methods.merging import Merging
-from llmfold.methods.reconstruction import SENSITIVITIES_FILE
+from llmfold.methods.base import Independent, LayerMethod
+from llmfold.methods.method import method_of
 from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches
 from llmfold.models import Role, tensor_name
 from llmfold.models.forward import forward_context
@@ -40,8 +37,10 @@ from llmfold.pipeline.progress import Listener
 from llmfold.pipeline.provenance import origin, provenance, public_config, public_data, source_name
 from llmfold.pipeline.verification import DamagedError, verify
 from llmfold.planning import Sensitivities, make_plan
+from llmfold.planning.sensitivity import SENSITIVITIES_FILE
 from llmfold.records.fold import FoldRecord
 from llmfold.records.saved import Save
+from llmfold.registry import SELF_DATA
 from llmfold.runtime.devices import pick_device
 from llmfold.runtime.distributed import Ranks
 from llmfold.runtime.hidden_states import STATE_FOLDER
@@ -114,7 +113,7 @@ class Run:
         with self.stages("prepare"):
             context = forward_context(self.checkpoint.config, self.shape)
             seconds = forward_pass_seconds(context, *unit_tokens(self.plan), self.device)
-        self.forward_pass = seconds / (self.ranks.count if self.config.shared else 1)
+        self.forward_pass = seconds / (self.ranks.count if self.config.independent else 1)
 
     def build_method(self) -> LayerMethod | None:
         """The method of the run, having read or drawn what it measures on; None where all is folded already."""
@@ -122,8 +121,8 @@ class Run:
             return None
         with self.stages("prepare"), torch.no_grad():
             if not self.plan.folded_layers:
-                return Merging(self.config, self.shape, self.device)
-            return build_method(self._setting(), self.listener.stage)
+                return Independent()
+            return method_of(self.config.method).build(self._setting(), self.listener.stage)
 
     def sample(self) -> None:
         """Sample this process's share of the tokens that the method measures on, if it measures on such."""
@@ -148,7 +147,7 @@ class Run:
             if self.config.measures:
                 curves = self._curves(self.work.folder, method)
                 self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
-            self.plan = replan(self.plan, method)
+            self.plan = method_of(self.config.method).replan(self.plan, method)
         if self.ranks.leads and METHOD not in self.journal.done:
             self.journal.append(METHOD, {}, method.summary())
 
@@ -174,13 +173,12 @@ class Run:
 
     def read_layer(self, index: int) -> dict[Role, Tensor]:
         """Stored tensors of a layer by role."""
-        roles = self.shape.layer_roles(self.shape.layers[index])
-        return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in roles}
+        return {role: self.checkpoint.read(name) for role, name in self.shape.layer_tensors(index).items()}
 
     def confirm_layer(self, index: int) -> None:
         """Raise CheckpointError if the files of a layer changed since the run began."""
-        for role, _ in self.shape.layer_roles(self.shape.layers[index]):
-            self.checkpoint.confirm(tensor_name(index, role))
+        for name in self.shape.layer_tensors(index).values():
+            self.checkpoint.confirm(name)
 
     def write_layer(self, index: int, weights: dict[Role, Tensor]) -> dict[str, str]:
         """Write the tensors of a folded layer; their digests by name."""
@@ -259,11 +257,7 @@ class Run:
         return mean_seconds(spent) if self.config.independent else spent[0]
 
     def _copy_outside(self) -> None:
-        inside = {
-            tensor_name(i, role)
-            for i, layer in enumerate(self.shape.layers)
-            for role, _ in self.shape.layer_roles(layer)
-        }
+        inside = {name for i in range(len(self.shape.layers)) for name in self.shape.layer_tensors(i).values()}
         digests = {}
         for name in self.checkpoint.tensors:
             if name not in inside:

@@ -1,30 +1,14 @@
-"""What runs of several ratios, and processes of one run, share."""
+"""What runs of several ratios share."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from llmfold.data.tokens import TOKENS_FILE, stored
-from llmfold.folding.layer import LayerRecord
-from llmfold.methods.base import LayerMethod, Weights
-from llmfold.methods.merging import Merging
-from llmfold.methods.reconstruction import SENSITIVITIES_FILE, kept_neurons
-from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.models import ModelShape
 from llmfold.planning import Sensitivities
-
-
-def fold_at(
-    method: LayerMethod, index: int, weights: Weights, before: LayerShape, afters: Sequence[LayerShape]
-) -> Iterator[tuple[dict[Role, Tensor], LayerRecord]]:
-    """Fold one layer to several widths, one result at a time; the published method clusters once for all of them."""
-    if isinstance(method, Merging):
-        yield from method.fold_at(index, weights, before, afters)
-        return
-    for after in afters:
-        yield method.fold(index, weights, before, after)
+from llmfold.planning.sensitivity import SENSITIVITIES_FILE, kept_neurons
 
 
 def reuse_measurements(work: Path, finished: Path, shape: ModelShape, ratio: float) -> None:

@@ -15,9 +15,6 @@ from llmfold.pipeline.provenance import origin, origin_digest
 from llmfold.records.fold import REPORT_FILE, FoldRecord
 from llmfold.records.saved import Save, load_record, save_record
 
-ONE_PASS = ("paper", "random", "magnitude")
-"""Methods that fold every layer to all ratios at once; the others run ratio by ratio and share what they measured."""
-
 
 def fold_sweep(
     configs: Sequence[FoldConfig], listener: Listener | None = None, save: Save = save_record
@@ -32,7 +29,7 @@ def fold_sweep(
     """
     finished = {c.output_path: report for c in configs if (report := finished_report(c)) is not None}
     missing = [c for c in configs if c.output_path not in finished]
-    if configs[0].method in ONE_PASS:
+    if configs[0].facts.one_pass:
         made = fold_together(missing, listener, save) if missing else []
         finished.update(zip((c.output_path for c in missing), made, strict=True))
     else:

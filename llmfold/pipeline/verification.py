@@ -24,7 +24,6 @@ from llmfold.models import (
     embedding_name,
     head_name,
     shape_of,
-    tensor_name,
 )
 from llmfold.models.forward import ForwardContext, decoder_layer, forward_context, rms_norm
 from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULARY
@@ -227,8 +226,8 @@ def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape:
         x = F.embedding(tokens, checkpoint.read(embedding, check_finite=False)).float()
         for index, layer in enumerate(shape.layers):
             weights = {
-                role: checkpoint.read(tensor_name(index, role), check_finite=False).float()
-                for role, _ in shape.layer_roles(layer)
+                role: checkpoint.read(name, check_finite=False).float()
+                for role, name in shape.layer_tensors(index).items()
             }
             x = decoder_layer(x, weights, layer, context, index)
             del weights  # or the next layer would be read while this one is held

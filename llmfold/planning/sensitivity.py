@@ -12,6 +12,15 @@ from llmfold.models import LayerShape, ModelShape
 from llmfold.planning.legal import Rules, head_options
 from llmfold.runtime.storage import fsync_path
 
+SENSITIVITIES_FILE = "llmfold_sensitivities.json"
+_BEYOND = 3.0
+"""Curves reach this many times the ratio, so that single layers may lose more than the average."""
+
+
+def kept_neurons(intermediate: int, ratio: float) -> int:
+    """Neurons that are left where the curve of a layer ends, when about ``ratio`` of the model will go."""
+    return max(1, int(intermediate * (1 - min(0.95, _BEYOND * ratio))))
+
 
 @dataclass(frozen=True)
 class LayerCurves:

@@ -10,13 +10,13 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from llmfold.checkpoint.base_card import CARD_FILE
-from llmfold.config import FOLDS
 from llmfold.demo import DEMO_NAME
 from llmfold.evaluation.fidelity import POOR
 from llmfold.records.fold import FoldRecord
 from llmfold.report.card_quality import Quality
 from llmfold.report.card_work import work
 from llmfold.report.markdown import code, percent, plain, table
+from llmfold.report.words import folds
 from llmfold.runtime.storage import replace_text
 
 BASE_MODEL_RELATION = "finetune"
@@ -63,7 +63,7 @@ def metadata(report: FoldRecord) -> ModelCardData:
     """The card's metadata; ``base_model`` only where the base is a model of the hub, for the hub makes a link of it."""
     base = hub_id(report)
     relation: dict[str, Any] = {"base_model": base, "base_model_relation": BASE_MODEL_RELATION} if base else {}
-    folded = report.config["method"] in FOLDS
+    folded = folds(report.config["method"])
     return ModelCardData(
         **relation,
         **report.base_card,
@@ -101,7 +101,7 @@ def _base(report: FoldRecord) -> str:
 
 def _title(report: FoldRecord) -> str:
     name = str(report.source["name"]).split("/")[-1]
-    verb = "Folded" if report.config["method"] in FOLDS else "Pruned"
+    verb = "Folded" if folds(report.config["method"]) else "Pruned"
     data = "with outside text for calibration" if _outside(report) else "without outside data"
     return (
         f"# {plain(name)}, {verb.lower()}: {percent(report.ratio)} smaller\n\n"

@@ -5,17 +5,11 @@ from itertools import groupby
 from typing import Any
 
 from llmfold.records.fold import FoldRecord
+from llmfold.registry import MethodFacts, methods
 from llmfold.report.markdown import arrow, code, megabytes, percent, table
 from llmfold.report.words import fold_command
 
-_CHOSEN = "Units are chosen by the error of their layer's output after repair, measured on"
-_REFIT = "what reads them is refit in closed form"
-_METHODS = {
-    "self": f"{_CHOSEN} tokens sampled from the base model itself; {_REFIT}",
-    "calibrated": f"{_CHOSEN} outside text; {_REFIT}",
-    "weights": f"{_CHOSEN} residual vectors drawn from what the weights imply; {_REFIT}",
-    "paper": "Model folding as published: units are clustered by their weights, and every cluster becomes one unit",
-}
+_OF_CLUSTERING = {"clusters": "cluster", "alignment": "align", "repair": "repair"}
 _WIDTHS = (("MLP neurons", "intermediate"), ("query heads", "heads"), ("KV heads", "kv_heads"))
 
 
@@ -23,17 +17,18 @@ def work(report: FoldRecord) -> str:
     """The section on what was done."""
     plan, config = report.plan, report.config
     method = config["method"]
-    what = _METHODS.get(method, f"Units are removed as the baseline {code(method)} says, for comparison with folding")
+    facts = methods().get(method, MethodFacts())
+    what = facts.sentence or f"Units are removed as the baseline {code(method)} says, for comparison with folding"
     if any((record.get("mlp") or {}).get("refined_errors") for record in report.layers):
         steps = f"{config['refine']} gradient steps on each layer alone"
         what += f"; gate, up and down rows are refined by {steps}, kept where held-back tokens gain"
-    shape = {"clusters": config["cluster"], "alignment": config["align"], "repair": config["repair"]}
+    shape = {name: config[option] for name, option in _OF_CLUSTERING.items() if option in facts.options}
     removed = f"{percent(plan['ratio'])} of all parameters, {percent(plan['decoder_ratio'])} of the decoder layers"
     asked = {
         "ratio asked for": _asked(config),
         "removed": removed,
         "method": code(method),
-        **(shape if method == "paper" else {}),
+        **shape,
         "widths": "by layer, from a recipe" if config["layers"] else config["allocation"],
         "seed": config["seed"],
         "weights": f"{megabytes(plan['bytes']['before'])} → {megabytes(plan['bytes']['after'])}",

@@ -10,7 +10,7 @@ from llmfold.report.condense import main_stages, stage_rows, without_empty_colum
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart, plain
 from llmfold.report.scoreboard import notes, quality_rows, speed_rows
 from llmfold.report.terminal import human_count
-from llmfold.report.words import METHODS, check_words, data_words, fold_command
+from llmfold.report.words import check_words, data_words, fold_command, method_words
 from llmfold.sizes import human_bytes, human_seconds
 
 _STYLE = """
@@ -76,8 +76,7 @@ def page(report: Mapping[str, Any]) -> str:
 
 def _summary(report: Mapping[str, Any]) -> str:
     method = report["config"]["method"]
-    words = f": {METHODS[method]}" if method in METHODS else ", a pruning baseline"
-    return f"Method {method}{words}. {data_words(report)} No fine-tuning."
+    return f"Method {method}: {method_words(method)}. {data_words(report)} No fine-tuning."
 
 
 def _cards(report: Mapping[str, Any], quality: Evaluation | None) -> str:

@@ -11,12 +11,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmfold.config import SELF_DATA, FoldConfig
+from llmfold.config import FoldConfig
 from llmfold.data.tokens import resolved
 from llmfold.models import LayerShape, ModelShape
 from llmfold.pipeline.estimate import Estimate, advice
 from llmfold.planning import FoldPlan
 from llmfold.records.fold import PAGE_FILE, FoldRecord
+from llmfold.registry import SELF_DATA
 from llmfold.report.condense import stage_rows, without_empty_columns
 from llmfold.report.words import check_words
 from llmfold.sizes import human_bytes, human_seconds

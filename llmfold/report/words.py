@@ -5,15 +5,23 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from llmfold.config import AFTERWARDS, FoldConfig, option
+from llmfold.config import AFTERWARDS, FoldConfig
+from llmfold.options import flag
+from llmfold.registry import methods
 
 _NOT_OF_THE_RESULT = ("output", "overwrite", "verify", "layers", *AFTERWARDS)
-METHODS = {
-    "self": "units chosen by output error after repair, consumers refit by least squares",
-    "weights": "units chosen by output error after repair, on inputs that the weights imply",
-    "calibrated": "units chosen by output error after repair, consumers refit by least squares",
-    "paper": "similar units clustered and averaged, as published",
-}
+
+
+def method_words(name: str) -> str:
+    """What a method does; of one that is not installed here, its name."""
+    known = methods().get(name)
+    return known.summary if known else name
+
+
+def folds(name: str) -> bool:
+    """Whether a method folds; one that is not installed here counts as pruning."""
+    known = methods().get(name)
+    return known is not None and known.folds
 
 
 def data_words(report: Mapping[str, Any]) -> str:
@@ -44,7 +52,7 @@ def fold_command(config: Mapping[str, Any]) -> str:
         if f.name in _NOT_OF_THE_RESULT or value in (f.default, None) or (f.name == "align" and value == "none"):
             continue
         if isinstance(value, bool):
-            words.append(option(f.name) if value else option(f"no_{f.name}"))
+            words.append(flag(f.name) if value else flag(f"no_{f.name}"))
         else:
-            words += [option(f.name), str(value)]
+            words += [flag(f.name), str(value)]
     return shlex.join([*words, "--recipe", "RECIPE.yaml"] if config.get("layers") else words)

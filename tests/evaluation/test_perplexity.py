@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from reading import teach
 from support import edit_tensors, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -14,8 +15,6 @@ from llmfold import CheckpointError, UsageError
 from llmfold.data.texts import read_text
 from llmfold.evaluation.loading import Loading
 from llmfold.evaluation.perplexity import cut_windows, perplexity, text_windows
-
-from .conftest import teach
 
 
 def independent(folder: Path, text: Path, length: int, limit: int) -> float:

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from reading import teach
 from support import tiny_model
 from transformers import AutoModelForCausalLM
 
 import llmfold as package
 from llmfold.evaluation.loading import Loading, opened
 from llmfold.evaluation.samples import PROMPTS, continued, find_tokenizer, greedy
-
-from .conftest import teach
 
 QUICK = {"method": "paper", "mlp_ratio": 0.25, "fidelity_tokens": 256}
 

@@ -108,7 +108,7 @@ def test_results_are_used_again_for_the_same_settings_only(
     compare(settings(methods="paper", seeds=1, recompute=True))
     compare(settings(methods="paper", seeds=1, windows=3))
     assert len(folds) == 3
-    monkeypatch.setattr(llmfold, "__version__", "9.9.9")
+    monkeypatch.setattr("llmfold.environment.__version__", "9.9.9")
     compare(settings(methods="paper", seeds=1))
     assert len(folds) == 4
     assert len(read(space / "table")["rows"]) == 1
@@ -214,7 +214,11 @@ BAD: dict[str, tuple[tuple[object, ...], int, str]] = {
     "absent text": (("eval", "--model", "M", "--text", "absent.txt"), 2, "absent.txt does not exist"),
     "absent model": (("eval", "--model", "./absent", "--text", "T"), 1, "./absent"),
     "too long": (("eval", "--model", "M", "--text", "T", "--sequence-length", 4096), 2, "maximum of 128"),
-    "bad dtype": (("eval", "--model", "M", "--text", "T", "--dtype", "int8"), 2, "--compute-dtype is 'int8'"),
+    "bad dtype": (
+        ("eval", "--model", "M", "--text", "T", "--dtype", "int8"),
+        2,
+        "invalid choice: 'int8'",
+    ),
 }
 
 

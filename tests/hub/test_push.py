@@ -12,9 +12,8 @@ from huggingface_hub import HfApi
 from support import environment, file_hashes
 
 from hub import loopback
-from hub.conftest import TEMPLATE
 from hub.loopback import CUT, PART, TOKEN, Hub, Repo
-from llmfold import HubError, UsageError
+from llmfold import FoldReport, HubError, UsageError
 from llmfold.hub.push import Target
 from llmfold.records.saved import load_record
 
@@ -32,7 +31,7 @@ def test_what_arrives_is_byte_equal(llmfold: Cli, hub: Hub, output: Path) -> Non
     code, stdout, stderr = llmfold("push", output, NAME)
     assert (code, stderr) == (0, "")
     assert hub.files(NAME) == everything(output)
-    assert {"README.md", "report.json", "LICENSE", "model.safetensors.index.json", TEMPLATE} <= hub.files(NAME).keys()
+    assert {"README.md", "report.json", "LICENSE", "model.safetensors.index.json"} <= hub.files(NAME).keys()
     assert stdout.splitlines()[-1] == f"{hub.endpoint}/{NAME}"
     assert all(f"  {name}" in stdout for name in everything(output))
     assert hub.count("PUT /storage/[^/]+/[0-9]+") > hub.count("PUT /storage/[^/]+$") > 0, "parts and whole files alike"
@@ -324,7 +323,7 @@ def test_names_like_patterns_arrive(llmfold: Cli, hub: Hub, output: Path) -> Non
 
 
 def test_the_report_pushes(hub: Hub, output: Path) -> None:
-    report = load_record(output)
+    report = FoldReport.of(load_record(output))
     assert report.push_to_hub(NAME, private=True, quiet=True) == f"{hub.endpoint}/{NAME}"
     assert hub.repos[NAME].private
     assert hub.files(NAME) == everything(output)

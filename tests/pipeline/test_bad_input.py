@@ -250,7 +250,7 @@ def test_a_disk_that_fills_up_is_a_sentence_and_the_run_resumes(
         elif where == "side files":
             patch.setattr(run_module, "output_config", no_space)
         else:
-            patch.setattr(run_module, "save_report", no_space)
+            patch.setattr("llmfold.api.save_report", no_space)
         refused(llmfold(*arguments), 1, "full", "run the same command again")
     assert not (space / "out").exists()
     assert llmfold(*arguments) == (0, "", "")

@@ -13,14 +13,15 @@ from support import fold, tiny_model
 
 from llmfold import FoldReport, plan
 from llmfold.checkpoint import TensorInfo
-from llmfold.config import METHODS, WITH_DATA, FoldConfig
+from llmfold.config import FoldConfig
 from llmfold.effort import EFFORTS
 from llmfold.methods import sampling_cost
-from llmfold.methods.costs import COSTS
+from llmfold.methods.method import method_of
 from llmfold.models import expected_tensors, shape_of
 from llmfold.pipeline.estimate import estimate
 from llmfold.planning import FoldPlan, make_plan
 from llmfold.planning.cost import Cost, Rates, Stage, forward_flops, passes
+from llmfold.registry import method_facts, names
 
 module = sys.modules["llmfold.pipeline.estimate"]
 
@@ -95,16 +96,15 @@ def test_the_time_of_offloaded_sampling_is_that_of_the_disk(free: Any) -> None:
 
 
 def options_of(method: str, **options: Any) -> dict[str, Any]:
-    return {"method": method, **({"data": "text"} if method in WITH_DATA else {}), **options}
+    return {"method": method, **({"data": "text"} if method_facts(method).needs_data else {}), **options}
 
 
 def cost_of(method: str, **options: Any) -> Cost:
-    return COSTS[method](plan_of(**options_of(method, **options)), 1)
+    return method_of(method).cost(plan_of(**options_of(method, **options)))
 
 
 def test_every_method_says_what_it_costs() -> None:
-    assert COSTS.keys() == set(METHODS)
-    for method in METHODS:
+    for method in names():
         found = cost_of(method)
         assert len({stage.name for stage in found.stages}) == len(found.stages)
         assert any(stage != Stage(stage.name) for stage in found.stages)

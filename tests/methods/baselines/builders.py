@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmfold import FoldConfig
 from llmfold.checkpoint import Checkpoint
-from llmfold.methods.baselines.build import build_baseline
 from llmfold.methods.baselines.pruner import Pruner
+from llmfold.methods.method import method_of
 from llmfold.methods.source import Setting, token_source
-from llmfold.models import LayerShape, Role, shape_of, tensor_name
+from llmfold.models import LayerShape, Role, shape_of
 
 MEASURE = {"data": "self", "num_samples": 10, "sequence_length": 16}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,16 +44,22 @@ class Prepared:
         work = folder / "work"
         work.mkdir()
         setting = Setting(config, self.checkpoint, self.shape, work, torch.device("cpu"))
-        self.pruner: Pruner = build_baseline(setting, lambda stage: None)
+        self.pruner: Pruner = _pruner(setting)
         self.tokens = token_source(setting, lambda stage: None).tokens if measured else None
         self.layer: LayerShape = self.shape.layers[0]
         self.units = self.layer.kv_heads if self.layer.kv_heads > 1 else self.layer.heads
 
     def weights(self, index: int) -> dict[Role, Tensor]:
-        return {role: self.checkpoint.read(tensor_name(index, role)) for role, _ in self.shape.layer_roles(self.layer)}
+        return {role: self.checkpoint.read(name) for role, name in self.shape.layer_tensors(index).items()}
 
     def stock(self) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(self.source, dtype=torch.float32).eval()
+
+
+def _pruner(setting: Setting) -> Pruner:
+    layers = method_of(setting.config.method).build(setting, lambda stage: None)
+    assert isinstance(layers, Pruner)
+    return layers
 
 
 def consumer_inputs(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from baselines.builders import Prepared, consumer_inputs
 from torch import Tensor
 
 from llmfold.errors import UsageError
-from llmfold.methods.baselines.allocation import adaptive_widths, best_within
-from llmfold.methods.baselines.flap import standardised_scores
+from llmfold.methods.baselines.flap.allocation import adaptive_widths, best_within
+from llmfold.methods.baselines.flap.pruner import standardised_scores
 from llmfold.methods.baselines.structures import Units, keep_units
 from llmfold.models import LayerShape, shape_of
+
+from .builders import Prepared, consumer_inputs
 
 CONSUMERS = (("o", "heads"), ("down", "neurons"))
 

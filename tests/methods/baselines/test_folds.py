@@ -7,16 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from baselines.builders import MEASURE
 from support import file_hashes, fold, logits, tensors, tiny_model
 
 from llmfold import FoldConfig
-from llmfold.config import BASELINES, WITH_DATA, LayerOverride
+from llmfold.config import LayerOverride
 from llmfold.errors import UsageError
 from llmfold.methods.baselines.pruner import Pruner
+from llmfold.registry import names
+
+from .builders import MEASURE
 
 IDS = torch.arange(24)[None] % 64
 BOTH = {"mlp_ratio": 0.25, "attention_ratio": 0.5}
+
+BASELINES = names(lambda method: not method.folds)
+WITH_DATA = names(lambda method: method.needs_data)
 
 
 def options_for(method: str) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from baselines.builders import KINDS, Prepared, consumer_inputs
 from torch import Tensor
 
 from llmfold.methods.baselines.structures import Units
 from llmfold.models import Role
+
+from .builders import KINDS, Prepared, consumer_inputs
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 

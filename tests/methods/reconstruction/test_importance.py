@@ -13,7 +13,7 @@ from llmfold.checkpoint import Checkpoint
 from llmfold.data import tokens as tk
 from llmfold.data.tokens import TokenBudget
 from llmfold.methods.dense import Measurement
-from llmfold.methods.importance import PARTS, TOKENS, Importance, metric_of, sequences_for
+from llmfold.methods.reconstruction.importance import PARTS, TOKENS, Importance, metric_of, sequences_for
 from llmfold.methods.streams import TokenStream
 from llmfold.models import Role, shape_of, tensor_name
 from llmfold.models.forward import forward_context
@@ -89,7 +89,7 @@ def test_metrics_are_computed_once_and_leave_no_states(tmp_path: Path, monkeypat
     model = tiny_model(tmp_path / "m")
     setup = Setup(model, tmp_path / "work", some_tokens(2, 12), 1)
     first = setup.metrics()
-    monkeypatch.setattr("llmfold.methods.importance._Passes.compute", None)
+    monkeypatch.setattr("llmfold.methods.reconstruction.importance._Passes.compute", None)
     again = Setup(model, tmp_path / "work", some_tokens(2, 12), 1).metrics()
     assert all(map(torch.equal, first, again))
     assert len([p for p in (tmp_path / "work").rglob("*") if p.is_file()]) == 2 * setup.layers
@@ -98,7 +98,7 @@ def test_metrics_are_computed_once_and_leave_no_states(tmp_path: Path, monkeypat
 def test_what_fits_at_once_changes_rounding_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = tiny_model(tmp_path / "m"), some_tokens(16, 12)
     expected = Setup(model, tmp_path / "whole", tokens, 16).metrics()
-    monkeypatch.setattr("llmfold.methods.importance.CHUNK", 3)
+    monkeypatch.setattr("llmfold.methods.reconstruction.importance.CHUNK", 3)
     for found, metric in zip(Setup(model, tmp_path / "parts", tokens, 16).metrics(), expected, strict=True):
         torch.testing.assert_close(found, metric, rtol=1e-3, atol=1e-4 * float(metric.abs().max()))
 

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llmfold.data.tokens import TokenBudget, refine_steps, token_budget
-from llmfold.methods.importance import sequences_for
-from llmfold.methods.population import PopulationOptions, population_rows
-from llmfold.methods.reconstruction import RIDGES, ReconstructionOptions, kept_neurons, split
+from llmfold.methods.reconstruction.fold import RIDGES, ReconstructionOptions, split
+from llmfold.methods.reconstruction.importance import sequences_for
+from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
 from llmfold.methods.sampling_cost import with_sampling
 from llmfold.models import LayerShape
 from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops, head_flops
 from llmfold.planning.plan import FoldPlan
+from llmfold.planning.sensitivity import kept_neurons
 from llmfold.repair.least_squares import PANEL, WIDE
 from llmfold.repair.refine import Refinement
 from llmfold.runtime.hidden_states import CHUNK

@@ -5,28 +5,29 @@ from collections.abc import Iterator, Sequence
 
 from llmfold.checkpoint import TensorSpec
 from llmfold.errors import UsageError
-from llmfold.methods.base import LayerMethod
-from llmfold.methods.baselines.allocation import adaptive_widths
-from llmfold.methods.baselines.flap import FlapPruner, standardised_scores
+from llmfold.methods.baselines.flap.allocation import adaptive_widths
+from llmfold.methods.baselines.flap.pruner import Statistics, standardised_scores
 from llmfold.models import Architecture, ModelShape, tensor_name
 from llmfold.planning import FoldPlan, family_of
 
 
-def replan(plan: FoldPlan, method: LayerMethod) -> FoldPlan:
-    """The plan as it stands after measuring: FLAP's own widths and biases, any other method's unchanged.
+def with_own_widths(plan: FoldPlan, statistics: Statistics) -> FoldPlan:
+    """The plan with the widths at which the units of all layers compete."""
+    config, before = plan.config, plan.before
+    scores = [standardised_scores(statistics, i, layer) for i, layer in enumerate(before.layers)]
+    pooled = config.mlp_ratio is None and config.attention_ratio is None
+    widths = adaptive_widths(before, plan.after.layers, scores, pooled=pooled, multiple_of=config.multiple_of)
+    return dataclasses.replace(plan, after=dataclasses.replace(plan.after, layers=widths))
+
+
+def with_biases(plan: FoldPlan, *, bias: bool) -> FoldPlan:
+    """The plan with tensors in the shapes of its widths, and with a bias on every projection if there are to be any.
 
     Biases keep the model in its own family, with a modelling file where its config refuses the head count.
     """
-    if not isinstance(method, FlapPruner):
-        return plan
-    config, before, after = plan.config, plan.before, plan.after
-    if config.method == "flap":
-        scores = [standardised_scores(method.statistics, i, layer) for i, layer in enumerate(before.layers)]
-        pooled = config.mlp_ratio is None and config.attention_ratio is None
-        widths = adaptive_widths(before, after.layers, scores, pooled=pooled, multiple_of=config.multiple_of)
-        after = dataclasses.replace(after, layers=widths)
-    written_as = family_of(after) if after.uniform and not method.bias else after.architecture
-    if method.bias:
+    after = plan.after
+    written_as = family_of(after) if after.uniform and not bias else after.architecture
+    if bias:
         after = dataclasses.replace(after, qkv_bias=True, o_bias=True, mlp_bias=True)
     tensors = tuple(_tensors(plan.tensors, after))
     return dataclasses.replace(

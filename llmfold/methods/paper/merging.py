@@ -1,7 +1,6 @@
 """The published method: cluster and merge by the weights alone; layers do not depend on one another."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ class Merging(Independent):
     def fold(
         self, index: int, weights: Weights, before: LayerShape, after: LayerShape
     ) -> tuple[dict[Role, Tensor], LayerRecord]:
-        """See :func:`llmfold.folding.layer.fold_layer`."""
+        """See :func:`llmfold.folding.layer.fold_layer_at`."""
         return next(self.fold_at(index, weights, before, [after]))
 
     def fold_at(
@@ -46,7 +45,3 @@ class Merging(Independent):
         first, others = on_host_instead(begin, self._device, f"layer {index}")
         yield first
         yield from others
-
-    def summary(self) -> dict[str, Any]:
-        """No data of any kind."""
-        return {"data": "none"}

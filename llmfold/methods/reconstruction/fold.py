@@ -21,21 +21,19 @@ from torch import Tensor
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Independent, ReadLayer, Weights
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
-from llmfold.methods.importance import Importance, Part
+from llmfold.methods.reconstruction.importance import Importance, Part
 from llmfold.models import LayerShape, Role
 from llmfold.planning import LayerCurves, Sensitivities
+from llmfold.planning.sensitivity import kept_neurons
 from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias
 from llmfold.repair.refine import Refinement, refine
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, stored_tensors
 from llmfold.selection.elimination import Elimination, eliminate_blocks, eliminate_units
 
-SENSITIVITIES_FILE = "llmfold_sensitivities.json"
 SELECTION_RIDGE = 1e-3
 RIDGES = (0.03, 0.3, 1.0, 3.0)
 """Pull of the consumer's rows towards what they were, as fractions of the mean diagonal; held-back rows choose."""
 _GAUSSIAN_ROWS = 8192
-_BEYOND = 3.0
-"""Curves reach this many times the ratio, so that single layers may lose more than the average."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +163,6 @@ def _order_tensors(order: Elimination) -> dict[str, Tensor]:
 
 def _read_order(path: Path) -> Elimination:
     return Elimination(**load_file(path))
-
-
-def kept_neurons(intermediate: int, ratio: float) -> int:
-    """Neurons that are left where the curve of a layer ends, when about ``ratio`` of the model will go."""
-    return max(1, int(intermediate * (1 - min(0.95, _BEYOND * ratio))))
 
 
 def _curve(costs: Tensor, rows: int) -> list[float]:

@@ -17,7 +17,7 @@ from llmfold.checkpoint import Checkpoint
 from llmfold.config import FoldConfig
 from llmfold.effort import EFFORTS
 from llmfold.methods.streams import PopulationStream
-from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, ModelShape, tensor_name
+from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, ModelShape
 from llmfold.models.forward import decoder_layer, rms_norm
 from llmfold.runtime.hidden_states import CHUNK, chunks
 
@@ -86,10 +86,8 @@ class Population:
         shape, count = self._shape, len(self._shape.layers)
         for index, layer in enumerate(shape.layers):
             weights = {
-                role: self._checkpoint.read(tensor_name(index, role), check_finite=False).to(
-                    self._device, torch.float32
-                )
-                for role, _ in shape.layer_roles(layer)
+                role: self._checkpoint.read(name, check_finite=False).to(self._device, torch.float32)
+                for role, name in shape.layer_tensors(index).items()
             }
             order = torch.from_numpy(self._stream.order((salt + 1) * count + index, x.shape[0] * x.shape[1]))
             x = x.flatten(0, 1)[order.to(x.device)].view(x.shape)

@@ -4,7 +4,7 @@
   the squared norm of its weight column, which is what a constant cannot recover. As in the published code, that of
   attention is squared before it is summed over a head (here: over the heads of a key/value group).
 - Structure: ``flap`` is the published AL-AM: all units of all layers compete, see
-  :mod:`llmfold.methods.baselines.allocation`; ``flap-uniform`` takes the widths of the plan (UL-MM).
+  :mod:`llmfold.methods.baselines.flap.allocation`; ``flap-uniform`` takes the widths of the plan (UL-MM).
 - Baseline bias compensation: the mean of what a removed feature added goes into a bias of the output projection.
 
 The published code estimates mean and variance by a running update per sample that leaves the first sample's variance

@@ -1,46 +1,22 @@
-"""From options to a method ready to run."""
+"""From options to a reconstruction that is ready to fold."""
 
 import dataclasses
 from collections.abc import Callable
 
 import torch
 
-from llmfold.config import BASELINES, FoldConfig
+from llmfold.config import FoldConfig
 from llmfold.data import tokens as tk
-from llmfold.methods.base import LayerMethod
-from llmfold.methods.baselines.build import build_baseline
 from llmfold.methods.dense import Measurement
-from llmfold.methods.importance import Importance, sequences_for
-from llmfold.methods.merging import Merging
-from llmfold.methods.population import Population, PopulationOptions, population_rows
-from llmfold.methods.reconstruction import Reconstruction, ReconstructionOptions
+from llmfold.methods.reconstruction.fold import Reconstruction, ReconstructionOptions
+from llmfold.methods.reconstruction.importance import Importance, sequences_for
+from llmfold.methods.reconstruction.population import Population, PopulationOptions, population_rows
 from llmfold.methods.source import Setting, token_source
 from llmfold.methods.streams import PopulationStream
 from llmfold.models.forward import forward_context
 from llmfold.models.unembedding import Output
 from llmfold.repair.refine import Refinement
 from llmfold.runtime.hidden_states import STATE_FOLDER, stored_array
-
-
-def build_method(setting: Setting, say: Callable[[str], None]) -> LayerMethod:
-    """Prepare the method of ``setting.config``; what is sampled is stored in the work folder.
-
-    Args:
-        setting: where to work.
-        say: told of every stage.
-
-    Raises:
-        LlmfoldError: missing data, unusable tokens.
-    """
-    method = setting.config.method
-    if method == "paper":
-        return Merging(setting.config, setting.shape, setting.device)
-    if method == "weights":
-        return _from_weights(setting, say)
-    if method in BASELINES:
-        return build_baseline(setting, say)
-    return _from_tokens(setting, say)
-
 
 PRIOR_FILE = "prior.npy"
 
@@ -49,7 +25,8 @@ def _dtype(config: FoldConfig) -> torch.dtype | None:
     return None if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
-def _from_tokens(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
+def from_tokens(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
+    """Measured on tokens, which are stored in the work folder."""
     source, config = token_source(setting, say), setting.config
     refinement = Refinement(tk.refine_steps(config, setting.shape))
     importance = Importance(
@@ -64,7 +41,8 @@ def _from_tokens(setting: Setting, say: Callable[[str], None]) -> Reconstruction
     return Reconstruction(source.on, options, source.facts)
 
 
-def _from_weights(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
+def from_weights(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
+    """Measured on a population that the weights imply."""
     config, checkpoint, shape = setting.config, setting.checkpoint, setting.shape
     context = forward_context(checkpoint.config, shape)
     stream = PopulationStream(dataclasses.replace(context, windows=(None,) * len(context.windows)), config.seed)

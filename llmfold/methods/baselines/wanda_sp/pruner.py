@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfold.methods.baselines.carried import CarriedStates
 from llmfold.methods.baselines.pruner import Pruner
 from llmfold.methods.baselines.statistics import Moments, consumer_moments
 from llmfold.methods.baselines.structures import Units, Weights
+from llmfold.methods.baselines.wanda_sp.carried import CarriedStates
 from llmfold.methods.dense import Measurement
 from llmfold.models import LayerShape, Role
 from llmfold.models.forward import decoder_layer

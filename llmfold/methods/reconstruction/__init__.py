@@ -1,0 +1,89 @@
+"""``self``, ``calibrated`` and ``weights``: every layer narrowed so that it gives what it gave.
+
+They differ in the hidden states that they measure on: of text that the model writes, of a text that is given, and of a
+population that the weights imply.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmfold.errors import UsageError
+from llmfold.methods.method import Method
+from llmfold.registry import SELF_DATA, Parallel, register_method
+
+if TYPE_CHECKING:
+    from llmfold.methods.reconstruction.fold import Reconstruction
+    from llmfold.methods.source import Setting
+    from llmfold.planning import FoldPlan
+    from llmfold.planning.cost import Cost
+
+_SENTENCE = (
+    "Units are chosen by the error of their layer's output after repair, measured on {}; "
+    "what reads them is refit in closed form"
+)
+_ON_TOKENS = frozenset(("refine", "num_samples", "sequence_length", "effort"))
+
+
+class _OnTokens(Method):
+    """On token sequences."""
+
+    summary = "units chosen by output error after repair, consumers refit by least squares"
+    options = _ON_TOKENS
+    measures = weighs = random = True
+    parallel = Parallel.ROWS
+
+    def cost(self, plan: "FoldPlan", processes: int = 1) -> "Cost":
+        """See :mod:`llmfold.methods.reconstruction.cost`."""
+        from llmfold.methods.reconstruction.cost import tokens_cost
+
+        return tokens_cost(plan, processes)
+
+    def build(self, setting: "Setting", say: Callable[[str], None]) -> "Reconstruction":
+        """See :mod:`llmfold.methods.reconstruction.build`."""
+        from llmfold.methods.reconstruction.build import from_tokens
+
+        return from_tokens(setting, say)
+
+
+@register_method("self")
+class OwnTokens(_OnTokens):
+    """On tokens that the model samples."""
+
+    sentence = _SENTENCE.format("tokens sampled from the base model itself")
+    samples = True
+
+
+@register_method("calibrated")
+class GivenTokens(_OnTokens):
+    """On a text that is given."""
+
+    sentence = _SENTENCE.format("outside text")
+    needs_data = True
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """The model's own tokens are another method."""
+        if options["data"] == SELF_DATA:
+            raise UsageError("--method calibrated wants outside text: for tokens of the model's own use --method self")
+
+
+@register_method("weights")
+class FromWeights(Method):
+    """On a population of residual vectors that the weights imply; no token is ever processed."""
+
+    summary = "units chosen by output error after repair, on inputs that the weights imply"
+    sentence = _SENTENCE.format("residual vectors drawn from what the weights imply")
+    options = frozenset(("effort",))
+    measures = random = True
+    parallel = Parallel.ROWS
+
+    def cost(self, plan: "FoldPlan", processes: int = 1) -> "Cost":
+        """See :mod:`llmfold.methods.reconstruction.cost`."""
+        from llmfold.methods.reconstruction.cost import population_cost
+
+        return population_cost(plan, processes)
+
+    def build(self, setting: "Setting", say: Callable[[str], None]) -> "Reconstruction":
+        """See :mod:`llmfold.methods.reconstruction.build`."""
+        from llmfold.methods.reconstruction.build import from_weights
+
+        return from_weights(setting, say)
