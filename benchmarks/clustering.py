@@ -1,6 +1,6 @@
 """Clustering of a whole layer's neurons, against one full product at the machine's own rate and against peers.
 
-python kernels/benchmarks/clustering.py --size llama-7b --device cpu --only torch "Gram + Ward" PCA --repeats 3
+python benchmarks/clustering.py --size llama-7b --device cpu --only torch "Gram + Ward" PCA --repeats 3
 """
 
 from collections.abc import Callable

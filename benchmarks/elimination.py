@@ -1,6 +1,6 @@
 """Backward elimination on the inverse Gram: the kernel against llmfold's blocked torch version.
 
-python kernels/benchmarks/elimination.py --output results
+python benchmarks/elimination.py --output results
 """
 
 import torch

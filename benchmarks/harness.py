@@ -227,7 +227,7 @@ def public(text: str) -> str:
 
 def command(words: Sequence[str]) -> str:
     """The command that made a table."""
-    return shlex.join(["python", f"kernels/benchmarks/{Path(words[0]).name}", *map(public, words[1:])])
+    return shlex.join(["python", f"benchmarks/{Path(words[0]).name}", *map(public, words[1:])])
 
 
 def run(

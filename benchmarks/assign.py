@@ -1,6 +1,6 @@
 """k-means assignment, from the rows and in Gram space, against torch, FAISS, scikit-learn and flash-kmeans.
 
-python kernels/benchmarks/assign.py --output results
+python benchmarks/assign.py --output results
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """A whole fold by the published method against a copy of the same files: reading, folding and writing on one machine.
 
-    python kernels/benchmarks/fold.py --output results
-    python kernels/benchmarks/fold.py --device cpu --size small --layers 4 --folder /data
+    python benchmarks/fold.py --output results
+    python benchmarks/fold.py --device cpu --size small --layers 4 --folder /data
 
 The checkpoint is made in ``--folder`` (27 GB beside its 13.5 at the size llama-7b) and removed again. The reload check
 is left out; the page cache is as each contender's last turn left it, for both alike.
@@ -20,7 +20,7 @@ import llmfold
 from llmfold.api import FoldReport
 from llmfold.runtime.storage import fsync_path
 
-SYNTHETIC = Path(__file__).parents[2] / "eval" / "synthetic_checkpoint.py"
+SYNTHETIC = Path(__file__).parents[1] / "eval" / "synthetic_checkpoint.py"
 SCALE_DOWN = {"llama-7b": 1, "small": 4, "tiny": 16}
 CLUSTERING = ("gram", "distances", "bound", "cluster", "inertia")
 COPY, FOLD = "copy of the files", "llmfold, method paper"

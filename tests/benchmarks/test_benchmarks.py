@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(interpreted(), reason="benchmarks do not interpr
 
 
 def benchmark(name: str, *words: object) -> subprocess.CompletedProcess[str]:
-    script = ROOT / "kernels" / "benchmarks" / f"{name}.py"
+    script = ROOT / "benchmarks" / f"{name}.py"
 
     def work() -> None:
         sys.path.insert(0, str(script.parent))
@@ -28,7 +28,7 @@ def table(tmp_path: Path, name: str, *words: str) -> str:
     done = benchmark(name, *common, *words, "--output", tmp_path / "tables")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "tables" / f"{name}.md").read_text(encoding="utf-8")
-    assert f"`python kernels/benchmarks/{name}.py --size tiny" in text
+    assert f"`python benchmarks/{name}.py --size tiny" in text
     assert str(tmp_path) not in text
     return text
 

@@ -1,6 +1,6 @@
 """Gram product of three blocks (gate, up, down transposed) against torch's own product.
 
-python kernels/benchmarks/gram.py --output results
+python benchmarks/gram.py --output results
 """
 
 import torch

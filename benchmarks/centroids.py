@@ -1,6 +1,6 @@
 """Centroid update by label, of rows and of Gram columns, against torch's atomic and one-hot sums.
 
-python kernels/benchmarks/centroids.py --output results
+python benchmarks/centroids.py --output results
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Ward's merges on the device against the host's, for one layer and for a batch.
 
-python kernels/benchmarks/ward.py --layers 32 --output results
+python benchmarks/ward.py --layers 32 --output results
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Run every benchmark, each in a process of its own, and leave one Markdown table of each in a folder.
 
-python kernels/benchmarks/all.py --output results
+python benchmarks/all.py --output results
 Options other than --output and --folder go to every benchmark; --size llama-7b, for one, runs the full size on a CPU
 as well. --folder is where the fold makes its checkpoint, which takes 40 GB at that size.
 """
