@@ -79,5 +79,5 @@ def _lost(error: BaseException) -> BaseException | None:
 
 def _reason(error: BaseException) -> str:
     """What the hub itself said, which holds no secret of ours."""
-    found = next((getattr(cause, "server_message", None) for cause in _causes(error)), None)
-    return f": {' '.join(str(found).split())[:200]}" if found else ""
+    message = next((getattr(cause, "server_message", None) for cause in _causes(error)), None)
+    return f": {' '.join(str(message).split())[:200]}" if message else ""
