@@ -28,8 +28,8 @@ def prepare_afterwards(config: FoldConfig) -> Suite:
 
 
 @contextmanager
-def finished(outputs: Sequence[Path]) -> Iterator[None]:
-    """Have whatever ends the measurement of published folds say that they stand, since running again would not."""
+def errors_name_outputs(outputs: Sequence[Path]) -> Iterator[None]:
+    """Errors and interrupts inside say where the published folds are: running the fold again would not measure them."""
     places = " and ".join(map(str, outputs))
     stands = f"the fold is finished and stands at {places}: llmfold eval measures it, llmfold push pushes it"
     try:

@@ -9,7 +9,7 @@ from llmfold.evaluation.defaults import BATCH, FIDELITY_TOKENS
 from llmfold.evaluation.fidelity import SEED, Fidelity, Reference, fidelity, held_back_tokens, reference
 from llmfold.evaluation.loading import Loading, opened
 from llmfold.evaluation.perplexity import Perplexity, Windows, score
-from llmfold.evaluation.samples import PROMPTS, Sample, continued, find_tokenizer
+from llmfold.evaluation.samples import PROMPTS, Sample, continue_prompts, find_tokenizer
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class DenseComparison:
         return score(model, self._windows, batch=self._batch) if self._windows else None
 
     def _continuations(self, model: Any) -> list[str] | None:
-        return continued(model, self._tokenizer) if self._tokenizer else None
+        return continue_prompts(model, self._tokenizer) if self._tokenizer else None
 
     def samples(self, scores: Scores) -> list[Sample]:
         """Prompts as the dense model and the one of ``scores`` continue them; none where there is no tokenizer."""

@@ -39,7 +39,7 @@ def find_tokenizer(folder: Path) -> Any | None:
         return None
 
 
-def continued(
+def continue_prompts(
     model: Any, tokenizer: Any, prompts: Sequence[str] = PROMPTS, new_tokens: int = NEW_TOKENS
 ) -> list[str] | None:
     """Continue prompts by the most likely token each time, as plain text.
@@ -81,15 +81,15 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[lis
         tokens = output.logits[:, -1].argmax(-1, keepdim=True).to(device)
         written.append(tokens)
         mask, positions = torch.cat((mask, torch.ones_like(tokens)), -1), positions[:, -1:] + 1
-    return [_until(row, _ends(model)) for row in torch.cat(written, -1).cpu()]
+    return [_before_end(row, _end_tokens(model)) for row in torch.cat(written, -1).cpu()]
 
 
-def _ends(model: Any) -> set[int]:
+def _end_tokens(model: Any) -> set[int]:
     ends = getattr(model.generation_config, "eos_token_id", None)
     return set() if ends is None else set(ends) if isinstance(ends, list) else {int(ends)}
 
 
-def _until(row: Tensor, ends: set[int]) -> list[int]:
+def _before_end(row: Tensor, ends: set[int]) -> list[int]:
     tokens = row.tolist()
     return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
 

@@ -108,7 +108,7 @@ class _Comparing:
             self.used.append(run)
             place = f"{number}/{len(folds)} {variant.label}, {describe(amount)}, seed {seed}"
             self.notify(f"{place}: {_outcome(run)}{note}")
-            self.results.save(self._head(), self._rows())
+            self.results.save(self._facts(), self._rows())
         if not self.settings.keep:
             with suppress(OSError):  # folds of an earlier --keep are in it
                 self.settings.models_folder.rmdir()
@@ -133,7 +133,8 @@ class _Comparing:
                 raise
             partial = config.output_path.with_name(f".{config.output_path.name}.llmfold-partial")
             shutil.rmtree(partial, ignore_errors=True)
-            return Run(**common, error=_public(f"{'' if expected else f'unexpected {type(error).__name__}: '}{error}"))
+            prefix = "" if expected else f"unexpected {type(error).__name__}: "
+            return Run(**common, error=_without_folders(f"{prefix}{error}"))
         finally:
             if not self.settings.keep:
                 shutil.rmtree(config.output_path, ignore_errors=True)
@@ -190,7 +191,7 @@ class _Comparing:
             groups.setdefault((run.method, describe(run.amount)), []).append(run)
         return [summarise(runs) for runs in groups.values()]
 
-    def _head(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         return {
             "command": self.settings.command(),
             "model": public_name(self.source),
@@ -213,7 +214,7 @@ class _Comparing:
         else:
             write_text(output / CHART_FILE, picture)
         name = CHART_FILE if picture else None
-        page = document(self._head(), self.results.dense, sections, decoder=decoder, picture=name)
+        page = document(self._facts(), self.results.dense, sections, decoder=decoder, picture=name)
         write_text(output / MARKDOWN_FILE, page)
         return Comparison(output, dense, tuple(rows), sections)
 
@@ -240,6 +241,6 @@ def _outcome(run: Run) -> str:
     return f"perplexity {run.perplexity:.2f}, {run.removed:.1%} removed in {run.seconds:.1f} s"
 
 
-def _public(message: str) -> str:
+def _without_folders(message: str) -> str:
     """A message without folders of this machine and in one line."""
     return _FOLDERS.sub("", " ".join(message.split()))

@@ -124,7 +124,7 @@ class Results:
 
         return load_results(folder / JSON_FILE, "comparison", parse) or cls(folder)
 
-    def save(self, head: dict[str, Any], rows: Sequence[Row]) -> None:
-        """Write compare.json whole or not at all; ``head`` and ``rows`` are those of the running command."""
+    def save(self, facts: dict[str, Any], rows: Sequence[Row]) -> None:
+        """Write compare.json whole or not at all; ``facts`` and ``rows`` are those of the running command."""
         parts = {"rows": [asdict(row) for row in rows], "runs": [asdict(run) for run in self.runs.values()]}
-        save_results(self.folder / JSON_FILE, {**head, "dense": self.dense, **parts})
+        save_results(self.folder / JSON_FILE, {**facts, "dense": self.dense, **parts})

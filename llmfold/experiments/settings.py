@@ -107,8 +107,8 @@ class Settings(Measuring):
 
     def command(self) -> str:
         """The command line of this comparison, files by their names only."""
-        told = (pair for pair in options_in_order(self) if pair[1].group != AGAIN)
-        return shlex.join(["llmfold", "compare", *command_words(told, vars(self), self._spell)])
+        deciding = (pair for pair in options_in_order(self) if pair[1].group != AGAIN)
+        return shlex.join(["llmfold", "compare", *command_words(deciding, vars(self), self._spell)])
 
     def _spell(self, name: str, value: Any) -> str:
         if name in AMOUNTS:

@@ -84,7 +84,7 @@ def _failures(section: Section) -> list[str]:
 
 
 def document(
-    head: Mapping[str, Any],
+    facts: Mapping[str, Any],
     dense: Mapping[str, Any],
     sections: Sequence[Section],
     *,
@@ -94,7 +94,7 @@ def document(
     """The page of a comparison, compare.md: its tables with everything that a reader needs to check them.
 
     Args:
-        head: model, command, versions and machine, as in compare.json.
+        facts: model, command, versions and machine, as in compare.json.
         dense: protocols, as in compare.json.
         sections: one table for every amount.
         decoder: whether fractions are of the decoder layers' parameters.
@@ -104,7 +104,7 @@ def document(
         Markdown.
     """
     tables = [(section.heading, _rows(section, _columns(decoder)), _failures(section)) for section in sections]
-    return render("comparison.md", comparison=head, dense=dense, tables=tables, picture=picture)
+    return render("comparison.md", comparison=facts, dense=dense, tables=tables, picture=picture)
 
 
 def terminal(section: Section, *, decoder: bool) -> RenderableType:

@@ -24,7 +24,7 @@ from llmfold.checkpoint import JOURNAL_FILE, MARKER_FILE, Checkpoint
 from llmfold.checkpoint.base_card import CARD_FILE
 from llmfold.checkpoint.paths import regular_file
 from llmfold.errors import CheckpointError, HubError, OutputError, UsageError
-from llmfold.hub.errors import explained, is_passing
+from llmfold.hub.errors import explain, is_transient
 from llmfold.records.fold import REPORT_FILE, FoldRecord
 from llmfold.records.saved import load_record
 from llmfold.report import card
@@ -112,7 +112,7 @@ def push(folder: Path, target: Target, *, quiet: bool = False) -> str:
         if not quiet:
             print(listing(folder, files))
         try:
-            with _in_words(target, resume):
+            with _explained(target, resume):
                 _retried(lambda: _create_repository(api, target))
                 _retried(lambda: _send_files(api, folder, files, target))
         except KeyboardInterrupt as stop:
@@ -218,7 +218,7 @@ def check_login(target: Target, resume: str = "run the same command again") -> H
             f"there is no token to push to {target.repo_id} with: log in with `hf auth login`, or set HF_TOKEN"
         )
     api = HfApi(token=token)
-    with _in_words(target, resume):
+    with _explained(target, resume):
         account = _retried(api.whoami)
     access = (account.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
@@ -232,18 +232,18 @@ def _retried(step: Callable[[], Result]) -> Result:
         try:
             return step()
         except Exception as error:  # by version the client raises errors of requests, httpx, httpx2 or hf_xet
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
             time.sleep(PAUSE * attempt)
     return step()
 
 
 @contextmanager
-def _in_words(target: Target, resume: str) -> Iterator[None]:
+def _explained(target: Target, resume: str) -> Iterator[None]:
     """Raise what the client raises as a sentence."""
     try:
         yield
     except (HubError, OutputError):
         raise
     except Exception as error:  # see _retried
-        raise explained(error, target.repo_id, resume) from error
+        raise explain(error, target.repo_id, resume) from error

@@ -59,9 +59,9 @@ def plain(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``, about ``wanted`` of them."""
-    raw = (high - low) / max(wanted, 1) or 1.0
+def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers from ``low`` to ``high``, about ``count`` of them."""
+    raw = (high - low) / max(count, 1) or 1.0
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -79,21 +79,21 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks if len(ticks) >= 3 else linear_ticks(low, high)
 
 
-def spaced(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spaced(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move heights apart until neighbours are ``gap`` apart, as little as that takes and within [low, high].
 
     Where there is no room for all, they overlap beyond ``high``.
     """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
     blocks: list[tuple[float, list[int]]] = []  # height of the first label, and the labels that stand below it
     for index in order:
-        blocks.append((wanted[index], [index]))
+        blocks.append((heights[index], [index]))
         while len(blocks) > 1 and blocks[-2][0] + gap * len(blocks[-2][1]) > blocks[-1][0]:
             members = blocks[-2][1] + blocks[-1][1]
             del blocks[-2:]
-            start = sum(wanted[m] - gap * place for place, m in enumerate(members)) / len(members)
+            start = sum(heights[m] - gap * place for place, m in enumerate(members)) / len(members)
             blocks.append((max(low, min(start, high - gap * (len(members) - 1))), members))
-    placed = [0.0] * len(wanted)
+    placed = [0.0] * len(heights)
     floor = low
     for start, members in blocks:
         for place, member in enumerate(members):

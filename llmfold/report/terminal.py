@@ -112,10 +112,10 @@ def _layer_table(report: FoldRecord) -> Table:
             return ("", "", "", "")
         return (row.widths, *(map(str, (row.repair if repaired else row.clusters) or ("", "", ""))))
 
-    shown = 9 if repaired else 8  # the inertia of heads has no room
+    columns = 9 if repaired else 8  # the inertia of heads has no room
     rows = [["layer", "MLP", *heading, "heads", *heading]]
     rows += [[str(index), *cells(mlp), *cells(heads)] for index, (mlp, heads) in enumerate(pairs)]
-    return rich_table(without_empty_columns([row[:shown] for row in rows]), words=0, padding=(0, 1))
+    return rich_table(without_empty_columns([row[:columns] for row in rows]), words=0, padding=(0, 1))
 
 
 def report_table(report: FoldRecord) -> RenderableType:
