@@ -1,7 +1,6 @@
 """The numbers of an evaluation: Markdown for repositories, rich for the terminal; the dense model stands first."""
 
 from collections.abc import Iterator
-from itertools import chain
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -87,8 +86,10 @@ def document(evaluation: Evaluation) -> str:
 
 def terminal(evaluation: Evaluation) -> RenderableType:
     """The tables for a terminal."""
-    tables = [(rich_table(rows, no_wrap=False), Text()) for rows in _tables(evaluation)]
-    return Group(*chain(*tables), *(Text(note, style="dim") for note in notes(evaluation)))
+    parts: list[RenderableType] = []
+    for rows in _tables(evaluation):
+        parts += [rich_table(rows, no_wrap=False), Text()]
+    return Group(*parts, *(Text(note, style="dim") for note in notes(evaluation)))
 
 
 def _tables(evaluation: Evaluation) -> list[list[list[str]]]:
