@@ -28,8 +28,8 @@ def prepare_afterwards(config: FoldConfig) -> Suite:
 
 
 @contextmanager
-def finished(outputs: Sequence[Path]) -> Iterator[None]:
-    """Have whatever ends the measurement of published folds say that they stand, since running again would not."""
+def errors_name_outputs(outputs: Sequence[Path]) -> Iterator[None]:
+    """Errors and interrupts inside say where the published folds are: running the fold again would not measure them."""
     places = " and ".join(map(str, outputs))
     stands = f"the fold is finished and stands at {places}: llmfold eval measures it, llmfold push pushes it"
     try:
@@ -40,7 +40,7 @@ def finished(outputs: Sequence[Path]) -> Iterator[None]:
         raise type(error)(f"{error}; {stands}") from error
 
 
-def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, say: Callable[[str], None]) -> None:
+def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, notify: Callable[[str], None]) -> None:
     """Measure the published fold, and write its report anew where that found anything.
 
     The fold stands whatever happens here. Fidelity alone is left out where the dense model does not fit in memory:
@@ -50,7 +50,7 @@ def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, say
         report: of the fold; told what was measured.
         config: of the fold.
         suite: of :func:`prepare_afterwards`.
-        say: told what begins.
+        notify: told what begins.
 
     Raises:
         LlmfoldError: a model that cannot be run, a task that cannot be scored.
@@ -67,15 +67,12 @@ def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, say
         ]
     start = time.perf_counter()
     if tokens or not suite.empty:
-        found = evaluate(_settings(config, report, tokens), say=say, suite=suite, limit=limit)
-        report.quality = found.to_dict()
-        if tokens and not found.samples:
+        evaluation = evaluate(_settings(config, report, tokens), notify=notify, suite=suite, limit=limit)
+        report.quality = evaluation.to_dict()
+        if tokens and not evaluation.samples:
             report.notes = ["no prompt was continued by the two models, since there is no tokenizer that fits them"]
-        report.warnings = [
-            warning
-            for warning in (report.data.get("warning"), found.fidelity.warning if found.fidelity else None)
-            if warning
-        ]
+        far = evaluation.fidelity.warning if evaluation.fidelity else None
+        report.warnings = [warning for warning in (report.data.get("warning"), far) if warning]
     report.seconds[AFTERWARDS] = time.perf_counter() - start
     save_report(report, report.output)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmfold.afterwards import finished, measure_afterwards, prepare_afterwards
+from llmfold.afterwards import errors_name_outputs, measure_afterwards, prepare_afterwards
 from llmfold.config import FoldConfig, LayerOverride, sweep_configs
 from llmfold.errors import UsageError
 from llmfold.hub.push import Target, push
@@ -112,7 +112,7 @@ def fold_configs(
     with shown(announce) as listener:
         records = work(configs, listener, save_report)
         if leads():
-            with finished([record.output for record in records]):
+            with errors_name_outputs([record.output for record in records]):
                 for record, config in zip(records, configs, strict=True):
                     measure_afterwards(record, config, suite, listener.stage)
     return [FoldReport.of(record) for record in records]

@@ -32,7 +32,7 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for failures, 2 for usage, 130 for Ctrl-C."""
     from llmfold.errors import LlmfoldError, UsageError
-    from llmfold.runtime.launch import launched, speaks
+    from llmfold.runtime.launch import launched
 
     _show_any_letter()
     try:
@@ -51,16 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError("only folding is what several processes can share; all else runs in one")
         command.run(options)
     except LlmfoldError as error:
-        if speaks(error):
-            _complain(str(error), debug)
+        _complain(error, str(error), debug)
         return error.exit_code
     except KeyboardInterrupt as stop:
-        if speaks(stop):
-            _complain(str(stop) or command.interrupted, debug)
+        _complain(stop, str(stop) or command.interrupted, debug)
         return INTERRUPTED
     except Exception as error:  # a person at the prompt gets a sentence, whatever broke
-        if speaks(error):
-            _complain(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)
+        _complain(error, f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)
         return 1
     return 0
 
@@ -78,7 +75,12 @@ def _show_any_letter() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _complain(message: str, debug: bool) -> None:
+def _complain(error: BaseException, message: str, debug: bool) -> None:
+    """Print a message in one line, from the process that speaks of ``error`` where there are several."""
+    from llmfold.runtime.launch import speaks
+
+    if not speaks(error):
+        return
     if debug:
         traceback.print_exc()
     print(f"llmfold: {' '.join(message.split())}", file=sys.stderr)

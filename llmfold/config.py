@@ -9,22 +9,8 @@ from typing import Any, Literal
 
 from llmfold.effort import DEFAULT_EFFORT, EFFORTS
 from llmfold.errors import UsageError
-from llmfold.options import (
-    ANYTHING,
-    FRACTION,
-    SWITCH,
-    TEXT,
-    check_options,
-    choice,
-    integer,
-    is_integer,
-    number,
-    numbers,
-    one_of,
-    option,
-    options_of,
-    spelled,
-)
+from llmfold.kinds import ANYTHING, FRACTION, SWITCH, TEXT, choice, integer, is_integer, number, one_of
+from llmfold.options import check_options, numbers, option, options_of, spelled
 from llmfold.registry import SELF_DATA, MethodFacts, Parallel, method_facts, names, users
 from llmfold.sizes import parse_size
 

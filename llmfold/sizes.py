@@ -38,3 +38,11 @@ def human_seconds(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, math.ceil(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def human_count(count: int) -> str:
+    """Render a number of parameters for people: ``3.44 M``, ``6.74 B``."""
+    for size, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)

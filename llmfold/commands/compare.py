@@ -3,7 +3,7 @@
 from typing import Any
 
 from llmfold.commands import Command
-from llmfold.commands.parser import add_talk, tell
+from llmfold.commands.parser import finish, print_progress
 
 INTERRUPTED = "interrupted; run the same command again to go on, finished results are kept"
 _EPILOG = """A method may carry options of its own: self:refine=0 or calibrated:data=OTHER.txt,num_samples=128.
@@ -27,8 +27,7 @@ def add(commands: Any) -> None:
         epilog=_EPILOG,
     )
     add_options(parser, Settings, GROUPS)
-    add_talk(parser)
-    parser.set_defaults(command=Command(run, INTERRUPTED))
+    finish(parser, Command(run, INTERRUPTED))
 
 
 def run(options: dict[str, Any]) -> None:
@@ -44,10 +43,10 @@ def run(options: dict[str, Any]) -> None:
 
     from llmfold.experiments.compare import compare  # takes seconds, which a usage error need not
     from llmfold.experiments.table import terminal
-    from llmfold.report.terminal import print_table
+    from llmfold.report.console import print_table
 
-    found = compare(settings, (lambda _: None) if quiet else tell, debug=debug)
+    comparison = compare(settings, (lambda _: None) if quiet else print_progress, debug=debug)
     if not quiet:
-        for section in found.sections:
+        for section in comparison.sections:
             print_table(terminal(section, decoder=settings.ratio_of == "decoder"))
-        print(f"written: {found.output / 'compare.md'}, compare.json and compare.svg beside it")
+        print(f"written: {comparison.output / 'compare.md'}, compare.json and compare.svg beside it")

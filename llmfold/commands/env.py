@@ -3,7 +3,7 @@
 from typing import Any
 
 from llmfold.commands import Command
-from llmfold.commands.parser import add_talk
+from llmfold.commands.parser import finish
 
 
 def add(commands: Any) -> None:
@@ -13,8 +13,7 @@ def add(commands: Any) -> None:
         help="print versions and machine, for reports of bugs",
         description="Print what decides results: versions, machine, memory, kernels. It names no user and no folder.",
     )
-    add_talk(parser)
-    parser.set_defaults(command=Command(run))
+    finish(parser, Command(run))
 
 
 def run(options: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfold.commands import Command
-from llmfold.commands.parser import add_talk, tell
+from llmfold.commands.parser import finish, print_progress
 
 INTERRUPTED = "interrupted; with --output, the same command goes on after the last finished task"
 _EPILOG = """tasks, with commas between:
@@ -34,8 +34,7 @@ def add(commands: Any) -> None:
     )
     add_options(parser, EvaluationSettings, GROUPS)
     parser.add_argument("--output", type=Path, help="JSON file to write, with Markdown beside it")
-    add_talk(parser)
-    parser.set_defaults(command=Command(run, INTERRUPTED))
+    finish(parser, Command(run, INTERRUPTED))
 
 
 def run(options: dict[str, Any]) -> None:
@@ -52,14 +51,14 @@ def run(options: dict[str, Any]) -> None:
     settings = EvaluationSettings(**options)
 
     from llmfold.evaluation.evaluate import evaluate  # takes seconds, which a usage error need not
+    from llmfold.report.console import print_table
     from llmfold.report.scoreboard import document, terminal
-    from llmfold.report.terminal import print_table
     from llmfold.runtime.storage import write_text
 
-    found = evaluate(settings, output, (lambda _: None) if quiet else tell)
+    evaluation = evaluate(settings, output, (lambda _: None) if quiet else print_progress)
     if output is not None:
-        write_text(output.with_suffix(".md"), document(found))
+        write_text(output.with_suffix(".md"), document(evaluation))
     if not quiet:
-        print_table(terminal(found))
-    if found.failures:
-        raise LlmfoldError(found.failures[0])
+        print_table(terminal(evaluation))
+    if evaluation.failures:
+        raise LlmfoldError(evaluation.failures[0])

@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from llmfold.commands import Command
-from llmfold.commands.parser import TALK, Parser, add_talk
+from llmfold.commands.parser import TALK, Parser, finish
 
 if TYPE_CHECKING:
     from llmfold.config import FoldConfig
@@ -26,27 +26,28 @@ _INTERRUPTED = "interrupted; run the same command again to resume at the last wh
 
 def add(commands: Any) -> None:
     """Describe both commands, whose options are the same."""
-    _describe(
-        commands.add_parser(
-            "fold",
-            usage="llmfold [fold] --model MODEL --ratio RATIO [options]",
-            help="make a model smaller (the command may be left out)",
-            description="Make a large language model smaller with no data and no fine-tuning.",
-            epilog=_FOLD,
-        )
-    ).set_defaults(command=Command(_fold_or_plan, _INTERRUPTED, shared=True))
-    _describe(
-        commands.add_parser(
-            "plan",
-            usage="llmfold plan --model MODEL --ratio RATIO [options]",
-            help="widths, sizes, memory and time of a fold, without doing it",
-            description="Say what a fold would do and what it would cost on this machine.",
-            epilog=_PLAN,
-        )
-    ).set_defaults(command=Command(_fold_or_plan, _INTERRUPTED, shared=True), dry_run=True)
+    command = Command(_fold_or_plan, _INTERRUPTED, shared=True)
+    fold = commands.add_parser(
+        "fold",
+        usage="llmfold [fold] --model MODEL --ratio RATIO [options]",
+        help="make a model smaller (the command may be left out)",
+        description="Make a large language model smaller with no data and no fine-tuning.",
+        epilog=_FOLD,
+    )
+    plan = commands.add_parser(
+        "plan",
+        usage="llmfold plan --model MODEL --ratio RATIO [options]",
+        help="widths, sizes, memory and time of a fold, without doing it",
+        description="Say what a fold would do and what it would cost on this machine.",
+        epilog=_PLAN,
+    )
+    plan.set_defaults(dry_run=True)
+    for parser in (fold, plan):
+        _add_options(parser)
+        finish(parser, command)
 
 
-def _describe(parser: Parser) -> Parser:
+def _add_options(parser: Parser) -> None:
     from llmfold.config import GROUPS, FoldConfig
     from llmfold.options import add_options
 
@@ -60,8 +61,6 @@ def _describe(parser: Parser) -> Parser:
     run.add_argument("--private", action="store_true", help="push to a private repository")
     run.add_argument("--hub-revision", metavar="BRANCH", help="branch to push to (default: main)")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop, like 'llmfold plan'")
-    add_talk(parser)
-    return parser
 
 
 def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
@@ -126,11 +125,12 @@ def _fold_or_plan(options: dict[str, Any]) -> None:
 def _show_plans(configs: "list[FoldConfig]") -> "list[FoldPlan]":
     from llmfold.pipeline.estimate import estimate
     from llmfold.pipeline.opening import plan_from_config
-    from llmfold.report.terminal import plan_table, print_table
+    from llmfold.report.console import print_table
+    from llmfold.report.terminal import plan_table
 
     plans = [plan_from_config(config) for config in configs]
-    for made in plans:
-        print_table(plan_table(made, estimate(made)))
+    for plan in plans:
+        print_table(plan_table(plan, estimate(plan)))
     return plans
 
 
@@ -143,7 +143,8 @@ def _plan(configs: "list[FoldConfig]") -> None:
 
 
 def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) -> None:
-    from llmfold.report.terminal import plan_table, print_table, report_table
+    from llmfold.report.console import print_table
+    from llmfold.report.terminal import plan_table, report_table
     from llmfold.runtime.launch import launched, leads
 
     def announce(plan: "FoldPlan") -> None:

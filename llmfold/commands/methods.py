@@ -4,7 +4,7 @@ import textwrap
 from typing import Any
 
 from llmfold.commands import Command
-from llmfold.commands.parser import add_talk
+from llmfold.commands.parser import finish
 from llmfold.registry import MethodFacts
 
 
@@ -15,8 +15,7 @@ def add(commands: Any) -> None:
         help="list the methods of folding and pruning",
         description="List the methods, what each needs, and which options only it uses.",
     )
-    add_talk(parser)
-    parser.set_defaults(command=Command(run))
+    finish(parser, Command(run))
 
 
 def run(options: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from llmfold.commands import Command
+
 TALK = "the run"
 
 
@@ -37,14 +39,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"llmfold: {message} (see {self.prog} --help)\n")
 
 
-def add_talk(parser: argparse.ArgumentParser) -> None:
-    """Options of what is printed."""
+def finish(parser: argparse.ArgumentParser, command: Command) -> None:
+    """Add the options of what is printed, which all commands have, and name the command that the parser leads to."""
     talk = next((group for group in parser._action_groups if group.title == TALK), None)
     talk = talk or parser.add_argument_group(TALK)
     talk.add_argument("--quiet", action="store_true", help="print errors only")
     talk.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.set_defaults(command=command)
 
 
-def tell(message: str) -> None:
-    """Progress, on standard error."""
+def print_progress(message: str) -> None:
+    """Print what a command is about to do to standard error."""
     print(message, file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfold.commands import Command
-from llmfold.commands.parser import add_talk
+from llmfold.commands.parser import finish
 
 INTERRUPTED = "interrupted; run the same command again to go on, what has arrived is kept"
 _EPILOG = """The token is the one of `hf auth login`, or HF_TOKEN. A push that broke off goes on when it is run again.
@@ -28,8 +28,7 @@ def add(commands: Any) -> None:
     parser.add_argument("repo_id", metavar="USER/NAME", help="repository on the hub; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to; created if it does not exist")
-    add_talk(parser)
-    parser.set_defaults(command=Command(run, INTERRUPTED))
+    finish(parser, Command(run, INTERRUPTED))
 
 
 def run(options: dict[str, Any]) -> None:

@@ -11,31 +11,30 @@ from accelerate.utils import find_executable_batch_size
 
 from llmfold.checkpoint import Checkpoint, Source
 from llmfold.checkpoint.locate import locate, public_name
-from llmfold.data.texts import Text
 from llmfold.data.tokens import digest
 from llmfold.environment import versions
 from llmfold.errors import LlmfoldError
+from llmfold.evaluation.cache import ResultCache, cache_key
 from llmfold.evaluation.defaults import AUTO, BATCH
+from llmfold.evaluation.dense_comparison import DenseComparison
 from llmfold.evaluation.fidelity import Fidelity
-from llmfold.evaluation.judge import Judge
-from llmfold.evaluation.keys import key_of
 from llmfold.evaluation.loading import Loading, fits, opened
 from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.perplexity import Perplexity, Windows, text_windows
 from llmfold.evaluation.samples import Sample
-from llmfold.evaluation.scores import Evaluation, Finished, ModelScores, task_score
+from llmfold.evaluation.scores import Evaluation, ModelScores, task_score
 from llmfold.evaluation.speed import SpeedSettings, speed
 from llmfold.evaluation.suite import Suite, prepare
 from llmfold.runtime.devices import pick_device
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 _DECIDING = ("llmfold", "torch", "transformers", "lm-eval")
 
 
 def evaluate(
     settings: EvaluationSettings,
     output: Path | None = None,
-    say: Say = lambda _: None,
+    notify: Notify = lambda _: None,
     suite: Suite | None = None,
     limit: int | None = None,
 ) -> Evaluation:
@@ -44,103 +43,93 @@ def evaluate(
     Args:
         settings: what to measure.
         output: JSON file for the results, saved after every task; what it holds already is not measured again.
-        say: told what begins.
+        notify: told what begins.
         suite: of these settings, where its data was found before.
         limit: most bytes that a model may take; None for what is free.
 
     Raises:
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
-    finished = Finished(output)
+    results = ResultCache(output)
     suite = suite or prepare(settings.tasks, text=settings.text, data_dir=settings.data_dir, limit=settings.limit)
-    run = _Evaluating(settings, suite, finished, say, limit)
-    run.judge()
+    run = _Run(settings, suite, results, notify, limit)
+    run.compare()
     run.zero_shot()
     if suite.speed:
         run.time()
-    finished.save(run.found.to_dict())
-    return run.found
+    results.save(run.evaluation.to_dict())
+    return run.evaluation
 
 
-class _Evaluating:
-    """One evaluation; every result goes through ``finished``, under a key of all that decides it."""
+class _Run:
+    """One evaluation; every result goes through ``results``, under a key of all that decides it."""
 
     def __init__(
-        self, settings: EvaluationSettings, suite: Suite, finished: Finished, say: Say, limit: int | None
+        self, settings: EvaluationSettings, suite: Suite, results: ResultCache, notify: Notify, limit: int | None
     ) -> None:
-        self.settings, self.suite, self.finished, self.say = settings, suite, finished, say
+        self.settings, self.suite, self.results, self.notify = settings, suite, results, notify
         self.source = locate(settings.model)
         self.dense = locate(settings.against, settings.against_revision) if settings.against else None
         folders = [source.folder for source in (self.source, self.dense) if source]
         self.loading = Loading.of(settings.compute_dtype, pick_device(settings.device), *folders, limit=limit)
-        self.found = Evaluation(
+        self.evaluation = Evaluation(
             ModelScores(public_name(self.source)),
             ModelScores(public_name(self.dense)) if self.dense else None,
             compute_dtype=self.loading.words,
             command=settings.command(),
         )
 
-    def judge(self) -> None:
+    def compare(self) -> None:
         """Perplexity of both models, and the fidelity of one to the other."""
-        settings = self.settings
-        windows = self._windows(self.suite.text) if self.suite.text else None
+        settings, evaluation, text = self.settings, self.evaluation, self.suite.text
+        windows = text_windows(self.source.folder, text, **settings.cut()) if text else None
         tokens = settings.fidelity_tokens if self.dense else 0
         if windows is None and not tokens:
             return
         cut = windows and [windows.protocol, digest(windows.tokens)]
         key = self._key("judge", [cut, tokens], self.source, self.dense)
-        found = self.finished.get(key, lambda: self._judge(windows, tokens))
-        perplexities = {name: Perplexity(**value) for name, value in found["perplexity"].items()}
-        self.found.model.perplexity = perplexities.get("model")
-        if self.found.dense:
-            self.found.dense.perplexity = perplexities.get("dense")
-        if found["fidelity"]:
-            self.found.fidelity = Fidelity(**found["fidelity"])
-            self.found.fidelity_protocol = found["fidelity_protocol"]
-        self.found.samples = [Sample(**sample) for sample in found.get("samples", ())]
+        result = self.results.get(key, lambda: self._compare(windows, tokens))
+        perplexities = {name: Perplexity(**value) for name, value in result["perplexity"].items()}
+        evaluation.model.perplexity = perplexities.get("model")
+        if evaluation.dense:
+            evaluation.dense.perplexity = perplexities.get("dense")
+        if result["fidelity"]:
+            evaluation.fidelity = Fidelity(**result["fidelity"])
+            evaluation.fidelity_protocol = result["fidelity_protocol"]
+        evaluation.samples = [Sample(**sample) for sample in result.get("samples", ())]
 
-    def _windows(self, text: Text) -> Windows:
-        settings = self.settings
-        return text_windows(
-            self.source.folder,
-            text,
-            length=settings.sequence_length,
-            stride=settings.stride,
-            limit=settings.windows,
-        )
-
-    def _judge(self, windows: Windows | None, tokens: int) -> dict[str, Any]:
-        reference = self.dense or self.source
+    def _compare(self, windows: Windows | None, tokens: int) -> dict[str, Any]:
+        dense = (self.dense or self.source).folder
 
         def measure(batch: int) -> dict[str, Any]:
-            writes = bool(tokens) and fits(reference.folder, self.loading)  # offloaded, it is read for every token
-            judge = Judge(
-                reference.folder, windows, self.loading, batch=batch, tokens=tokens, writes=writes, say=self.say
+            prompts = bool(tokens) and fits(dense, self.loading)  # offloaded, it is read for every token
+            comparison = DenseComparison(
+                dense, windows, self.loading, batch=batch, tokens=tokens, prompts=prompts, notify=self.notify
             )
-            verdict = judge.dense()
-            perplexity = {"dense" if self.dense else "model": verdict.perplexity}
+            scores = comparison.dense()
+            perplexity = {"dense" if self.dense else "model": scores.perplexity}
             fidelity = None
             if self.dense:
-                self.say(f"measuring {self.found.model.name}")
-                verdict = judge.measure(self.source.folder, remote_code=self.settings.trust_remote_code)
-                perplexity["model"], fidelity = verdict.perplexity, verdict.fidelity
+                self.notify(f"measuring {self.evaluation.model.name}")
+                scores = comparison.measure(self.source.folder, remote_code=self.settings.trust_remote_code)
+                perplexity["model"], fidelity = scores.perplexity, scores.fidelity
             return {
                 "perplexity": {name: asdict(value) for name, value in perplexity.items() if value},
                 "fidelity": asdict(fidelity) if fidelity else None,
-                "fidelity_protocol": judge.fidelity_protocol(),
-                "samples": [asdict(sample) for sample in judge.samples(verdict)] if self.dense else [],
+                "fidelity_protocol": comparison.fidelity_protocol(),
+                "samples": [asdict(sample) for sample in comparison.samples(scores)] if self.dense else [],
             }
 
         if self.settings.batch_size == AUTO:
-            found: dict[str, Any] = find_executable_batch_size(measure, starting_batch_size=BATCH)()
-            return found
+            result: dict[str, Any] = find_executable_batch_size(measure, starting_batch_size=BATCH)()
+            return result
         return measure(int(self.settings.batch_size))
 
     def zero_shot(self) -> None:
         """All tasks of the dense model, then all of the model."""
-        if self.dense and self.found.dense:
-            self._zero_shot(self.found.dense, self.dense, remote_code=False)
-        self._zero_shot(self.found.model, self.source, remote_code=self.settings.trust_remote_code)
+        if self.dense and self.evaluation.dense:
+            self._zero_shot(self.evaluation.dense, self.dense, remote_code=False)
+        self._zero_shot(self.evaluation.model, self.source, remote_code=self.settings.trust_remote_code)
 
     def _zero_shot(self, scores: ModelScores, source: Source, *, remote_code: bool) -> None:
         harness = self.suite.harness
@@ -149,17 +138,15 @@ class _Evaluating:
             model = cache(lambda: stack.enter_context(opened(source.folder, self.loading, remote_code=remote_code)))
 
             def measure(name: str) -> dict[str, Any]:
-                self.say(f"{name}: {scores.name}")
+                self.notify(f"{name}: {scores.name}")
                 return asdict(harness.run(name, model(), source.folder, self.settings.batch_size))
 
             for name in harness.names:
                 key = self._key("task", harness.key(name), source)
                 try:
-                    found = self.finished.get(key, partial(measure, name))
+                    scores.tasks[name] = task_score(self.results.get(key, partial(measure, name)))
                 except LlmfoldError as error:  # one task must not take the others with it
-                    self.found.failures.append(str(error))
-                    continue
-                scores.tasks[name] = task_score(found)
+                    self.evaluation.failures.append(str(error))
 
     def time(self) -> None:
         """Both models side by side, as stored, which is how most will run them, and in the dtype of the evaluation.
@@ -167,16 +154,16 @@ class _Evaluating:
         Never taken from an earlier run: another hour is another machine.
         """
         assert self.dense is not None
-        self.say("timing both models in turn")
+        self.notify("timing both models in turn")
         settings = self.settings
         timed = SpeedSettings(settings.speed_batch_size, settings.prompt_tokens, settings.new_tokens, settings.rounds)
         folders, remote_code = (self.source.folder, self.dense.folder), settings.trust_remote_code
-        self.found.speed = speed(*folders, replace(self.loading, dtype=None), timed, remote_code=remote_code)
+        self.evaluation.speed = speed(*folders, replace(self.loading, dtype=None), timed, remote_code=remote_code)
         if {Checkpoint.open(folder).dtype for folder in folders} != {self.loading.dtype}:
-            self.found.computed_speed = speed(*folders, self.loading, timed, remote_code=remote_code)
+            self.evaluation.computed_speed = speed(*folders, self.loading, timed, remote_code=remote_code)
 
-    def _key(self, what: str, options: list[Any], *sources: Source | None) -> str:
+    def _key(self, kind: str, options: list[Any], *sources: Source | None) -> str:
         models = [source and Checkpoint.open(source.folder).fingerprint() for source in sources]
-        found = versions(*_DECIDING)
+        packages = versions(*_DECIDING)
         place = [self.loading.words, str(self.loading.device), self.settings.trust_remote_code]
-        return f"{what}-{key_of(options, models, place, [found[name] for name in _DECIDING])}"
+        return f"{kind}-{cache_key(options, models, place, [packages[name] for name in _DECIDING])}"

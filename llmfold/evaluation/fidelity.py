@@ -4,9 +4,10 @@ Each model runs once. Final hidden states are kept, not logits, which are larger
 turns them into logits a few positions at a time. So the two models are never in memory together.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,25 +109,22 @@ def reference(folder: Path, model: Any, tokens: Tensor, *, batch: int = 8) -> Re
 @contextmanager
 def _traced(model: Any) -> Iterator[list[Tensor]]:
     """Gather, on the CPU, the hidden states of the first few sequences after every decoder layer as the model runs."""
-    found: list[list[Tensor]] = [[] for _ in model.base_model.layers]
-    whole: list[Tensor] = []
+    batches: list[list[Tensor]] = [[] for _ in model.base_model.layers]
+    hidden: list[Tensor] = []
 
-    def keeping(kept: list[Tensor]) -> Callable[[Any, Any, Any], None]:
-        def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            missing = _TRACED - sum(map(len, kept))
-            if missing:
-                kept.append((output[0] if isinstance(output, tuple) else output)[:missing].cpu())
+    def keep(kept: list[Tensor], _module: Any, _inputs: Any, output: Any) -> None:
+        missing = _TRACED - sum(map(len, kept))
+        if missing:
+            kept.append((output[0] if isinstance(output, tuple) else output)[:missing].cpu())
 
-        return keep
-
-    layers = zip(model.base_model.layers, found, strict=True)
-    hooks = [layer.register_forward_hook(keeping(kept)) for layer, kept in layers]
+    layers = zip(model.base_model.layers, batches, strict=True)
+    hooks = [layer.register_forward_hook(partial(keep, kept)) for layer, kept in layers]
     try:
-        yield whole
+        yield hidden
     finally:
         for hook in hooks:
             hook.remove()
-    whole.extend(map(torch.cat, found))
+    hidden.extend(map(torch.cat, batches))
 
 
 def _layer_errors(dense: Sequence[Tensor], model: Sequence[Tensor]) -> list[float]:
@@ -156,9 +154,9 @@ def fidelity(dense: Reference, model: Any, *, batch: int = 8) -> Fidelity:
                     "compare a model with the one it was folded from"
                 )
             pairs = zip(torch.split(hidden.flatten(0, 1), rows), torch.split(logits.flatten(0, 1), rows), strict=True)
-            for known, found in pairs:
-                p = cast_linear(known.to(head.device), head).float().log_softmax(-1)
-                q = found.to(head.device).float().log_softmax(-1)
+            for states, model_logits in pairs:
+                p = cast_linear(states.to(head.device), head).float().log_softmax(-1)
+                q = model_logits.to(head.device).float().log_softmax(-1)
                 total += float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).double().sum())
                 agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
     count = dense.tokens.numel()

@@ -29,14 +29,11 @@ class Loading:
         dtype: in which they compute; None for the dtype that each is stored in.
         device: where they run.
         limit: most bytes that a model may take; None for what is free.
-        options: further arguments of ``from_pretrained``, such as ``device_map`` and ``max_memory``; a ``device_map``
-            here takes the place of llmfold's own decision.
     """
 
     dtype: torch.dtype | None = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     limit: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, device: torch.device, *folders: Path, limit: int | None = None) -> "Loading":
@@ -85,15 +82,12 @@ def placed(folder: Path, loading: Loading) -> Iterator[dict[str, Any]]:
     What is offloaded to disk lies in a temporary folder that goes away on leaving.
     """
     with tempfile.TemporaryDirectory(prefix="llmfold-offload-") as scratch:
-        offloading = {"device_map": "auto", "offload_folder": scratch, "max_memory": _rooms()}
-        if "device_map" in loading.options:
-            yield {**offloading, **loading.options}
-        elif fits(folder, loading):
-            yield loading.options
+        if fits(folder, loading):
+            yield {}
         elif fits(folder, replace(loading, dtype=None)):
-            yield {"as_stored": True, **loading.options}
+            yield {"as_stored": True}
         else:
-            yield {**offloading, **loading.options}
+            yield {"device_map": "auto", "offload_folder": scratch, "max_memory": _rooms()}
 
 
 def fits(folder: Path, loading: Loading) -> bool:

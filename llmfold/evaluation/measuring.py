@@ -5,15 +5,16 @@ from typing import Any
 
 from llmfold.config import COMPUTE_DTYPE
 from llmfold.evaluation.defaults import FIDELITY_TOKENS
-from llmfold.options import TEXT, Option, integer, option
+from llmfold.kinds import TEXT, integer
+from llmfold.options import Option, option, options_of
 
 MEASURING = "measuring"
 HEADING = {MEASURING: "how to measure"}
 
 
-def measuring_last(said: "tuple[Field[Any], Option]") -> bool:
-    """Key that puts these options behind those of the command itself."""
-    return said[1].group == MEASURING
+def options_in_order(cls: Any) -> "list[tuple[Field[Any], Option]]":
+    """Options of a dataclass, those of measuring behind those of the command itself."""
+    return sorted(options_of(cls), key=lambda pair: pair[1].group == MEASURING)
 
 
 def compute_dtype(default: str) -> Any:
@@ -38,3 +39,7 @@ class Measuring:
         MEASURING,
         FIDELITY_TOKENS,
     )
+
+    def cut(self) -> dict[str, int | None]:
+        """How a text is cut, as arguments of :func:`llmfold.evaluation.perplexity.text_windows`."""
+        return {"length": self.sequence_length, "stride": self.stride, "limit": self.windows}

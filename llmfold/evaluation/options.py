@@ -6,20 +6,9 @@ from dataclasses import dataclass
 
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import AUTO, SPEED
-from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, measuring_last
-from llmfold.options import (
-    ANYTHING,
-    SWITCH,
-    TEXT,
-    Kind,
-    check_options,
-    flag,
-    integer,
-    is_integer,
-    option,
-    options_of,
-    public_file,
-)
+from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, options_in_order
+from llmfold.kinds import ANYTHING, SWITCH, TEXT, Kind, integer, is_integer
+from llmfold.options import check_options, command_words, option, public_file
 
 WHAT, TIMED = "what", "timed"
 GROUPS = {WHAT: "what to measure", **HEADING, TIMED: "the task speed"}
@@ -73,10 +62,5 @@ class EvaluationSettings(Measuring):
 
     def command(self) -> str:
         """The command line of this evaluation, files and folders by their names only."""
-        words = ["llmfold", "eval"]
-        for field, _ in sorted(options_of(self), key=measuring_last):
-            value = getattr(self, field.name)
-            if value == field.default:
-                continue
-            words += [flag(field.name), *([] if value is True else [public_file(str(value))])]
-        return shlex.join(words)
+        words = command_words(options_in_order(self), vars(self), lambda _, value: public_file(str(value)))
+        return shlex.join(["llmfold", "eval", *words])

@@ -9,7 +9,6 @@ Not handled: word or byte perplexity (lm-eval's), which divide by another count.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from llmfold.data.texts import Text
 from llmfold.data.tokens import input_device, load_tokenizer
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import BATCH
-from llmfold.evaluation.loading import Loading, max_positions, opened
+from llmfold.evaluation.loading import max_positions
 from llmfold.runtime.quiet import quiet_transformers
 
 PAPER_LENGTH = 2048
@@ -115,14 +114,13 @@ def _protocol(folder: Path, text: Text, stream: Tensor, tokens: Tensor, stride: 
     )
 
 
-def score(model: Any, windows: Windows, *, batch: int = BATCH, advance: Callable[[], None] | None = None) -> Perplexity:
+def score(model: Any, windows: Windows, *, batch: int = BATCH) -> Perplexity:
     """Perplexity of a loaded model.
 
     Args:
         model: a causal language model of transformers in evaluation mode.
         windows: what to score.
         batch: windows in one forward pass.
-        advance: called after every batch.
 
     Raises:
         CheckpointError: the model computes NaN or infinity.
@@ -136,8 +134,6 @@ def score(model: Any, windows: Windows, *, batch: int = BATCH, advance: Callable
         for row in range(len(part)):  # one window at a time in float32: logits are the largest tensors by far
             loss = F.cross_entropy(logits[row, :-1].float(), targets[row], reduction="none")
             total += float((loss if index == row == 0 else loss[-fresh:]).double().sum())
-        if advance:
-            advance()
     tokens = length - 1 + (count - 1) * fresh
     nll = total / tokens
     if not math.isfinite(nll):
@@ -145,11 +141,3 @@ def score(model: Any, windows: Windows, *, batch: int = BATCH, advance: Callable
     value = math.exp(nll) if nll < 700 else math.inf
     precision = dtype_name(logits.dtype)
     return Perplexity(value, nll, tokens, count, f"{windows.protocol}; {tokens:,} predicted tokens, {precision}")
-
-
-def perplexity(
-    folder: Path, windows: Windows, loading: Loading | None = None, *, batch: int = BATCH, remote_code: bool = False
-) -> Perplexity:
-    """Load the model in ``folder`` and score ``windows`` with it; see :func:`opened` and :func:`score`."""
-    with opened(folder, loading or Loading(), remote_code=remote_code) as model:
-        return score(model, windows, batch=batch)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def find_tokenizer(folder: Path) -> Any | None:
         return None
 
 
-def continued(
+def continue_prompts(
     model: Any, tokenizer: Any, prompts: Sequence[str] = PROMPTS, new_tokens: int = NEW_TOKENS
 ) -> list[str] | None:
     """Continue prompts by the most likely token each time, as plain text.
@@ -57,8 +58,8 @@ def continued(
     vocabulary, positions = model.config.vocab_size, model.config.max_position_embeddings
     if not all(ids) or max(map(max, ids)) >= vocabulary or longest >= positions:
         return None
-    found = greedy(model, ids, min(new_tokens, positions - longest))
-    return [_text(tokenizer, prompt, row) for prompt, row in zip(ids, found, strict=True)]
+    written = greedy(model, ids, min(new_tokens, positions - longest))
+    return [_text(tokenizer, prompt, row) for prompt, row in zip(ids, written, strict=True)]
 
 
 def greedy(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
@@ -73,28 +74,28 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[lis
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache, written = None, []
     for _ in range(count):
-        seen = model(
+        output = model(
             tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         )
-        cache = seen.past_key_values
-        tokens = seen.logits[:, -1].argmax(-1, keepdim=True).to(device)
+        cache = output.past_key_values
+        tokens = output.logits[:, -1].argmax(-1, keepdim=True).to(device)
         written.append(tokens)
         mask, positions = torch.cat((mask, torch.ones_like(tokens)), -1), positions[:, -1:] + 1
-    return [_until(row, _ends(model)) for row in torch.cat(written, -1).cpu()]
+    return [_before_end(row, _end_tokens(model)) for row in torch.cat(written, -1).cpu()]
 
 
-def _ends(model: Any) -> set[int]:
-    found = getattr(model.generation_config, "eos_token_id", None)
-    return set() if found is None else set(found) if isinstance(found, list) else {int(found)}
+def _end_tokens(model: Any) -> set[int]:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return set() if ends is None else set(ends) if isinstance(ends, list) else {int(ends)}
 
 
-def _until(row: Tensor, ends: set[int]) -> list[int]:
+def _before_end(row: Tensor, ends: set[int]) -> list[int]:
     tokens = row.tolist()
     return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def _text(tokenizer: Any, prompt: list[int], written: list[int]) -> str:
     """What was written, with the space that stands before it."""
-    head, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + written))
-    text: str = whole[len(head) :] if whole.startswith(head) else tokenizer.decode(written, skip_special_tokens=True)
-    return text
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    before, whole = decode(prompt), decode(prompt + written)
+    return str(whole.removeprefix(before) if whole.startswith(before) else decode(written))

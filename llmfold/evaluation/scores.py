@@ -1,22 +1,16 @@
-"""What an evaluation found: numbers of one model, of the dense one beside it, and the file that keeps both."""
+"""Results of an evaluation: numbers of one model, and of the dense one beside it."""
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from llmfold.environment import machine_words, versions
-from llmfold.errors import UsageError
 from llmfold.evaluation.fidelity import Fidelity
 from llmfold.evaluation.perplexity import Perplexity
 from llmfold.evaluation.samples import Sample
 from llmfold.evaluation.speed import ModelSpeed, Speed
 from llmfold.evaluation.zeroshot import TaskScore
-from llmfold.runtime.storage import write_text
-
-FORMAT = 1
 
 
 @dataclass
@@ -61,40 +55,17 @@ class Evaluation:
     samples: list[Sample] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """The evaluation as JSON has it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """The inverse of :meth:`to_dict`."""
-        fidelity = content["fidelity"]
-        return cls(
-            _scores(content["model"]),
-            _scores(content["dense"]) if content["dense"] else None,
-            Fidelity(**fidelity) if fidelity else None,
-            content["fidelity_protocol"],
-            _speed(content["speed"]),
-            _speed(content.get("computed_speed")),
-            list(content["failures"]),
-            content.get("compute_dtype"),
-            content["command"],
-            dict(content["versions"]),
-            content["machine"],
-            [Sample(**sample) for sample in content.get("samples", ())],
-        )
-
-
-def _speed(content: Mapping[str, Any] | None) -> Speed | None:
-    if content is None:
-        return None
-    sides = {side: ModelSpeed(**content[side]) for side in ("model", "dense")}
-    return Speed(**{"dtype": "as stored", **content, **sides})
-
-
-def _scores(content: Mapping[str, Any]) -> ModelScores:
-    perplexity = content["perplexity"]
-    tasks = {name: task_score(found) for name, found in content["tasks"].items()}
-    return ModelScores(content["name"], Perplexity(**perplexity) if perplexity else None, tasks)
+        """The inverse of :meth:`to_dict`; what ``content`` holds beside it is not looked at."""
+        values = {each.name: content[each.name] for each in fields(cls) if each.name in content}
+        for name, build in _PARTS.items():
+            if values.get(name):
+                values[name] = build(values[name])
+        return cls(**values)
 
 
 def task_score(content: Mapping[str, Any]) -> TaskScore:
@@ -103,38 +74,23 @@ def task_score(content: Mapping[str, Any]) -> TaskScore:
     return TaskScore(**{**content, "metrics": metrics})
 
 
-class Finished:
-    """Results by what decides them, kept in a file so that an interrupted evaluation goes on where it stopped."""
+def _model_scores(content: Mapping[str, Any]) -> ModelScores:
+    perplexity = content["perplexity"]
+    tasks = {name: task_score(score) for name, score in content["tasks"].items()}
+    return ModelScores(content["name"], Perplexity(**perplexity) if perplexity else None, tasks)
 
-    def __init__(self, path: Path | None) -> None:
-        """Read what an earlier run left at ``path``; with None, results live as long as this object.
 
-        Raises:
-            UsageError: the file there is not one of ours.
-        """
-        self._path = path
-        self._content: dict[str, Any] = {}
-        if path is None or not path.exists():
-            return
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] == FORMAT:
-                self._content = dict(content["finished"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{path} is no evaluation that can be continued: remove it, or pass another --output"
-            ) from error
+def _speed(content: Mapping[str, Any]) -> Speed:
+    sides = {side: ModelSpeed(**content[side]) for side in ("model", "dense")}
+    return Speed(**{"dtype": "as stored", **content, **sides})
 
-    def get(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result under ``key``; measured, and saved at once, if it is new."""
-        if key not in self._content:
-            self._content[key] = measure()
-            self.save({})
-        found: dict[str, Any] = self._content[key]
-        return found
 
-    def save(self, head: dict[str, Any]) -> None:
-        """Write the file whole, ``head`` first."""
-        if self._path is not None:
-            content = {"format": FORMAT, **head, "finished": self._content}
-            write_text(self._path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+_PARTS: dict[str, Callable[[Any], Any]] = {
+    "model": _model_scores,
+    "dense": _model_scores,
+    "fidelity": lambda content: Fidelity(**content),
+    "speed": _speed,
+    "computed_speed": _speed,
+    "samples": lambda content: [Sample(**sample) for sample in content],
+}
+"""What builds each part of an evaluation from plain data."""

@@ -104,10 +104,10 @@ def speed(model: Path, dense: Path, loading: Loading, settings: SpeedSettings, *
             for folder in (dense, model)
         ]
         for worker in workers:
-            worker.ask("round")  # the first is slower than all that follow
-        rounds = [[worker.ask("round") for worker in workers] for _ in range(settings.rounds)]
-        memory = [int(worker.ask("memory")) for worker in workers]
-    found = [
+            worker("round")  # the first is slower than all that follow
+        rounds = [[worker("round") for worker in workers] for _ in range(settings.rounds)]
+        memory = [int(worker("memory")) for worker in workers]
+    dense_speed, model_speed = (
         ModelSpeed(
             statistics.median(each[i][0] for each in rounds),
             statistics.median(each[i][1] for each in rounds),
@@ -115,11 +115,11 @@ def speed(model: Path, dense: Path, loading: Loading, settings: SpeedSettings, *
             sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         )
         for i, folder in enumerate((dense, model))
-    ]
+    )
     prefill, decode = (statistics.median(each[1][part] / each[0][part] for each in rounds) for part in (0, 1))
     dtype = _dtype_words(loading, dense, model)
     protocol = _protocol(dtype, loading.device, settings)
-    return Speed(found[1], found[0], prefill, decode, _verdict(model, prefill, decode), protocol, dtype)
+    return Speed(model_speed, dense_speed, prefill, decode, _verdict(model, prefill, decode), protocol, dtype)
 
 
 def _dtype_words(loading: Loading, *folders: Path) -> str:
@@ -140,12 +140,12 @@ def _protocol(dtype: str, device: torch.device, settings: SpeedSettings) -> str:
 
 def _verdict(folder: Path, prefill: float, decode: float) -> str:
     """Say plainly what was gained, and why nothing was if nothing was."""
-    said = [
+    gains = [
         f"{what} {ratio:.2f} times as fast" if ratio >= GAIN else f"{what} gains nothing ({ratio:.2f} times as fast)"
         for what, ratio in (("prefill", prefill), ("decode", decode))
     ]
     if min(prefill, decode) >= GAIN:
-        return "; ".join(said)
+        return "; ".join(gains)
     shape = shape_of(Checkpoint.open(folder).config)
     odd = sorted({layer.intermediate for layer in shape.layers if layer.intermediate % _ROUND_WIDTH})
     if shape.hidden < 1024:
@@ -154,36 +154,33 @@ def _verdict(folder: Path, prefill: float, decode: float) -> str:
         why = f"an MLP width of {odd[0]} is no multiple of {_ROUND_WIDTH}, which matrix kernels want: see --multiple-of"
     else:
         why = "the time of this batch goes elsewhere than into the layers' matrices; try another batch size"
-    return f"{'; '.join(said)}: {why}"
-
-
-class _Worker:
-    """The other end of a process that holds a model."""
-
-    def __init__(self, name: str, connection: Connection) -> None:
-        self._name, self._connection = name, connection
-
-    def ask(self, what: str) -> Any:
-        try:
-            self._connection.send(what)
-            answer = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise CheckpointError(f"the process that timed {self._name} died, perhaps for lack of memory") from error
-        if isinstance(answer, str):
-            raise CheckpointError(answer)
-        return answer
+    return f"{'; '.join(gains)}: {why}"
 
 
 @contextmanager
-def _worker(folder: Path, loading: Loading, settings: SpeedSettings, remote_code: bool) -> Iterator[_Worker]:
+def _worker(
+    folder: Path, loading: Loading, settings: SpeedSettings, remote_code: bool
+) -> Iterator[Callable[[str], Any]]:
+    """A process that holds a model; what is yielded asks it ``round`` or ``memory``."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     arguments = (theirs, folder, loading, settings, remote_code, torch.get_num_threads())
     process = context.Process(target=_serve, args=arguments, daemon=True)
     process.start()
     theirs.close()
+
+    def ask(question: str) -> Any:
+        try:
+            ours.send(question)
+            answer = ours.recv()
+        except (EOFError, OSError) as error:
+            raise CheckpointError(f"the process that timed {folder.name} died, perhaps for lack of memory") from error
+        if isinstance(answer, str):
+            raise CheckpointError(answer)
+        return answer
+
     try:
-        yield _Worker(folder.name, ours)
+        yield ask
     finally:
         ours.close()
         process.join(10)
@@ -220,20 +217,20 @@ def _round(model: Any, settings: SpeedSettings) -> tuple[float, float]:
     device = input_device(model)
     start = model.config.bos_token_id if isinstance(model.config.bos_token_id, int) else 0
     prompt = torch.full((settings.batch, settings.prompt), start, device=device)
-    _settle(device)
+    _synchronize(device)
     begin = time.perf_counter()
     out = model(prompt, use_cache=True, logits_to_keep=1)
     token = out.logits[:, -1:].argmax(-1)
-    _settle(device)
+    _synchronize(device)
     middle = time.perf_counter()
     for _ in range(settings.new):
         out = model(token.to(device), past_key_values=out.past_key_values, use_cache=True)
         token = out.logits[:, -1:].argmax(-1)
-    _settle(device)
+    _synchronize(device)
     end = time.perf_counter()
     return prompt.numel() / (middle - begin), settings.batch * settings.new / (end - middle)
 
 
-def _settle(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

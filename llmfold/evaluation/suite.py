@@ -7,10 +7,8 @@ from pathlib import Path
 from llmfold.data.texts import WIKITEXT, Text, read_text
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import PERPLEXITY, SPEED
-from llmfold.evaluation.zeroshot import FOLDING, Harness, expand
+from llmfold.evaluation.zeroshot import Harness, expand
 
-DEFAULT = f"{PERPLEXITY},{FOLDING}"
-"""Of ``--eval`` without a value: what the tables of the papers show."""
 _WIKITEXT_FILE = "wikitext-2-raw-v1-test.txt"
 
 
@@ -65,6 +63,6 @@ def prepare(
     harness = Harness(expand(scored, local=folder is not None), folder, limit)
     if PERPLEXITY in names and text is None:
         text = str(folder / _WIKITEXT_FILE) if folder else WIKITEXT
-    found = read_text(text) if text else None
+    content = read_text(text) if text else None
     harness.prepare()
-    return Suite(found, harness, SPEED in names)
+    return Suite(content, harness, SPEED in names)

@@ -101,7 +101,7 @@ class Harness:
             silent = mock.patch.object(evaluator, "get_git_commit_hash", return_value=None, create=True)
             try:
                 with silent:
-                    found = evaluator.simple_evaluate(
+                    results = evaluator.simple_evaluate(
                         wrapped,
                         tasks=[task],
                         task_manager=self._manager(),  # without one it reads the files of all its tasks, twice
@@ -113,7 +113,7 @@ class Harness:
             except Exception as error:  # a harness of thousands of tasks raises whatever its parts do
                 reason = f"{type(error).__name__}: {error}" if str(error) else _unsaid(task, wrapped, error)
                 raise CheckpointError(f"{name} cannot be scored with {folder.name}: {reason}") from error
-        return _score(name, local, self.describe(name), found)
+        return _score(name, local, self.describe(name), results)
 
     def key(self, name: str) -> list[Any]:
         """What decides the numbers of a task beside the model."""
@@ -200,12 +200,12 @@ def _local_files() -> dict[str, str]:
         """Reads functions of lm-eval's task files as their names."""
 
     _Loader.add_constructor("!function", lambda loader, node: node.value)
-    found = {}
+    files = {}
     for path in sorted(_TASKS.glob("*.yaml")):
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
         if "dataset_kwargs" in content:
-            found[content["task"].removesuffix(_LOCAL)] = content["dataset_kwargs"]["file"]
-    return found
+            files[content["task"].removesuffix(_LOCAL)] = content["dataset_kwargs"]["file"]
+    return files
 
 
 def _task_manager(data_dir: str | None) -> Any:
@@ -235,9 +235,9 @@ def _unsaid(task: Any, wrapped: Any, error: Exception) -> str:
     return f"lm-eval stops at {traceback.extract_tb(error.__traceback__)[-1].line!r}"
 
 
-def _score(name: str, local: str, data: str, found: dict[str, Any]) -> TaskScore:
+def _score(name: str, local: str, data: str, results: dict[str, Any]) -> TaskScore:
     """Pick the metrics out of lm-eval's results, whose keys look like ``acc,none`` and ``acc_stderr,none``."""
-    values = {key.split(",")[0]: value for key, value in found["results"][local].items()}
+    values = {key.split(",")[0]: value for key, value in results["results"][local].items()}
     metrics = {}
     for metric, value in values.items():
         if isinstance(value, float) and not metric.endswith("_stderr"):
@@ -246,9 +246,9 @@ def _score(name: str, local: str, data: str, found: dict[str, Any]) -> TaskScore
     return TaskScore(
         name,
         metrics,
-        int(found["n-samples"][local]["effective"]),
-        int(found["n-shot"].get(local) or 0),
-        str(found["versions"].get(local)),
+        int(results["n-samples"][local]["effective"]),
+        int(results["n-shot"].get(local) or 0),
+        str(results["versions"].get(local)),
         data,
     )
 
@@ -258,19 +258,14 @@ def _quiet() -> Iterator[None]:
     """Keep notices of lm-eval and datasets out of the terminal, and progress bars out of files."""
     import datasets
 
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
-    levels = [logger.level for logger in loggers]
-    bars = datasets.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        with contextlib.ExitStack() as stack:
-            if not sys.stderr.isatty():
-                stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()
+    with contextlib.ExitStack() as stack:
+        for name in ("lm_eval", "datasets", "transformers"):
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        if datasets.is_progress_bar_enabled():
+            stack.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        if not sys.stderr.isatty():
+            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+        yield

@@ -32,7 +32,7 @@ def chart(model: str, text: str, dense: float, rows: Sequence[Row], *, decoder: 
     whole = "decoder parameters" if decoder else "parameters"
     if len({tuple(row.amount.items()) for row in rows}) > 1:
         return line_chart(
-            [Series(name, sorted((_point(r, decoder) for r in line), key=_x)) for name, line in _lines(drawn).items()],
+            [Series(name, _points(line, decoder)) for name, line in _lines(drawn).items()],
             title=f"{model}: perplexity against what is removed",
             subtitle=f"on {text}, lower is better{mean}",
             x_label=f"fraction of {whole} removed",
@@ -41,10 +41,12 @@ def chart(model: str, text: str, dense: float, rows: Sequence[Row], *, decoder: 
             level=("dense", dense),
         )
     drawn.sort(key=lambda row: row.excess.mean if row.excess else math.inf)
-    bars = [
-        Bar(r.method, r.excess.mean, r.excess.deviation, _note(r), data_kind(r)) for r in drawn if r.excess is not None
-    ]
-    removed = [_point(row, decoder).x for row in drawn]
+    bars = []
+    for row in drawn:
+        if row.excess:
+            note = "no data" if row.data == "none" else row.data
+            bars.append(Bar(row.method, row.excess.mean, row.excess.deviation, note, data_kind(row)))
+    removed = [point.x for point in _points(drawn, decoder)]
     amount = (
         f"{min(removed):.1%}" if max(removed) - min(removed) < 1e-3 else f"{min(removed):.1%} to {max(removed):.1%}"
     )
@@ -78,16 +80,8 @@ def _best(rows: Sequence[Row]) -> list[Row]:
     return list({tuple(row.amount.items()): row for row in worst_first}.values())
 
 
-def _note(row: Row) -> str:
-    return "no data" if row.data == "none" else row.data
-
-
-def _x(point: Point) -> float:
-    return point.x
-
-
-def _point(row: Row, decoder: bool) -> Point:
-    removed = row.removed_decoder if decoder else row.removed
-    assert removed is not None
-    assert row.perplexity is not None
-    return Point(removed.mean, row.perplexity.mean, row.perplexity.deviation)
+def _points(rows: Sequence[Row], decoder: bool) -> list[Point]:
+    """Perplexity over the fraction removed, in its order; ``rows`` have both."""
+    numbers = ((row.removed_of(decoder), row.perplexity) for row in rows)
+    points = [Point(x.mean, y.mean, y.deviation) for x, y in numbers if x and y]
+    return sorted(points, key=lambda point: point.x)

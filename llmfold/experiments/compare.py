@@ -1,10 +1,10 @@
 """``llmfold compare``: fold a model by every method, measure all of them alike, and write the table and its picture."""
 
-import math
 import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,26 @@ from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.locate import locate, public_name
 from llmfold.checkpoint.lock import FileLock
 from llmfold.config import FoldConfig
-from llmfold.data.texts import Text, read_text
+from llmfold.data.texts import read_text
 from llmfold.data.tokens import digest, resolved
 from llmfold.environment import machine_words, versions
 from llmfold.errors import LlmfoldError, OutputError
 from llmfold.evaluation import fidelity
-from llmfold.evaluation.judge import Judge
-from llmfold.evaluation.keys import key_of
+from llmfold.evaluation.cache import cache_key
+from llmfold.evaluation.dense_comparison import DenseComparison
 from llmfold.evaluation.loading import Loading
-from llmfold.evaluation.perplexity import Windows, text_windows
+from llmfold.evaluation.perplexity import text_windows
 from llmfold.experiments.chart import chart
-from llmfold.experiments.document import document
 from llmfold.experiments.results import Results, Row, Run, Spread, summarise
 from llmfold.experiments.settings import Amount, Settings, describe
-from llmfold.experiments.table import Section
+from llmfold.experiments.table import Section, document
 from llmfold.experiments.variants import Variant
 from llmfold.models import shape_of
 from llmfold.options import public_file
 from llmfold.runtime.devices import pick_device
 from llmfold.runtime.storage import file_sha256, write_text
 
+Notify = Callable[[str], None]
 MARKDOWN_FILE, CHART_FILE = "compare.md", "compare.svg"
 _DECIDING = ("llmfold", "torch", "transformers")
 _FOLDERS = re.compile(r"(?<![\w.:/])~?/(?:[^\s/:,;'\"]+/)*")
@@ -41,7 +41,7 @@ _FOLDERS = re.compile(r"(?<![\w.:/])~?/(?:[^\s/:,;'\"]+/)*")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found; the same stands in the files of ``output``."""
+    """Rows and tables of a comparison; the same stands in the files of ``output``."""
 
     output: Path
     dense: Row
@@ -49,7 +49,7 @@ class Comparison:
     sections: tuple[Section, ...]
 
 
-def compare(settings: Settings, say: Callable[[str], None] = lambda _: None, *, debug: bool = False) -> Comparison:
+def compare(settings: Settings, notify: Notify = lambda _: None, *, debug: bool = False) -> Comparison:
     """Fold with every method and seed, evaluate all, and write compare.md, compare.json and compare.svg.
 
     Results that compare.json already holds for the same model, options and versions are used again, so an interrupted
@@ -57,7 +57,7 @@ def compare(settings: Settings, say: Callable[[str], None] = lambda _: None, *, 
 
     Args:
         settings: what to compare.
-        say: told of progress, one line at a time.
+        notify: told of progress, one line at a time.
         debug: let errors that nobody expected through, rather than list them.
 
     Raises:
@@ -70,7 +70,7 @@ def compare(settings: Settings, say: Callable[[str], None] = lambda _: None, *, 
     busy = f"another comparison is writing {settings.output}: wait for it, or choose another output"
     lock = FileLock.acquire(settings.output / ".lock", busy)
     try:
-        return _Comparing(settings, say, debug).run()
+        return _Comparing(settings, notify, debug).run()
     finally:
         lock.release()
 
@@ -78,39 +78,27 @@ def compare(settings: Settings, say: Callable[[str], None] = lambda _: None, *, 
 class _Comparing:
     """One comparison."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], debug: bool) -> None:
-        self.settings, self.say, self.debug = settings, say, debug
+    def __init__(self, settings: Settings, notify: Notify, debug: bool) -> None:
+        self.settings, self.notify, self.debug = settings, notify, debug
         self.source = locate(settings.model, settings.revision)
-        self.checkpoint = Checkpoint.open(self.source.folder)
+        folder = self.source.folder
+        self.checkpoint = Checkpoint.open(folder)
         self.shape = shape_of(self.checkpoint.config)
-        self.name = public_name(self.source)
-        self.text: Text = read_text(settings.text)
-        self.windows: Windows = text_windows(
-            self.source.folder,
-            self.text,
-            length=settings.sequence_length,
-            stride=settings.stride,
-            limit=settings.windows,
-        )
-        self.device = pick_device(settings.device)
-        self.loading = Loading.of(settings.compute_dtype, self.device, self.source.folder)
-        self.judge = Judge(
-            self.source.folder,
-            self.windows,
-            self.loading,
-            batch=settings.batch_size,
-            tokens=settings.fidelity_tokens,
-            say=say,
-        )
+        self.text = read_text(settings.text)
+        self.windows = text_windows(folder, self.text, **settings.cut())
+        self.loading = Loading.of(settings.compute_dtype, pick_device(settings.device), folder)
+        tokens, batch = settings.fidelity_tokens, settings.batch_size
+        self.models = DenseComparison(folder, self.windows, self.loading, batch=batch, tokens=tokens, notify=notify)
         self.results = Results.load(settings.output)
+        self.dense_key = self._dense_key()
         self.used: list[Run] = []
 
     def run(self) -> Comparison:
         """Do every fold that has no result yet."""
-        if self.settings.recompute or self.results.dense.get("key") != self._dense_key():
+        if self.settings.recompute or self.results.dense.get("key") != self.dense_key:
             self._measure_dense()
-        total = len(list(self.settings.folds()))
-        for number, (amount, variant, seed) in enumerate(self.settings.folds(), 1):
+        folds = list(self.settings.folds())
+        for number, (amount, variant, seed) in enumerate(folds, 1):
             config = self.settings.fold_config(variant, amount, seed, self._place(variant, amount, seed))
             key = self._key(config)
             run, note = self._earlier(key, config), " (from an earlier run)"
@@ -118,10 +106,12 @@ class _Comparing:
                 run, note = self._fold(key, variant, amount, config), ""
                 self.results.runs[key] = run
             self.used.append(run)
-            self.say(f"{number}/{total} {variant.label}, {describe(amount)}, seed {seed}: {_outcome(run)}{note}")
-            self._save()
-        if not self.settings.keep and self.settings.models_folder.is_dir():
-            _remove_if_empty(self.settings.models_folder)
+            place = f"{number}/{len(folds)} {variant.label}, {describe(amount)}, seed {seed}"
+            self.notify(f"{place}: {_outcome(run)}{note}")
+            self.results.save(self._facts(), self._rows())
+        if not self.settings.keep:
+            with suppress(OSError):  # folds of an earlier --keep are in it
+                self.settings.models_folder.rmdir()
         return self._publish()
 
     def _earlier(self, key: str, config: FoldConfig) -> Run | None:
@@ -136,25 +126,26 @@ class _Comparing:
             report = fold(config, quiet=True)
             seconds = time.perf_counter() - begin - report.seconds.get("check", 0.0)
             remote_code = bool(report.plan["needs_trust_remote_code"])
-            verdict = self.judge.measure(config.output_path, remote_code=remote_code)
+            scores = self.models.measure(config.output_path, remote_code=remote_code)
         except Exception as error:  # one method must not take the others with it
             expected = isinstance(error, LlmfoldError)
             if self.debug and not expected:
                 raise
             partial = config.output_path.with_name(f".{config.output_path.name}.llmfold-partial")
             shutil.rmtree(partial, ignore_errors=True)
-            return Run(**common, error=_public(f"{'' if expected else f'unexpected {type(error).__name__}: '}{error}"))
+            prefix = "" if expected else f"unexpected {type(error).__name__}: "
+            return Run(**common, error=_without_folders(f"{prefix}{error}"))
         finally:
             if not self.settings.keep:
                 shutil.rmtree(config.output_path, ignore_errors=True)
-        assert verdict.perplexity is not None
+        assert scores.perplexity is not None
         return Run(
             **common,
             data=str(report.data.get("data", "none")),
-            perplexity=verdict.perplexity.value,
-            excess=verdict.perplexity.nll - float(self.results.dense["nll"]),
-            kl=verdict.fidelity.kl if verdict.fidelity else None,
-            top1=verdict.fidelity.top1 if verdict.fidelity else None,
+            perplexity=scores.perplexity.value,
+            excess=scores.perplexity.nll - float(self.results.dense["nll"]),
+            kl=scores.fidelity.kl if scores.fidelity else None,
+            top1=scores.fidelity.top1 if scores.fidelity else None,
             parameters=report.parameters_after,
             removed=report.ratio,
             removed_decoder=float(report.plan["decoder_ratio"]),
@@ -162,27 +153,27 @@ class _Comparing:
         )
 
     def _measure_dense(self) -> None:
-        found = self.judge.dense().perplexity
-        assert found is not None
+        perplexity = self.models.dense().perplexity
+        assert perplexity is not None
         self.results.dense = {
-            "key": self._dense_key(),
-            "perplexity": found.value,
-            "nll": found.nll,
+            "key": self.dense_key,
+            "perplexity": perplexity.value,
+            "nll": perplexity.nll,
             "parameters": self.shape.parameters,
-            "protocol": found.protocol,
-            "fidelity_protocol": self.judge.fidelity_protocol(),
+            "protocol": perplexity.protocol,
+            "fidelity_protocol": self.models.fidelity_protocol(),
         }
 
     def _place(self, variant: Variant, amount: Amount, seed: int) -> Path:
-        parts = [variant.label, *(f"{k}-{v:g}" for k, v in amount.items()), f"seed-{seed}"]
+        parts = [variant.label, *(f"{name}-{value:g}" for name, value in amount.items()), f"seed-{seed}"]
         return self.settings.models_folder / re.sub(r"[^\w.=-]+", "-", "-".join(parts))
 
     def _dense_key(self) -> str:
         tokens = self.windows.tokens
-        return key_of(
+        return cache_key(
             self.checkpoint.fingerprint(),
             digest(tokens),
-            [self.text.name, *tokens.shape, self.windows.stride, self.loading.words, str(self.device)],
+            [self.text.name, *tokens.shape, self.windows.stride, self.loading.words, str(self.loading.device)],
             [self.settings.fidelity_tokens, fidelity.LENGTH, fidelity.SEED],
             {name: versions()[name] for name in _DECIDING},
         )
@@ -191,9 +182,8 @@ class _Comparing:
         work = {**resolved(config, self.shape).work(), "model": None}
         if config.data is not None:
             path = Path(config.data).expanduser()
-            inside = file_sha256(path) if path.is_file() else None
-            work["data"] = [public_file(config.data), inside]
-        return key_of(self._dense_key(), work)
+            work["data"] = [public_file(config.data), file_sha256(path) if path.is_file() else None]
+        return cache_key(self.dense_key, work)
 
     def _rows(self) -> list[Row]:
         groups: dict[tuple[str, ...], list[Run]] = {}
@@ -201,52 +191,47 @@ class _Comparing:
             groups.setdefault((run.method, describe(run.amount)), []).append(run)
         return [summarise(runs) for runs in groups.values()]
 
-    def _save(self) -> None:
-        self.results.save(self._head(), self._rows())
-
-    def _head(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         return {
             "command": self.settings.command(),
-            "model": self.name,
+            "model": public_name(self.source),
             "text": {"name": self.text.name, "sha256": self.text.sha256},
             "versions": versions(),
             "machine": machine_words(),
         }
 
     def _publish(self) -> Comparison:
-        rows = self._rows()
-        dense = self._dense_row()
+        rows, dense, output = self._rows(), self._dense_row(), self.settings.output
         sections = tuple(
             Section(describe(amount), [dense, *(row for row in rows if row.amount == amount)])
             for amount in self.settings.amounts()
         )
         decoder = self.settings.ratio_of == "decoder"
-        output = self.settings.output
-        perplexity = dense.perplexity.mean if dense.perplexity else math.nan
-        picture = chart(self.name, self.text.name, perplexity, rows, decoder=decoder)
+        perplexity = float(self.results.dense["perplexity"])
+        picture = chart(public_name(self.source), self.text.name, perplexity, rows, decoder=decoder)
         if picture is None:
             (output / CHART_FILE).unlink(missing_ok=True)
         else:
             write_text(output / CHART_FILE, picture)
         name = CHART_FILE if picture else None
-        page = document(self._head(), self.results.dense, sections, decoder=decoder, picture=name)
+        page = document(self._facts(), self.results.dense, sections, decoder=decoder, picture=name)
         write_text(output / MARKDOWN_FILE, page)
         return Comparison(output, dense, tuple(rows), sections)
 
     def _dense_row(self) -> Row:
-        dense = self.results.dense
+        dense, nothing = self.results.dense, Spread(0.0)
         exact = self.settings.fidelity_tokens > 0
         return Row(
             "dense",
             {},
             seeds=0,
             perplexity=Spread(dense["perplexity"]),
-            excess=Spread(0.0),
-            kl=Spread(0.0) if exact else None,
+            excess=nothing,
+            kl=nothing if exact else None,
             top1=Spread(1.0) if exact else None,
             parameters=Spread(dense["parameters"]),
-            removed=Spread(0.0),
-            removed_decoder=Spread(0.0),
+            removed=nothing,
+            removed_decoder=nothing,
         )
 
 
@@ -256,13 +241,6 @@ def _outcome(run: Run) -> str:
     return f"perplexity {run.perplexity:.2f}, {run.removed:.1%} removed in {run.seconds:.1f} s"
 
 
-def _public(message: str) -> str:
+def _without_folders(message: str) -> str:
     """A message without folders of this machine and in one line."""
     return _FOLDERS.sub("", " ".join(message.split()))
-
-
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:  # folds of an earlier --keep are in it
-        return

@@ -1,17 +1,15 @@
 """Results of a comparison: what one fold measured, means over seeds, and the file that keeps them."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmfold.errors import UsageError
-from llmfold.runtime.storage import write_text
+from llmfold.evaluation.cache import load_results, save_results
 
-FORMAT = 1
 JSON_FILE = "compare.json"
+_NUMBERS = ("perplexity", "excess", "kl", "top1", "parameters", "removed", "removed_decoder", "seconds")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Of one or more values."""
+        """Mean and deviation of at least one value."""
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
@@ -82,6 +80,10 @@ class Row:
     seconds: Spread | None = None
     errors: tuple[str, ...] = ()
 
+    def removed_of(self, decoder: bool) -> Spread | None:
+        """Fraction that went of the decoder layers' parameters, or of all."""
+        return self.removed_decoder if decoder else self.removed
+
 
 def summarise(runs: Sequence[Run]) -> Row:
     """The row of all seeds of one method at one amount."""
@@ -89,10 +91,8 @@ def summarise(runs: Sequence[Run]) -> Row:
     good = [run for run in runs if run.error is None]
     if not good:
         return Row(first.method, first.amount, 0, errors=errors)
-    names = ("perplexity", "excess", "kl", "top1", "parameters", "removed", "removed_decoder", "seconds")
-    spreads = {
-        name: Spread.of([getattr(run, name) for run in good]) for name in names if getattr(good[0], name) is not None
-    }
+    names = (name for name in _NUMBERS if getattr(good[0], name) is not None)
+    spreads = {name: Spread.of([getattr(run, name) for run in good]) for name in names}
     return Row(first.method, first.amount, len(good), data=good[0].data, errors=errors, **spreads)
 
 
@@ -117,20 +117,14 @@ class Results:
         Raises:
             UsageError: the file there is not one of ours.
         """
-        path = folder / JSON_FILE
-        if not path.exists():
-            return cls(folder)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            runs = [Run(**run) for run in content["runs"]] if content["format"] == FORMAT else []
-            return cls(folder, dict(content["dense"]), {run.key: run for run in runs})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{path} is no comparison that can be continued: remove it, or pass another --output"
-            ) from error
 
-    def save(self, head: dict[str, Any], rows: Sequence[Row]) -> None:
-        """Write compare.json whole or not at all; ``head`` and ``rows`` are those of the running command."""
-        runs = [asdict(run) for run in self.runs.values()]
-        content = {"format": FORMAT, **head, "dense": self.dense, "rows": [asdict(row) for row in rows], "runs": runs}
-        write_text(self.folder / JSON_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        def parse(content: dict[str, Any]) -> Results:
+            runs = {run["key"]: Run(**run) for run in content["runs"]}
+            return cls(folder, dict(content["dense"]), runs)
+
+        return load_results(folder / JSON_FILE, "comparison", parse) or cls(folder)
+
+    def save(self, facts: dict[str, Any], rows: Sequence[Row]) -> None:
+        """Write compare.json whole or not at all; ``facts`` and ``rows`` are those of the running command."""
+        parts = {"rows": [asdict(row) for row in rows], "runs": [asdict(run) for run in self.runs.values()]}
+        save_results(self.folder / JSON_FILE, {**facts, "dense": self.dense, **parts})

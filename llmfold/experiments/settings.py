@@ -10,20 +10,10 @@ from typing import Any
 from llmfold.config import RATIO_BASE, FoldConfig
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import BATCH
-from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, measuring_last
+from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, options_in_order
 from llmfold.experiments.variants import Variant, parse_variants
-from llmfold.options import (
-    ANYTHING,
-    SWITCH,
-    TEXT,
-    check_options,
-    flag,
-    integer,
-    numbers,
-    option,
-    options_of,
-    public_file,
-)
+from llmfold.kinds import ANYTHING, SWITCH, TEXT, integer
+from llmfold.options import check_options, command_words, flag, numbers, option, public_file
 from llmfold.registry import method_facts
 
 AMOUNTS = ("ratio", "mlp_ratio", "attention_ratio")
@@ -117,12 +107,8 @@ class Settings(Measuring):
 
     def command(self) -> str:
         """The command line of this comparison, files by their names only."""
-        words = ["llmfold", "compare"]
-        for each, said in sorted(options_of(self), key=measuring_last):
-            value = getattr(self, each.name)
-            if said.group != AGAIN and value != each.default:
-                words += [flag(each.name), self._spell(each.name, value)]
-        return shlex.join(words)
+        deciding = (pair for pair in options_in_order(self) if pair[1].group != AGAIN)
+        return shlex.join(["llmfold", "compare", *command_words(deciding, vars(self), self._spell)])
 
     def _spell(self, name: str, value: Any) -> str:
         if name in AMOUNTS:

@@ -1,16 +1,17 @@
 """The tables of a comparison: Markdown for people and repositories, rich for the terminal."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from llmfold.experiments.results import Row, Spread
-from llmfold.report.markdown import row as line
+from llmfold.report.console import rich_table
+from llmfold.report.rendering import render
+from llmfold.report.rows import ABSENT
 
-ABSENT = "–"
 _SAMPLED, _OUTSIDE = "sampled from the model itself", "outside text"
 
 
@@ -41,57 +42,73 @@ def _mean(value: Spread | None, render: Callable[[float], str]) -> str:
     return ABSENT if value is None else render(value.mean)
 
 
-def _removed(row: Row, decoder: bool) -> Spread | None:
-    return row.removed_decoder if decoder else row.removed
-
-
 def _columns(decoder: bool) -> dict[str, Callable[[Row], str]]:
-    """Heading and content of every column."""
+    """Heading and content of every column; ``decoder``: whether fractions are of the decoder layers' parameters."""
     removed = "removed (decoder)" if decoder else "removed"
     return {
-        "method": lambda r: r.method,
-        "data used": lambda r: r.data or ABSENT,
-        "perplexity": lambda r: _spread(r.perplexity, _perplexity),
-        "excess log-ppl": lambda r: _spread(r.excess, "{:.3f}".format),
-        "KL to dense": lambda r: _spread(r.kl, "{:.3f}".format),
-        "top-1": lambda r: _mean(r.top1, "{:.1%}".format),
-        "parameters": lambda r: _mean(r.parameters, "{:,.0f}".format),
-        removed: lambda r: _mean(_removed(r, decoder), "{:.1%}".format),
-        "seconds": lambda r: _mean(r.seconds, "{:.1f}".format),
-        "seeds": lambda r: str(r.seeds or ABSENT),
+        "method": lambda row: row.method,
+        "data used": lambda row: row.data or ABSENT,
+        "perplexity": lambda row: _spread(row.perplexity, _perplexity),
+        "excess log-ppl": lambda row: _spread(row.excess, "{:.3f}".format),
+        "KL to dense": lambda row: _spread(row.kl, "{:.3f}".format),
+        "top-1": lambda row: _mean(row.top1, "{:.1%}".format),
+        "parameters": lambda row: _mean(row.parameters, "{:,.0f}".format),
+        removed: lambda row: _mean(row.removed_of(decoder), "{:.1%}".format),
+        "seconds": lambda row: _mean(row.seconds, "{:.1f}".format),
+        "seeds": lambda row: str(row.seeds or ABSENT),
     }
 
 
-def _failures(rows: Iterable[Row]) -> list[str]:
-    return [f"{row.method}: {error}" for row in rows for error in row.errors]
+def _short_columns(decoder: bool) -> dict[str, Callable[[Row], str]]:
+    """The same without what 80 columns have no room for."""
+    long = _columns(decoder)
+    return {
+        "method": long["method"],
+        "perplexity": lambda row: _mean(row.perplexity, _perplexity),
+        "excess": long["excess log-ppl"],
+        "KL": lambda row: _mean(row.kl, "{:.3f}".format),
+        "top-1": long["top-1"],
+        "removed": lambda row: _mean(row.removed_of(decoder), "{:.1%}".format),
+        "s": long["seconds"],
+    }
 
 
-def markdown(section: Section, *, decoder: bool) -> str:
-    """A Markdown table; what failed is listed below it with its reason."""
-    columns = _columns(decoder)
-    lines = [line(columns), "|---|---|" + "---:|" * (len(columns) - 2)]
-    lines += [line(render(row) for render in columns.values()) for row in section.rows]
-    failures = [f"- {failure}" for failure in _failures(section.rows)]
-    if failures:
-        lines += ["", "Not measured:", "", *failures]
-    return "\n".join(lines) + "\n"
+def _rows(section: Section, columns: Mapping[str, Callable[[Row], str]]) -> list[list[str]]:
+    """Cells of a table, heading first."""
+    return [[*columns], *([cell(row) for cell in columns.values()] for row in section.rows)]
+
+
+def _failures(section: Section) -> list[str]:
+    """What failed, each with its reason."""
+    return [f"{row.method}: {error}" for row in section.rows for error in row.errors]
+
+
+def document(
+    facts: Mapping[str, Any],
+    dense: Mapping[str, Any],
+    sections: Sequence[Section],
+    *,
+    decoder: bool,
+    picture: str | None,
+) -> str:
+    """The page of a comparison, compare.md: its tables with everything that a reader needs to check them.
+
+    Args:
+        facts: model, command, versions and machine, as in compare.json.
+        dense: protocols, as in compare.json.
+        sections: one table for every amount.
+        decoder: whether fractions are of the decoder layers' parameters.
+        picture: file name of the chart, if there is one.
+
+    Returns:
+        Markdown.
+    """
+    tables = [(section.heading, _rows(section, _columns(decoder)), _failures(section)) for section in sections]
+    return render("comparison.md", comparison=facts, dense=dense, tables=tables, picture=picture)
 
 
 def terminal(section: Section, *, decoder: bool) -> RenderableType:
-    """The same without what 80 columns have no room for."""
-    all_columns = _columns(decoder)
-    columns: dict[str, Callable[[Row], str]] = {
-        "method": all_columns["method"],
-        "perplexity": lambda r: _mean(r.perplexity, _perplexity),
-        "excess": all_columns["excess log-ppl"],
-        "KL": lambda r: _mean(r.kl, "{:.3f}".format),
-        "top-1": all_columns["top-1"],
-        "removed": lambda r: _mean(_removed(r, decoder), "{:.1%}".format),
-        "s": all_columns["seconds"],
-    }
-    table = Table(box=None, padding=(0, 1), header_style="dim", title=section.heading, title_justify="left")
-    for heading in columns:
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    for row in section.rows:
-        table.add_row(*(Text(render(row)) for render in columns.values()))
-    return Group(table, *(Text(failure) for failure in _failures(section.rows)), Text())
+    """A table for a terminal."""
+    cells = _rows(section, _short_columns(decoder))
+    table = rich_table(cells, padding=(0, 1), title=section.heading, title_justify="left")
+    return Group(table, *map(Text, _failures(section)), Text())

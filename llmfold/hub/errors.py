@@ -9,7 +9,7 @@ from llmfold.errors import HubError
 
 # The client's transport is requests, httpx or httpx2, by version; hf_xet has one of its own.
 _TRANSPORTS = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "hf_xet")
-_PASSING = (408, 429)
+_TRANSIENT = (408, 429)
 # hf_xet takes an answer it does not like for a broken connection.
 _XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 _ANSWERS = {
@@ -20,13 +20,13 @@ _ANSWERS = {
 }
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether trying again may help: the connection broke, or the hub is overloaded or failing."""
     status = _status(error)
-    return (status is None and _lost(error) is not None) or status in _PASSING or (status or 0) >= 500
+    return (status is None and _transport_error(error) is not None) or status in _TRANSIENT or (status or 0) >= 500
 
 
-def explained(error: Exception, repo_id: str, resume: str) -> HubError:
+def explain(error: Exception, repo_id: str, resume: str) -> HubError:
     """Put into words what stopped a push.
 
     Args:
@@ -34,19 +34,19 @@ def explained(error: Exception, repo_id: str, resume: str) -> HubError:
         repo_id: where to.
         resume: what to do to go on, such as ``run … again``.
     """
-    status, lost = _status(error), _lost(error)
+    status, broken = _status(error), _transport_error(error)
     if status in _ANSWERS:
         missing = any(isinstance(cause, RevisionNotFoundError) for cause in _causes(error))
         said = f"{repo_id} has no such revision (404): push to a branch" if missing else _ANSWERS[status]
         return HubError(f"{said.format(repo_id=repo_id)}; then {resume}")
-    if status is not None and is_passing(error):
+    if status is not None and is_transient(error):
         return HubError(f"the hub keeps answering {status} for {repo_id}: wait a little and {resume}")
     if status is not None:
         return HubError(
             f"the hub refused what was sent to {repo_id} ({status}{_reason(error)}); correct that and {resume}"
         )
-    if lost is not None:
-        return HubError(f"the connection to the hub failed ({type(lost).__name__}): check the network and {resume}")
+    if broken is not None:
+        return HubError(f"the connection to the hub failed ({type(broken).__name__}): check the network and {resume}")
     return HubError(f"the upload to {repo_id} broke off ({type(error).__name__}): {resume}")
 
 
@@ -69,7 +69,7 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _lost(error: BaseException) -> BaseException | None:
+def _transport_error(error: BaseException) -> BaseException | None:
     """The error of the transport, if that is what stopped the push."""
     for cause in _causes(error):
         if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.split(".")[0] in _TRANSPORTS:
@@ -79,5 +79,5 @@ def _lost(error: BaseException) -> BaseException | None:
 
 def _reason(error: BaseException) -> str:
     """What the hub itself said, which holds no secret of ours."""
-    found = next((getattr(cause, "server_message", None) for cause in _causes(error)), None)
-    return f": {' '.join(str(found).split())[:200]}" if found else ""
+    message = next((getattr(cause, "server_message", None) for cause in _causes(error)), None)
+    return f": {' '.join(str(message).split())[:200]}" if message else ""

@@ -24,7 +24,7 @@ from llmfold.checkpoint import JOURNAL_FILE, MARKER_FILE, Checkpoint
 from llmfold.checkpoint.base_card import CARD_FILE
 from llmfold.checkpoint.paths import regular_file
 from llmfold.errors import CheckpointError, HubError, OutputError, UsageError
-from llmfold.hub.errors import explained, is_passing
+from llmfold.hub.errors import explain, is_transient
 from llmfold.records.fold import REPORT_FILE, FoldRecord
 from llmfold.records.saved import load_record
 from llmfold.report import card
@@ -83,23 +83,13 @@ class Target:
         return shlex.join(["llmfold", "push", str(folder), self.repo_id, *options])
 
 
-def check_login(target: Target) -> None:
-    """Find out, before any work is done, whether a push to ``target`` has a chance.
-
-    Raises:
-        HubError: offline mode, no token, a token that is not valid or may only read, no connection.
-    """
-    _check_login(target, "run the same command again")
-
-
-def push(folder: Path, target: Target, *, quiet: bool = False, say: Callable[[str], None] = print) -> str:
+def push(folder: Path, target: Target, *, quiet: bool = False) -> str:
     """Push a finished output of llmfold; pushing again completes a push that broke off.
 
     Args:
         folder: the output.
         target: where to.
         quiet: no progress bar, no list of files.
-        say: told what will be sent, unless ``quiet``.
 
     Returns:
         The address of the model on the hub.
@@ -112,14 +102,19 @@ def push(folder: Path, target: Target, *, quiet: bool = False, say: Callable[[st
     report = check_finished(folder)
     resume = f"run `{target.command(folder)}` to go on, what has arrived is kept"
     with quiet_hub(bars=not quiet and sys.stderr.isatty()):
-        api = _check_login(target, resume)
-        _address(folder, report, target)
+        api = check_login(target, resume)
+        try:
+            card.address(folder, report, target.repo_id)
+        except OSError as error:
+            card_file = folder / CARD_FILE
+            raise OutputError(f"{card_file} cannot be written ({error.strerror}): make {folder} writable") from error
         files = files_of(folder)
         if not quiet:
-            say(listing(folder, files))
+            print(listing(folder, files))
         try:
-            with _in_words(target, resume):
-                _Push(api, folder, files, target).run()
+            with _explained(target, resume):
+                _retried(lambda: _create_repository(api, target))
+                _retried(lambda: _send_files(api, folder, files, target))
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(f"interrupted; {resume}") from stop
     return target.address
@@ -148,23 +143,14 @@ def check_finished(folder: Path) -> FoldRecord:
     return report
 
 
-def _address(folder: Path, report: FoldRecord, target: Target) -> None:
-    try:
-        card.address(folder, report, target.repo_id)
-    except OSError as error:
-        raise OutputError(
-            f"{folder / CARD_FILE} cannot be written ({error.strerror}): make {folder} writable"
-        ) from error
-
-
 def files_of(folder: Path) -> list[str]:
     """Paths inside ``folder`` of all that is pushed, sorted.
 
     Raises:
         OutputError: one of them is a link that leaves the folder.
     """
-    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
-    names = [path.as_posix() for path in found if not set(path.parts) & set(_PRIVATE_FOLDERS)]
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    names = [path.as_posix() for path in paths if not set(path.parts) & set(_PRIVATE_FOLDERS)]
     try:
         for name in names:
             regular_file(folder, name)
@@ -181,50 +167,49 @@ def listing(folder: Path, files: list[str]) -> str:
     return "\n".join([f"{len(files)} files, {sum(sizes.values()):,} bytes:", *lines])
 
 
-@dataclass(frozen=True)
-class _Push:
-    """One push, every step of which may be repeated."""
-
-    api: HfApi
-    folder: Path
-    files: list[str]
-    target: Target
-
-    def run(self) -> None:
-        """Create what is missing on the hub and send the files."""
-        _retried(self._create)
-        _retried(self._send)
-
-    def _create(self) -> None:
-        target = self.target
-        self.api.create_repo(target.repo_id, private=target.private, exist_ok=True)
-        if target.private and not self.api.repo_info(target.repo_id).private:
-            raise HubError(
-                f"{target.repo_id} exists and is public, so nothing was pushed: choose another name, make it private "
-                "in its settings, or drop --private"
-            )
-        if target.revision and not target.revision.startswith("refs/"):
-            self.api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
-
-    def _send(self) -> None:
-        """Send the files; the client first lets the hub judge the card."""
-        try:
-            self.api.upload_folder(
-                repo_id=self.target.repo_id,
-                folder_path=self.folder,
-                revision=self.target.revision,
-                commit_message="Upload folded model",
-                allow_patterns=[escape(name) for name in self.files],
-                delete_patterns=_STALE,
-            )
-        except ValueError as error:
-            if not str(error).startswith(_BAD_CARD):
-                raise
-            reason = " ".join(str(error).removeprefix(_BAD_CARD).split())[:300]
-            raise OutputError(f"the hub does not accept {self.folder / CARD_FILE}: {reason}; correct it") from error
+def _create_repository(api: HfApi, target: Target) -> None:
+    """Create what is missing on the hub."""
+    api.create_repo(target.repo_id, private=target.private, exist_ok=True)
+    if target.private and not api.repo_info(target.repo_id).private:
+        raise HubError(
+            f"{target.repo_id} exists and is public, so nothing was pushed: choose another name, make it private "
+            "in its settings, or drop --private"
+        )
+    if target.revision and not target.revision.startswith("refs/"):
+        api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
 
 
-def _check_login(target: Target, resume: str) -> HfApi:
+def _send_files(api: HfApi, folder: Path, files: list[str], target: Target) -> None:
+    """Send the files; the client first lets the hub check the card."""
+    try:
+        api.upload_folder(
+            repo_id=target.repo_id,
+            folder_path=folder,
+            revision=target.revision,
+            commit_message="Upload folded model",
+            allow_patterns=[escape(name) for name in files],
+            delete_patterns=_STALE,
+        )
+    except ValueError as error:
+        if not str(error).startswith(_BAD_CARD):
+            raise
+        reason = " ".join(str(error).removeprefix(_BAD_CARD).split())[:300]
+        raise OutputError(f"the hub does not accept {folder / CARD_FILE}: {reason}; correct it") from error
+
+
+def check_login(target: Target, resume: str = "run the same command again") -> HfApi:
+    """Find out, before any work is done, whether a push to ``target`` has a chance.
+
+    Args:
+        target: where to.
+        resume: what a person is told to do once the reason is gone.
+
+    Returns:
+        The hub's client, logged in.
+
+    Raises:
+        HubError: offline mode, no token, a token that is not valid or may only read, no connection.
+    """
     if constants.HF_HUB_OFFLINE:
         raise HubError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it")
     token = huggingface_hub.get_token()
@@ -233,7 +218,7 @@ def _check_login(target: Target, resume: str) -> HfApi:
             f"there is no token to push to {target.repo_id} with: log in with `hf auth login`, or set HF_TOKEN"
         )
     api = HfApi(token=token)
-    with _in_words(target, resume):
+    with _explained(target, resume):
         account = _retried(api.whoami)
     access = (account.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
@@ -247,18 +232,18 @@ def _retried(step: Callable[[], Result]) -> Result:
         try:
             return step()
         except Exception as error:  # by version the client raises errors of requests, httpx, httpx2 or hf_xet
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
             time.sleep(PAUSE * attempt)
     return step()
 
 
 @contextmanager
-def _in_words(target: Target, resume: str) -> Iterator[None]:
+def _explained(target: Target, resume: str) -> Iterator[None]:
     """Raise what the client raises as a sentence."""
     try:
         yield
     except (HubError, OutputError):
         raise
     except Exception as error:  # see _retried
-        raise explained(error, target.repo_id, resume) from error
+        raise explain(error, target.repo_id, resume) from error

@@ -12,64 +12,70 @@ from huggingface_hub import ModelCard, ModelCardData
 from llmfold.checkpoint.base_card import CARD_FILE
 from llmfold.demo import DEMO_NAME
 from llmfold.evaluation.fidelity import POOR
+from llmfold.evaluation.scores import Evaluation
 from llmfold.records.fold import FoldRecord
-from llmfold.report.card_quality import Quality
-from llmfold.report.card_work import work
-from llmfold.report.markdown import code, percent, plain, table
-from llmfold.report.words import folds
+from llmfold.registry import MethodFacts, methods
+from llmfold.report import rendering
+from llmfold.report.markdown import code, megabytes, percent
+from llmfold.report.rows import arrow, part_rows, width_rows
+from llmfold.report.scoreboard import notes, score_rows, speed_rows
+from llmfold.report.words import fold_command, folds
 from llmfold.runtime.storage import replace_text
 
 BASE_MODEL_RELATION = "finetune"
 """Of the relations that the hub knows (adapter, merge, quantized, finetune) the one it gives to other full weights."""
 PLACEHOLDER = "path/to/this/folder"
 _PLACE = re.compile(r'from_pretrained\("([^"]+)"')
-_CITATION = """@inproceedings{wang2025forget,
-  title     = {Forget the Data and Fine-Tuning! Just Fold the Network to Compress},
-  author    = {Dong Wang and Haris \\v{S}iki\\'{c} and Lothar Thiele and Olga Saukh},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2025},
-  url       = {https://arxiv.org/abs/2502.10216}
-}"""
+_OF_CLUSTERING = {"clusters": "cluster", "alignment": "align", "repair": "repair"}
+Rows = list[tuple[str, ...]]
 
 
-def render(report: FoldRecord, *, repo_id: str | None = None, quality: Quality | None = None) -> str:
+def render(report: FoldRecord, *, repo_id: str | None = None) -> str:
     """Render the card of a fold.
 
     Args:
         report: what was done.
         repo_id: where on the hub the model will be; shown in the lines that load it.
-        quality: what is known of the quality; ``None``: what the report holds, if anything.
 
     Returns:
         Markdown behind a block of YAML metadata, as the hub wants README.md.
     """
-    if quality is None:
-        quality = Quality.of_evaluation(report.to_dict().get("quality") or {})
-    sections = [
-        _title(report),
-        _warning(quality),
-        _usage(report, repo_id or PLACEHOLDER),
-        work(report),
-        _quality(report, quality),
-        _data(report),
-        _limits(report),
-        f"## Citation\n\nModel folding:\n\n```bibtex\n{_CITATION}\n```",
-    ]
-    body = "\n\n".join(section for section in sections if section)
-    return str(ModelCard(f"---\n{metadata(report).to_yaml()}\n---\n\n{body}\n"))
+    quality = Evaluation.from_dict(report.quality) if report.quality else None
+    base = hub_id(report) or (DEMO_NAME if report.source["name"] == DEMO_NAME else None)
+    repaired, merged = _layer_rows(report)
+    body = rendering.render(
+        "card.md",
+        report=report,
+        verb="Folded" if folds(report.config["method"]) else "Pruned",
+        hub_id=hub_id(report),
+        base=_base(report),
+        outside=str(report.data.get("data", "none")).startswith("outside"),
+        poor=bool(quality and quality.fidelity and quality.fidelity.warning),
+        poor_below=POOR,
+        place=repo_id or PLACEHOLDER,
+        done=_done(report),
+        widths=width_rows(report.plan["layers"], "–", ","),
+        options=_option_rows(report),
+        repaired=repaired,
+        merged=merged,
+        fold_command=fold_command(report.config),
+        quality_rows=_quality_rows(quality) if quality else [],
+        protocols=notes(quality) if quality else [],
+        eval_command=f"llmfold eval --model {PLACEHOLDER} --against {base or 'BASE'}",
+    )
+    return str(ModelCard(f"---\n{metadata(report).to_yaml()}\n---\n\n{body}"))
 
 
 def metadata(report: FoldRecord) -> ModelCardData:
     """The card's metadata; ``base_model`` only where the base is a model of the hub, for the hub makes a link of it."""
     base = hub_id(report)
     relation: dict[str, Any] = {"base_model": base, "base_model_relation": BASE_MODEL_RELATION} if base else {}
-    folded = folds(report.config["method"])
     return ModelCardData(
         **relation,
         **report.base_card,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["llmfold", "compression", *(["model-folding"] if folded else ["pruning"])],
+        tags=["llmfold", "compression", "model-folding" if folds(report.config["method"]) else "pruning"],
     )
 
 
@@ -77,9 +83,9 @@ def address(folder: Path, report: FoldRecord, repo_id: str) -> None:
     """Let the card in ``folder`` load the model from the hub; a card that someone has edited stays as it is."""
     path = folder / CARD_FILE
     if path.exists():
-        there = path.read_text(encoding="utf-8", errors="replace")
-        place = _PLACE.search(there)
-        if place is None or there != render(report, repo_id=place.group(1)):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        place = _PLACE.search(text)
+        if place is None or text != render(report, repo_id=place.group(1)):
             return
     replace_text(path, render(report, repo_id=repo_id))
 
@@ -99,86 +105,64 @@ def _base(report: FoldRecord) -> str:
     return code(report.source["name"])
 
 
-def _title(report: FoldRecord) -> str:
-    name = str(report.source["name"]).split("/")[-1]
-    verb = "Folded" if folds(report.config["method"]) else "Pruned"
-    data = "with outside text for calibration" if _outside(report) else "without outside data"
-    return (
-        f"# {plain(name)}, {verb.lower()}: {percent(report.ratio)} smaller\n\n"
-        f"{verb} by llmfold {report.versions.get('llmfold', '')} from {_base(report)}, {data} and without fine-tuning: "
-        f"{report.parameters_before:,} → {report.parameters_after:,} parameters."
-    )
+def _done(report: FoldRecord) -> str:
+    """What the method did, in a sentence without its full stop."""
+    method = report.config["method"]
+    facts = methods().get(method, MethodFacts())
+    sentence = facts.sentence or f"Units are removed as the baseline {code(method)} says, for comparison with folding"
+    if any((layer.get("mlp") or {}).get("refined_errors") for layer in report.layers):
+        steps = f"{report.config['refine']} gradient steps on each layer alone"
+        sentence += f"; gate, up and down rows are refined by {steps}, kept where held-back tokens gain"
+    return sentence
 
 
-def _warning(quality: Quality) -> str:
-    if not quality.poor:
-        return ""
-    return (
-        "> **Warning: this model is far from the one it was made from.** The text it writes may not make sense. "
-        f"(This is said where the two agree on the likeliest next token less than {percent(POOR)} of the time.) "
-        "A smaller ratio would keep more."
-    )
+def _option_rows(report: FoldRecord) -> Rows:
+    """Options and what came of them, heading first."""
+    plan, config = report.plan, report.config
+    facts = methods().get(config["method"], MethodFacts())
+    whole, decoder, nbytes = percent(plan["ratio"]), percent(plan["decoder_ratio"]), plan["bytes"]
+    rows = {
+        "ratio asked for": _asked(config),
+        "removed": f"{whole} of all parameters, {decoder} of the decoder layers",
+        "method": code(config["method"]),
+        **{name: config[option] for name, option in _OF_CLUSTERING.items() if option in facts.options},
+        "widths": "by layer, from a recipe" if config["layers"] else config["allocation"],
+        "seed": config["seed"],
+        "weights": f"{megabytes(nbytes['before'])} → {megabytes(nbytes['after'])}",
+        "class": code(plan["written_as"]),
+        "versions": rendering.listed(report.versions),
+    }
+    return [("option", "value"), *((name, str(value)) for name, value in rows.items())]
 
 
-def _usage(report: FoldRecord, place: str) -> str:
-    remote = report.plan["needs_trust_remote_code"]
-    arguments = f'"{place}", dtype="auto"' + (", trust_remote_code=True" if remote else "")
-    after = (
-        "Layers have widths of their own, which no stock class knows, so the folder carries a small modelling file: "
-        "`trust_remote_code=True` runs it."
-        if remote
-        else "Stock transformers loads it; llmfold need not be installed."
-    )
-    return (
-        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({arguments})\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{place}")\n```\n\n{after}'
-    )
+def _asked(config: dict[str, Any]) -> str:
+    units = {"ratio": config["ratio_of"], "mlp_ratio": "MLP neurons", "attention_ratio": "KV groups"}
+    parts = [f"{config[key]:g} of the {unit}" for key, unit in units.items() if config[key] is not None]
+    return ", ".join(parts) or "by layer"
 
 
-def _quality(report: FoldRecord, quality: Quality) -> str:
-    rows = quality.rows()
-    if not rows:
-        base = hub_id(report) or (DEMO_NAME if report.source["name"] == DEMO_NAME else "BASE")
-        command = f"llmfold eval --model {PLACEHOLDER} --against {base}"
-        return (
-            f"## Quality against the dense model\n\nNot measured in this run. To measure it:\n\n```bash\n{command}\n```"
-        )
-    beside = table(("", "dense", "this model"), [(row.name, row.dense, row.folded) for row in rows])
-    protocols = "\n".join(f"- {protocol}" for protocol in quality.protocols)
-    return f"## Quality against the dense model\n\n{beside}\n\n{protocols}".rstrip()
+def _layer_rows(report: FoldRecord) -> tuple[Rows, Rows]:
+    """Rows of all parts that were repaired, and of all whose units were clustered."""
+    repaired: Rows = []
+    merged: Rows = []
+    for index, parts in enumerate(part_rows(report.layers)):
+        for name, row in zip(("MLP", "heads"), parts, strict=True):
+            if row is None:
+                continue
+            place = (str(index), name, arrow(row.before, row.after, ","))
+            if row.repair:
+                repaired.append((*place, *row.repair))
+            if row.clusters:
+                merging, largest, inertia = row.clusters
+                merged.append((*place, f"{merging:,}", f"{largest:,}", inertia))
+    return repaired, merged
 
 
-def _data(report: FoldRecord) -> str:
-    facts = report.data
-    amount = f"{facts.get('sequences')} sequences of {facts.get('sequence_length')} tokens"
-    if _outside(report):
-        name = code(report.config["data"])
-        text = (
-            f"Outside text: {amount} of {name} were read to choose and repair units. **This model is not data-free.**"
-        )
-    elif facts.get("data", "none") == "none":
-        text = "None: nothing but the base checkpoint was read."
-    else:
-        text = (
-            f"No outside text. {amount} were sampled from the base model itself to choose and repair units; "
-            "they are in `llmfold_tokens.npy`."
-        )
-    doubt = f"\n\nNote: {facts['warning']}." if facts.get("warning") else ""
-    return f"## Data used\n\n{text}{doubt}"
-
-
-def _limits(report: FoldRecord) -> str:
-    terms = "" if "license" in report.base_card else " No licence was found with the base model, so none is named here."
-    points = [
-        "A smaller model knows less: measure it on your own task before you rely on it.",
-        f"Intended uses, biases, restrictions and terms are those of the base model.{terms}",
-        "It was not fine-tuned after folding. Fine-tuning, distillation or quantisation can follow.",
-    ]
-    if hub_id(report):
-        points.append("The hub has no relation for folded models; `finetune` is how it lists any other full weights.")
-    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
-
-
-def _outside(report: FoldRecord) -> bool:
-    return str(report.data.get("data", "none")).startswith("outside")
+def _quality_rows(quality: Evaluation) -> Rows:
+    """Name, dense model and folded model, closeness first."""
+    rows: Rows = []
+    close = quality.fidelity
+    if close:
+        rows.append(("KL to the dense model, nats per token", "0", f"{close.kl:.4f}"))
+        rows.append(("top-1 agreement with the dense model", "100 %", f"{100 * close.top1:.1f} %"))
+    return [*rows, *(tuple(row[:3]) for row in (*score_rows(quality), *speed_rows(quality)[1:]))]

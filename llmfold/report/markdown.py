@@ -3,13 +3,23 @@
 from collections.abc import Iterable, Sequence
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: bool = True) -> str:
-    """A Markdown table, all columns but the first to the right, or all to the left."""
-    rule = ["---", *(("---:" if right else "---") for _ in head[1:])]
-    return "\n".join(map(row, (head, rule, *rows)))
+def table(rows: Sequence[Sequence[str]], words: int = 1, gap: str = " ") -> str:
+    """A Markdown table.
+
+    Args:
+        rows: heading first.
+        words: how many columns hold words and stand to the left; the others hold numbers and stand to the right.
+        gap: stands around the dashes of the rule.
+
+    Returns:
+        Its lines, without a newline behind the last.
+    """
+    head, *body = rows
+    rule = f"{gap}|{gap}".join("---" if column < words else "---:" for column in range(len(head)))
+    return "\n".join([_line(head), f"|{gap}{rule}{gap}|", *map(_line, body)])
 
 
-def row(cells: Iterable[str]) -> str:
+def _line(cells: Iterable[str]) -> str:
     """One line of a table; a bar or a line break in a cell cannot break it."""
     return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |"
 
@@ -22,11 +32,6 @@ def code(text: object) -> str:
 def plain(text: str) -> str:
     """Text on one line."""
     return " ".join(text.split())
-
-
-def arrow(before: int, after: int) -> str:
-    """``512 → 377``, or the number alone where nothing changed."""
-    return f"{before:,}" if before == after else f"{before:,} → {after:,}"
 
 
 def percent(fraction: float) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from llmfold.report.rendering import render
+
 SHADES = 8
 _LIGHT = ("#0b62c4", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#a16207", "#0e7490", "#4b5563")
 _DARK = ("#6cb0ff", "#ff9d5c", "#5fd38a", "#b89cff", "#ff8cc0", "#e3b341", "#56d0e0", "#aab4c0")
@@ -57,9 +59,9 @@ def plain(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``, about ``wanted`` of them."""
-    raw = (high - low) / max(wanted, 1) or 1.0
+def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers from ``low`` to ``high``, about ``count`` of them."""
+    raw = (high - low) / max(count, 1) or 1.0
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -68,30 +70,30 @@ def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers for a logarithmic axis: decades, or finer where there are few of them."""
-    found: list[float] = []
+    ticks: list[float] = []
     for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        found = [d * 10.0**e for e in decades for d in digits if low * 0.999 <= d * 10.0**e <= high * 1.001]
-        if len(found) >= 4:
-            return found
-    return found if len(found) >= 3 else linear_ticks(low, high)
+        ticks = [d * 10.0**e for e in decades for d in digits if low * 0.999 <= d * 10.0**e <= high * 1.001]
+        if len(ticks) >= 4:
+            return ticks
+    return ticks if len(ticks) >= 3 else linear_ticks(low, high)
 
 
-def spaced(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spaced(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move heights apart until neighbours are ``gap`` apart, as little as that takes and within [low, high].
 
     Where there is no room for all, they overlap beyond ``high``.
     """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
     blocks: list[tuple[float, list[int]]] = []  # height of the first label, and the labels that stand below it
     for index in order:
-        blocks.append((wanted[index], [index]))
+        blocks.append((heights[index], [index]))
         while len(blocks) > 1 and blocks[-2][0] + gap * len(blocks[-2][1]) > blocks[-1][0]:
             members = blocks[-2][1] + blocks[-1][1]
             del blocks[-2:]
-            start = sum(wanted[m] - gap * place for place, m in enumerate(members)) / len(members)
+            start = sum(heights[m] - gap * place for place, m in enumerate(members)) / len(members)
             blocks.append((max(low, min(start, high - gap * (len(members) - 1))), members))
-    placed = [0.0] * len(wanted)
+    placed = [0.0] * len(heights)
     floor = low
     for start, members in blocks:
         for place, member in enumerate(members):
@@ -143,26 +145,22 @@ def line_chart(
     def at_y(y: float) -> float:
         return bottom - (scale(y) - scale(low)) / (scale(high) - scale(low)) * (bottom - _TOP - 24)
 
-    out = [f'<text class="d" x="{left - 46}" y="{_TOP + 8}">{escape(y_label)}</text>']
+    out = [_text(left - 46, _TOP + 8, y_label)]
     for tick in log_ticks(low, high) if log_y else linear_ticks(low, high):
         out.append(f'<path class="grid" d="M{left} {at_y(tick):.1f}H{right:.1f}"/>')
-        out.append(f'<text class="d" x="{left - 8}" y="{at_y(tick) + 4:.1f}" text-anchor="end">{plain(tick)}</text>')
-    for tick in linear_ticks(left_x, right_x, 6):
-        out.append(
-            f'<text class="d" x="{at_x(tick):.1f}" y="{bottom + 20:.1f}" text-anchor="middle">{x_format(tick)}</text>'
-        )
+        out.append(_text(left - 8, at_y(tick) + 4, plain(tick), anchor="end"))
+    out += [
+        _text(at_x(tick), bottom + 20, x_format(tick), anchor="middle") for tick in linear_ticks(left_x, right_x, 6)
+    ]
     out.append(f'<path class="axis" d="M{left} {bottom}H{right:.1f}"/>')
-    out.append(
-        f'<text class="d" x="{(left + right) / 2:.1f}" y="{bottom + 42:.1f}" text-anchor="middle">'
-        f"{escape(x_label)}</text>"
-    )
+    out.append(_text((left + right) / 2, bottom + 42, x_label, anchor="middle"))
     ends = [at_y(s.points[-1].y) for s in series]
     places = spaced([*ends, *([at_y(level[1])] if level else [])], _LABEL_GAP, _TOP, bottom)
     if level:
+        number = plain(float(f"{level[1]:.3g}"))
         out.append(
             f'<path class="level" d="M{left} {at_y(level[1]):.1f}H{right:.1f}L{right + 14:.1f} {places[-1]:.1f}"/>'
-            f'<text class="t" x="{right + 18:.1f}" y="{places[-1] + 5:.1f}">{escape(level[0])}'
-            f' <tspan class="v">{plain(float(f"{level[1]:.3g}"))}</tspan></text>'
+            + _text(right + 18, places[-1] + 5, level[0], "t", number=number)
         )
     for index, line in enumerate(series):
         path = "L".join(f"{at_x(p.x):.1f} {at_y(p.y):.1f}" for p in line.points)
@@ -174,10 +172,10 @@ def line_chart(
                 out.append(f'<path class="whisker" d="M{at_x(p.x):.1f} {at_y(p.y + p.spread):.1f}V{at_y(lower):.1f}"/>')
             out.append(f'<circle cx="{at_x(p.x):.1f}" cy="{at_y(p.y):.1f}" r="3.5"/>')
         place, start = places[index], at_x(line.points[-1].x) + 5
+        name, number = labels[index]
         out.append(
             f'<path class="lead" d="M{start:.1f} {ends[index]:.1f}L{right + 14:.1f} {place:.1f}"/>'
-            f'<text x="{right + 18:.1f}" y="{place + 5:.1f}">{escape(labels[index][0])}'
-            f' <tspan class="v">{labels[index][1]}</tspan></text></g>'
+            f"{_text(right + 18, place + 5, name, '', number=number)}</g>"
         )
     return _svg(height, title, subtitle, out)
 
@@ -208,19 +206,14 @@ def bar_chart(bars: Sequence[Bar], *, title: str, subtitle: str = "", x_label: s
     out = []
     for tick in linear_ticks(low, high):
         out.append(f'<path class="grid" d="M{at(tick):.1f} {_TOP}V{bottom}"/>')
-        out.append(f'<text class="d" x="{at(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{plain(tick)}</text>')
+        out.append(_text(at(tick), bottom + 18, plain(tick), anchor="middle"))
     for index, bar in enumerate(bars):
         y = _TOP + _ROW * (index + 0.5)
         start, end = sorted((at(0), at(bar.value)))
         tip = max(end, at(bar.value + bar.spread))
-        out.append(
-            f'<text class="t" x="{left - 10:.1f}" y="{y - (2 if bar.note else -5):.1f}" text-anchor="end">'
-            f"{escape(bar.label)}</text>"
-        )
+        out.append(_text(left - 10, y - (2 if bar.note else -5), bar.label, "t", anchor="end"))
         if bar.note:
-            out.append(
-                f'<text class="d" x="{left - 10:.1f}" y="{y + 13:.1f}" text-anchor="end">{escape(bar.note)}</text>'
-            )
+            out.append(_text(left - 10, y + 13, bar.note, anchor="end"))
         width = max(end - start, 1.5)
         out.append(
             f'<g class="s{bar.shade % SHADES}"><rect class="bar" x="{start:.1f}" y="{y - 9:.1f}" width="{width:.1f}" '
@@ -228,11 +221,9 @@ def bar_chart(bars: Sequence[Bar], *, title: str, subtitle: str = "", x_label: s
         )
         if bar.spread > 0:
             out.append(f'<path class="spread" d="M{at(bar.value - bar.spread):.1f} {y:.1f}H{tip:.1f}"/>')
-        out.append(f'<text class="t" x="{tip + 7:.1f}" y="{y + 5:.1f}">{_value(bar.value, whole=whole)}</text>')
+        out.append(_text(tip + 7, y + 5, _value(bar.value, whole=whole), "t"))
     out.append(f'<path class="axis" d="M{at(0):.1f} {_TOP}V{bottom}"/>')
-    out.append(
-        f'<text class="d" x="{(left + right) / 2:.1f}" y="{bottom + 40}" text-anchor="middle">{escape(x_label)}</text>'
-    )
+    out.append(_text((left + right) / 2, bottom + 40, x_label, anchor="middle"))
     return _svg(height, title, subtitle, out)
 
 
@@ -256,34 +247,18 @@ def _wide(text: str, size: int) -> float:
     return 0.56 * size * len(text)
 
 
-def _style() -> str:
-    def colours(values: Sequence[str]) -> str:
-        return " ".join(f".s{i} {{ --c: {c} }}" for i, c in enumerate(values))
-
-    return (
-        f".bg {{ fill: #ffffff }} .t {{ fill: #1f2328 }} .d {{ fill: #59636e; font-size: {_SMALL}px }} "
-        ".grid { stroke: #e3e7eb } .axis { stroke: #8c959f } "
-        ".level { stroke: #59636e; stroke-width: 1.5; stroke-dasharray: 5 4 } .spread { stroke: #1f2328 } "
-        f"{colours(_LIGHT)}\n"
-        "@media (prefers-color-scheme: dark) { .bg { fill: #0d1117 } .t { fill: #e6edf3 } .d { fill: #9aa4ae } "
-        ".grid { stroke: #262c34 } .axis { stroke: #656c76 } .level { stroke: #9aa4ae } .spread { stroke: #e6edf3 } "
-        f"{colours(_DARK)} }}\n"
-        "g text, .bar, circle { fill: var(--c) } path { fill: none } .line { stroke: var(--c); stroke-width: 2.2 } "
-        ".whisker { stroke: var(--c) } "
-        f".lead {{ stroke: var(--c); stroke-opacity: .45 }} .v {{ font-size: {_SMALL}px }}"
-    )
+def _text(x: float, y: float, text: str, css: str = "d", *, anchor: str = "", number: str = "") -> str:
+    """A text of class ``css`` at pixels (x, y), with a small ``number`` behind it."""
+    style = (f' class="{css}"' if css else ""), (f' text-anchor="{anchor}"' if anchor else "")
+    small = f' <tspan class="v">{number}</tspan>' if number else ""
+    return f'<text{style[0]} x="{_pixels(x)}" y="{_pixels(y)}"{style[1]}>{escape(text)}{small}</text>'
 
 
-def _svg(height: float, title: str, subtitle: str, content: Sequence[str]) -> str:
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:g}" width="{_WIDTH}" '
-            f'font-family="Helvetica, Arial, sans-serif" font-size="{_FONT}" role="img" aria-label="{escape(title)}">',
-            f"<style>{_style()}</style>",
-            f'<rect class="bg" width="{_WIDTH}" height="{height:g}" rx="8"/>',
-            f'<text class="t" x="{_EDGE}" y="28" font-size="16" font-weight="bold">{escape(title)}</text>',
-            f'<text class="d" x="{_EDGE}" y="47">{escape(subtitle)}</text>',
-            *content,
-            "</svg>\n",
-        ]
-    )
+def _pixels(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.1f}"
+
+
+def _svg(height: float, title: str, subtitle: str, elements: Sequence[str]) -> str:
+    sizes = {"width": _WIDTH, "height": f"{height:g}", "edge": _EDGE, "font": _FONT, "small": _SMALL}
+    texts = {"title": escape(title), "subtitle": escape(subtitle), "elements": elements}
+    return render("chart.svg", **sizes, **texts, light=_LIGHT, dark=_DARK)

@@ -3,34 +3,34 @@
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from llmfold.evaluation.scores import Evaluation, ModelScores
 from llmfold.evaluation.speed import Speed
 from llmfold.evaluation.zeroshot import GROUPS, TaskScore
-from llmfold.report.markdown import row
+from llmfold.report.console import rich_table
+from llmfold.report.rendering import render
+from llmfold.report.rows import ABSENT
 from llmfold.sizes import human_bytes
 
-ABSENT = "–"
 _SHARES = ("acc", "acc_norm")
 
 
-def quality_rows(found: Evaluation) -> list[list[str]]:
+def quality_rows(evaluation: Evaluation) -> list[list[str]]:
     """Heading, then a row for every number: what, dense (if there is one), model."""
-    heading = ["", *(_heading(found, scores) for scores in _models(found))]
-    rows = [heading, *score_rows(found)]
-    if found.fidelity:
-        rows.append(["KL to dense, nats per token", "0", f"{found.fidelity.kl:.4f}"])
-        rows.append(["top-1 agreement with dense", "100%", f"{found.fidelity.top1:.1%}"])
+    heading = ["", *(_heading(evaluation, scores) for scores in _models(evaluation))]
+    rows = [heading, *score_rows(evaluation)]
+    if evaluation.fidelity:
+        rows.append(["KL to dense, nats per token", "0", f"{evaluation.fidelity.kl:.4f}"])
+        rows.append(["top-1 agreement with dense", "100%", f"{evaluation.fidelity.top1:.1%}"])
     return rows
 
 
-def score_rows(found: Evaluation) -> list[list[str]]:
+def score_rows(evaluation: Evaluation) -> list[list[str]]:
     """Rows of perplexity and tasks."""
-    models = _models(found)
+    models = _models(evaluation)
     rows = []
-    if found.model.perplexity:
+    if evaluation.model.perplexity:
         rows.append(["perplexity", *(_perplexity(scores) for scores in models)])
     for task, metric in _metrics(models):
         rows.append([f"{task}, {metric}", *(_metric(scores.tasks.get(task), metric) for scores in models)])
@@ -40,18 +40,18 @@ def score_rows(found: Evaluation) -> list[list[str]]:
     return rows
 
 
-def speed_rows(found: Evaluation) -> list[list[str]]:
+def speed_rows(evaluation: Evaluation) -> list[list[str]]:
     """The same for speed and size; empty where they were not measured."""
-    if found.speed is None:
+    if evaluation.speed is None:
         return []
     rows = [["", "dense", "folded", "ratio"]]
-    for speed in _speeds(found):
+    for speed in _speeds(evaluation):
         sides, dtype = (speed.dense, speed.model), speed.dtype
         prefill, decode = [f"{side.prefill:,.0f}" for side in sides], [f"{side.decode:,.1f}" for side in sides]
         rows.append([f"prefill, tokens per second, {dtype}", *prefill, f"{speed.prefill_ratio:.2f}"])
         rows.append([f"decode, tokens per second, {dtype}", *decode, f"{speed.decode_ratio:.2f}"])
         rows.append(_size_row(f"peak memory, {dtype}", *(side.peak_memory_bytes for side in sides)))
-    rows.append(_size_row("weights on disk", found.speed.dense.disk_bytes, found.speed.model.disk_bytes))
+    rows.append(_size_row("weights on disk", evaluation.speed.dense.disk_bytes, evaluation.speed.model.disk_bytes))
     return rows
 
 
@@ -59,74 +59,49 @@ def _size_row(heading: str, before: int, after: int) -> list[str]:
     return [heading, human_bytes(before), human_bytes(after), f"{after / before:.2f}"]
 
 
-def _speeds(found: Evaluation) -> list[Speed]:
-    return [speed for speed in (found.speed, found.computed_speed) if speed]
+def _speeds(evaluation: Evaluation) -> list[Speed]:
+    return [speed for speed in (evaluation.speed, evaluation.computed_speed) if speed]
 
 
-def notes(found: Evaluation) -> list[str]:
+def notes(evaluation: Evaluation) -> list[str]:
     """How everything was measured, and what could not be."""
     lines = []
-    if found.model.perplexity:
-        lines.append(f"Perplexity: {found.model.perplexity.protocol}.")
-    if found.model.tasks:
-        dtype = f", {found.compute_dtype}" if found.compute_dtype else ""
-        lines.append(
-            f"Zero-shot: lm-eval {found.versions['lm-eval']}, its prompts and metrics{dtype}; ± is the standard error."
-        )
-        lines += [_task_note(task) for task in found.model.tasks.values()]
-    if found.fidelity_protocol:
-        lines.append(f"Fidelity: {found.fidelity_protocol}.")
-    lines += [f"Speed: {speed.protocol}. {speed.verdict}." for speed in _speeds(found)]
-    return [*lines, *(f"Not measured: {failure}." for failure in found.failures)]
+    if evaluation.model.perplexity:
+        lines.append(f"Perplexity: {evaluation.model.perplexity.protocol}.")
+    if evaluation.model.tasks:
+        dtype = f", {evaluation.compute_dtype}" if evaluation.compute_dtype else ""
+        harness = f"lm-eval {evaluation.versions['lm-eval']}"
+        lines.append(f"Zero-shot: {harness}, its prompts and metrics{dtype}; ± is the standard error.")
+        lines += [_task_note(task) for task in evaluation.model.tasks.values()]
+    if evaluation.fidelity_protocol:
+        lines.append(f"Fidelity: {evaluation.fidelity_protocol}.")
+    lines += [f"Speed: {speed.protocol}. {speed.verdict}." for speed in _speeds(evaluation)]
+    return [*lines, *(f"Not measured: {failure}." for failure in evaluation.failures)]
 
 
-def markdown_table(rows: list[list[str]]) -> str:
-    """Render rows, the first of which is the heading; the first column is words, the others numbers."""
-    head, *body = rows
-    lines = [row(head), "|---|" + "---:|" * (len(head) - 1), *map(row, body)]
-    return "\n".join(lines) + "\n"
-
-
-def document(found: Evaluation) -> str:
+def document(evaluation: Evaluation) -> str:
     """The whole evaluation as Markdown."""
-    tables = [markdown_table(rows) for rows in (quality_rows(found), speed_rows(found)) if len(rows) > 1]
-    return "\n".join(
-        [
-            f"# {found.model.name}",
-            "",
-            *tables,
-            *(f"- {note}" for note in notes(found)),
-            "",
-            "```",
-            found.command or "",
-            "```",
-            "",
-            ", ".join(f"{name} {number}" for name, number in found.versions.items()) + f"; {found.machine}.",
-            "",
-        ]
-    )
+    return render("evaluation.md", evaluation=evaluation, tables=_tables(evaluation), notes=notes(evaluation))
 
 
-def terminal(found: Evaluation) -> RenderableType:
+def terminal(evaluation: Evaluation) -> RenderableType:
     """The tables for a terminal."""
     parts: list[RenderableType] = []
-    for rows in (quality_rows(found), speed_rows(found)):
-        if len(rows) > 1:
-            table = Table(box=None, padding=(0, 2), header_style="dim")
-            for number, heading in enumerate(rows[0]):
-                table.add_column(heading, justify="right" if number else "left")
-            for row in rows[1:]:
-                table.add_row(*map(Text, row))
-            parts += [table, Text()]
-    return Group(*parts, *(Text(note, style="dim") for note in notes(found)))
+    for rows in _tables(evaluation):
+        parts += [rich_table(rows, no_wrap=False), Text()]
+    return Group(*parts, *(Text(note, style="dim") for note in notes(evaluation)))
 
 
-def _models(found: Evaluation) -> list[ModelScores]:
-    return [scores for scores in (found.dense, found.model) if scores]
+def _tables(evaluation: Evaluation) -> list[list[list[str]]]:
+    return [rows for rows in (quality_rows(evaluation), speed_rows(evaluation)) if len(rows) > 1]
 
 
-def _heading(found: Evaluation, scores: ModelScores) -> str:
-    return f"dense ({scores.name})" if scores is found.dense else scores.name
+def _models(evaluation: Evaluation) -> list[ModelScores]:
+    return [scores for scores in (evaluation.dense, evaluation.model) if scores]
+
+
+def _heading(evaluation: Evaluation, scores: ModelScores) -> str:
+    return f"dense ({scores.name})" if scores is evaluation.dense else scores.name
 
 
 def _perplexity(scores: ModelScores) -> str:

@@ -2,14 +2,13 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from llmfold.config import AFTERWARDS, FoldConfig
-from llmfold.options import flag
+from llmfold.options import command_words, options_of
 from llmfold.registry import methods
 
-_NOT_OF_THE_RESULT = ("output", "overwrite", "verify", "layers", *AFTERWARDS)
+_NOT_OF_THE_RESULT = ("output", "overwrite", "verify", *AFTERWARDS)
 
 
 def method_words(name: str) -> str:
@@ -36,23 +35,17 @@ def data_words(report: Mapping[str, Any]) -> str:
     )
 
 
-def check_words(found: Mapping[str, Any]) -> str:
+def check_words(verification: Mapping[str, Any]) -> str:
     """What the reload check compared."""
-    if found.get("mode") == "full":
-        worst = ", ".join(f"{dtype} {gap:.1e}" for dtype, gap in found["relative_logit_difference"].items())
-        return f"passed: {found['tensors']} tensors read back, relative logit difference {worst}"
-    return "shapes only" if found.get("mode") == "shapes" else "off"
+    if verification.get("mode") == "full":
+        worst = ", ".join(f"{dtype} {gap:.1e}" for dtype, gap in verification["relative_logit_difference"].items())
+        return f"passed: {verification['tensors']} tensors read back, relative logit difference {worst}"
+    return "shapes only" if verification.get("mode") == "shapes" else "off"
 
 
 def fold_command(config: Mapping[str, Any]) -> str:
     """The command line of a fold by the options in its report, but for where it wrote to and how it was checked."""
-    words = ["llmfold"]
-    for f in fields(FoldConfig):
-        value = config.get(f.name, f.default)
-        if f.name in _NOT_OF_THE_RESULT or value in (f.default, None) or (f.name == "align" and value == "none"):
-            continue
-        if isinstance(value, bool):
-            words.append(flag(f.name) if value else flag(f"no_{f.name}"))
-        else:
-            words += [flag(f.name), str(value)]
+    of_result = (pair for pair in options_of(FoldConfig) if pair[0].name not in _NOT_OF_THE_RESULT)
+    values = {name: value for name, value in config.items() if (name, value) != ("align", "none")}
+    words = ["llmfold", *command_words(of_result, values)]
     return shlex.join([*words, "--recipe", "RECIPE.yaml"] if config.get("layers") else words)

@@ -11,7 +11,8 @@ from llmfold import UsageError
 from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.scores import Evaluation
-from llmfold.report.scoreboard import document, markdown_table, quality_rows, speed_rows
+from llmfold.report.markdown import table
+from llmfold.report.scoreboard import document, quality_rows, speed_rows
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -89,13 +90,13 @@ def test_an_earlier_result_is_used_for_the_same_question_only(
     import llmfold.evaluation.evaluate as module
 
     out, made = space / "found.json", []
-    judge = module.Judge
+    comparison = module.DenseComparison
 
     def counting(*arguments: Any, **options: Any) -> Any:
         made.append(arguments)
-        return judge(*arguments, **options)
+        return comparison(*arguments, **options)
 
-    monkeypatch.setattr(module, "Judge", counting)
+    monkeypatch.setattr(module, "DenseComparison", counting)
     settings = EvaluationSettings(str(reader), text=str(prose), sequence_length=50)
     first = evaluate(settings, out)
     assert evaluate(settings, out).model.perplexity == first.model.perplexity
@@ -133,4 +134,4 @@ def test_a_command_names_no_folder_of_this_machine(tmp_path: Path) -> None:
 
 
 def test_a_cell_cannot_break_a_table() -> None:
-    assert markdown_table([["", "a|b"], ["x", "1"]]) == "|  | a\\|b |\n|---|---:|\n| x | 1 |\n"
+    assert table([["", "a|b"], ["x", "1"]], gap="") == "|  | a\\|b |\n|---|---:|\n| x | 1 |"

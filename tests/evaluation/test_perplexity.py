@@ -1,6 +1,7 @@
 """Against computations of a few lines that share nothing with the package but transformers."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmfold import CheckpointError, UsageError
 from llmfold.data.texts import read_text
-from llmfold.evaluation.loading import Loading
-from llmfold.evaluation.perplexity import cut_windows, perplexity, text_windows
+from llmfold.evaluation.loading import Loading, opened
+from llmfold.evaluation.perplexity import Perplexity, Windows, cut_windows, score, text_windows
+
+
+def perplexity(folder: Path, windows: Windows, loading: Loading | None = None, *, batch: int = 8) -> Perplexity:
+    """Load the model in ``folder`` and score ``windows`` with it."""
+    with opened(folder, loading or Loading()) as model:
+        return score(model, windows, batch=batch)
 
 
 def independent(folder: Path, text: Path, length: int, limit: int) -> float:
@@ -59,13 +66,17 @@ def test_real_models_by_the_protocol_of_the_project(data_dir: Path, model: str, 
     assert perplexity(folder, windows).value == pytest.approx(expected, abs=6e-5)
 
 
-def test_does_not_depend_on_the_batch_nor_on_offloading(reader: Path, prose: Path) -> None:
+def test_does_not_depend_on_the_batch_nor_on_offloading(
+    reader: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     windows = text_windows(reader, read_text(str(prose)), length=50)
     expected = perplexity(reader, windows, batch=1).value
     assert perplexity(reader, windows, batch=8).value == pytest.approx(expected, rel=1e-5)
     on_disk = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.layers.1", "lm_head"), "disk")
-    loading = Loading(options={"device_map": {**on_disk, "model.norm": "cpu", "model.rotary_emb": "cpu"}})
-    assert perplexity(reader, windows, loading).value == pytest.approx(expected, rel=1e-5)
+    place = {**on_disk, "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    offloaded = nullcontext({"device_map": place, "offload_folder": str(tmp_path)})
+    monkeypatch.setattr("llmfold.evaluation.loading.placed", lambda *_: offloaded)
+    assert perplexity(reader, windows).value == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_stride_scores_every_token_once_in_the_first_window_that_holds_it(reader: Path, prose: Path) -> None:

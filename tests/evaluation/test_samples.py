@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import llmfold as package
 from llmfold.evaluation.loading import Loading, opened
-from llmfold.evaluation.samples import PROMPTS, continued, find_tokenizer, greedy
+from llmfold.evaluation.samples import PROMPTS, continue_prompts, find_tokenizer, greedy
 
 QUICK = {"method": "paper", "mlp_ratio": 0.25, "fidelity_tokens": 256}
 
@@ -43,8 +43,8 @@ def test_a_text_ends_where_the_model_ends_it(reader: Path) -> None:
 
 def test_text_begins_where_the_prompt_ends(reader: Path) -> None:
     with opened(reader, Loading()) as model:
-        texts = continued(model, find_tokenizer(reader), ("once", "a dog "), 5)
-        again = continued(model, find_tokenizer(reader), ("once", "a dog "), 5)
+        texts = continue_prompts(model, find_tokenizer(reader), ("once", "a dog "), 5)
+        again = continue_prompts(model, find_tokenizer(reader), ("once", "a dog "), 5)
     assert texts == again
     assert texts is not None
     assert len(texts) == 2
@@ -59,7 +59,7 @@ def test_what_does_not_fit_the_model_is_not_continued(tmp_path: Path, session_mo
     short = teach(tiny_model(tmp_path / "short", max_position_embeddings=16))
     for folder in (narrow, short):
         with opened(folder, Loading()) as model:
-            assert continued(model, find_tokenizer(folder)) is None
+            assert continue_prompts(model, find_tokenizer(folder)) is None
 
 
 def test_a_fold_shows_them_on_the_page_and_at_its_end(reader: Path, space: Path, llmfold: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import ROOT, forked_program
+from support import forked_program
 
 from llmfold import CheckpointError, UsageError
 from llmfold.demo import demo_folder
@@ -127,7 +127,7 @@ def test_numbers_equal_those_of_lm_eval_on_its_own_command_line(documents: Path,
     settings = EvaluationSettings(str(folder), tasks="arc_easy,piqa,hellaswag", data_dir=str(documents))
     found = evaluate(settings).model.tasks
     command = ["lm_eval", "--model", "hf", "--model_args", f"pretrained={folder}"]
-    command += ["--include_path", str(ROOT / "eval" / "tasks"), "--tasks", "arc_easy_local,piqa_local,hellaswag_local"]
+    command += ["--include_path", str(module._TASKS), "--tasks", "arc_easy_local,piqa_local,hellaswag_local"]
     command += ["--metadata", json.dumps({"data_dir": str(documents)}), "--device", "cpu"]
     command += ["--output_path", str(tmp_path / "out")]
     done = forked_program(lambda: runpy.run_module("lm_eval", run_name="__main__"), *command)

@@ -17,7 +17,6 @@ from llmfold import FoldReport
 from llmfold.evaluation.fidelity import POOR
 from llmfold.records.saved import load_record
 from llmfold.report import card
-from llmfold.report.card_quality import Quality
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -225,7 +224,7 @@ def test_data_is_owned_up_to(report: FoldReport, case: str) -> None:
 
 
 def test_quality_is_told_with_its_protocol(report: FoldReport) -> None:
-    text = card.render(report, quality=Quality.of_evaluation(EVALUATION))
+    text = card.render(dataclasses.replace(report, quality=EVALUATION))
     for line in (
         "| KL to the dense model, nats per token | 0 | 0.0861 |",
         "| top-1 agreement with the dense model | 100 % | 78.8 % |",
@@ -245,8 +244,7 @@ def test_quality_is_told_with_its_protocol(report: FoldReport) -> None:
 
 
 def test_quality_that_was_not_measured_is_not_invented(report: FoldReport) -> None:
-    assert Quality.of_evaluation({}) == Quality()
-    text = card.render(report, quality=Quality())
+    text = card.render(dataclasses.replace(report, quality={}))
     assert "Not measured in this run" in text
     assert "llmfold eval --model path/to/this/folder --against BASE" in text
     assert "--against huggyllama/llama-7b" in card.render(from_hub(report))
@@ -254,7 +252,8 @@ def test_quality_that_was_not_measured_is_not_invented(report: FoldReport) -> No
 
 @pytest.mark.parametrize(("top1", "poor"), [(POOR, False), (POOR - 1e-6, True), (float("nan"), True)])
 def test_a_poor_model_says_so_and_by_what_rule(report: FoldReport, top1: float, poor: bool) -> None:
-    text = card.render(report, quality=Quality(kl=1.0, top1=top1))
+    quality = {**EVALUATION, "fidelity": {**EVALUATION["fidelity"], "top1": top1}}
+    text = card.render(dataclasses.replace(report, quality=quality))
     assert ("**Warning: this model is far from the one it was made from.**" in text) == poor
     assert ("less than 50 % of the time" in text) == poor
 

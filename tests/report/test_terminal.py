@@ -14,8 +14,9 @@ from llmfold.checkpoint import Source
 from llmfold.pipeline import opening
 from llmfold.pipeline.estimate import estimate
 from llmfold.planning import FoldPlan
-from llmfold.report.terminal import human_count, layer_spans, plan_table, report_table
-from llmfold.sizes import human_bytes
+from llmfold.report.rows import width_rows
+from llmfold.report.terminal import plan_table, report_table
+from llmfold.sizes import human_bytes, human_count
 
 LLAMA_7B = {
     "architectures": ["LlamaForCausalLM"],
@@ -123,7 +124,7 @@ def test_the_report_of_an_unfolded_layer_has_no_clusters(tmp_path: Path, session
 def test_neighbours_of_equal_widths_share_a_line(session_model: Path, tmp_path: Path) -> None:
     source = tiny_model(tmp_path / "m", num_hidden_layers=5)
     plan = llmfold.plan(source, layers={"1-3": {"mlp": 0.5}})
-    assert [span for span, _, _ in layer_spans(plan.before, plan.after)] == ["0", "1-3", "4"]
+    assert [row[0] for row in width_rows(plan.to_dict()["layers"], "-")] == ["layers", "0", "1-3", "4"]
 
 
 @pytest.mark.parametrize(

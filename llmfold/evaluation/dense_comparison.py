@@ -9,19 +9,19 @@ from llmfold.evaluation.defaults import BATCH, FIDELITY_TOKENS
 from llmfold.evaluation.fidelity import SEED, Fidelity, Reference, fidelity, held_back_tokens, reference
 from llmfold.evaluation.loading import Loading, opened
 from llmfold.evaluation.perplexity import Perplexity, Windows, score
-from llmfold.evaluation.samples import PROMPTS, Sample, continued, find_tokenizer
+from llmfold.evaluation.samples import PROMPTS, Sample, continue_prompts, find_tokenizer
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Scores:
     """Perplexity on the text, fidelity to the dense model, continued prompts; None where it was not asked for."""
 
     perplexity: Perplexity | None
     fidelity: Fidelity | None
-    texts: list[str] | None = None
+    continuations: list[str] | None = None
 
 
-class Judge:
+class DenseComparison:
     """Measures the dense model once and any number of models against it."""
 
     def __init__(
@@ -32,10 +32,10 @@ class Judge:
         *,
         batch: int = BATCH,
         tokens: int = FIDELITY_TOKENS,
-        writes: bool = False,
-        say: Callable[[str], None] = lambda _: None,
+        prompts: bool = False,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Set up; nothing is loaded yet.
+        """Set up without loading anything.
 
         Args:
             dense: folder of the dense model.
@@ -43,60 +43,60 @@ class Judge:
             loading: how all models are loaded.
             batch: sequences in one forward pass.
             tokens: about how many to sample from the dense model; 0 for no fidelity.
-            writes: whether models continue prompts, too, by the dense model's tokenizer.
-            say: told what begins.
+            prompts: whether models continue prompts, too, by the dense model's tokenizer.
+            notify: told what begins.
         """
         self._folder, self._windows, self._loading = dense, windows, loading
-        self._batch, self._tokens, self._say = batch, tokens, say
-        self._tokenizer = find_tokenizer(dense) if writes else None
+        self._batch, self._tokens, self._notify = batch, tokens, notify
+        self._tokenizer = find_tokenizer(dense) if prompts else None
         self._reference: Reference | None = None
-        self._dense: Verdict | None = None
+        self._dense: Scores | None = None
 
-    def dense(self) -> Verdict:
+    def dense(self) -> Scores:
         """Measure the dense model, and keep what the others are compared with."""
         if self._dense is None:
-            tokens = None
+            tokens, exact = None, None
             with opened(self._folder, self._loading) as model:
                 if self._tokens:
-                    self._say(f"sampling {self._tokens:,} tokens from the dense model")
+                    self._notify(f"sampling {self._tokens:,} tokens from the dense model")
                     tokens = held_back_tokens(self._folder, model, tokens=self._tokens)
-                self._say("measuring the dense model")
-                perplexity = score(model, self._windows, batch=self._batch) if self._windows else None
+                self._notify("measuring the dense model")
+                perplexity = self._perplexity(model)
                 if tokens is not None:
                     self._reference = reference(self._folder, model, tokens, batch=self._batch)
-                texts = self._written(model)
-            same = Fidelity(0.0, 1.0, tokens.numel(), len(tokens)) if tokens is not None else None
-            self._dense = Verdict(perplexity, same, texts)
+                    exact = Fidelity(0.0, 1.0, tokens.numel(), len(tokens))
+                self._dense = Scores(perplexity, exact, self._continuations(model))
         return self._dense
 
-    def measure(self, folder: Path, *, remote_code: bool = False) -> Verdict:
+    def measure(self, folder: Path, *, remote_code: bool = False) -> Scores:
         """Measure a model, and the dense one before it if that has not been done."""
         self.dense()
         with opened(folder, self._loading, remote_code=remote_code) as model:
-            return Verdict(
-                score(model, self._windows, batch=self._batch) if self._windows else None,
-                fidelity(self._reference, model, batch=self._batch) if self._reference else None,
-                self._written(model),
-            )
+            perplexity = self._perplexity(model)
+            close = fidelity(self._reference, model, batch=self._batch) if self._reference else None
+            return Scores(perplexity, close, self._continuations(model))
 
-    def _written(self, model: Any) -> list[str] | None:
-        return continued(model, self._tokenizer) if self._tokenizer else None
+    def _perplexity(self, model: Any) -> Perplexity | None:
+        return score(model, self._windows, batch=self._batch) if self._windows else None
 
-    def samples(self, verdict: Verdict) -> list[Sample]:
-        """Prompts as the dense model and the one of ``verdict`` continue them; none where there is no tokenizer."""
-        dense = self.dense().texts
-        if dense is None or verdict.texts is None:
+    def _continuations(self, model: Any) -> list[str] | None:
+        return continue_prompts(model, self._tokenizer) if self._tokenizer else None
+
+    def samples(self, scores: Scores) -> list[Sample]:
+        """Prompts as the dense model and the one of ``scores`` continue them; none where there is no tokenizer."""
+        dense = self.dense().continuations
+        if dense is None or scores.continuations is None:
             return []
-        return [Sample(*texts) for texts in zip(PROMPTS, dense, verdict.texts, strict=True)]
+        return [Sample(*texts) for texts in zip(PROMPTS, dense, scores.continuations, strict=True)]
 
     def fidelity_protocol(self) -> str | None:
         """How KL and top-1 agreement are measured, in words; None if they are not."""
-        found = self.dense().fidelity
-        if found is None:
+        exact = self.dense().fidelity
+        if exact is None:
             return None
-        length = found.tokens // found.sequences
+        length = exact.tokens // exact.sequences
         return (
             "KL(dense || model) in nats and top-1 agreement per token, mean over "
-            f"{found.sequences} windows of {length} tokens of text sampled from the dense model at temperature 1 "
+            f"{exact.sequences} windows of {length} tokens of text sampled from the dense model at temperature 1 "
             f"with the seed {SEED}, which no fold uses, {self._loading.words}"
         )

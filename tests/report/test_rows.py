@@ -1,6 +1,6 @@
 import pytest
 
-from llmfold.report.condense import main_stages, stage_rows, without_empty_columns
+from llmfold.report.rows import main_stages, stage_rows, without_empty_columns
 
 
 def test_empty_columns_go_and_the_first_stays() -> None:
