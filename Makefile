@@ -38,9 +38,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# A link that leads nowhere, in a page or to a file of the repository, ends the build.
+# A link that leads nowhere, in a page or to a file of the repository, ends the build; told to be quiet, mkdocs would miss it.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "documentation: build/site/index.html"
 
 check: lint types test test-slow

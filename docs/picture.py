@@ -14,7 +14,7 @@ from PIL import Image
 from llmfold.report.html import page
 
 DOCS = Path(__file__).parent
-WIDTH, HEIGHT, GAP, COLOURS = 800, 1010, 16, 160
+WIDTH, HEIGHT, GAP, COLOURS = 800, 1010, 16, 256
 SHRINK = 0.75
 COLUMN = '<div><iframe src="page.html" style="margin-top:-{}px"></iframe></div>'
 STYLE = f"""
@@ -42,7 +42,8 @@ def main() -> None:
         )
         whole = Image.open(shot).convert("RGB")
         small = whole.resize([round(SHRINK * side) for side in whole.size], Image.Resampling.LANCZOS)
-        small.quantize(COLOURS, dither=Image.Dither.NONE).save(DOCS / "report.png", optimize=True)
+        drawn = small.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        drawn.save(DOCS / "report.png", optimize=True)
 
 
 if __name__ == "__main__":
