@@ -18,7 +18,7 @@ define tell_size
 @echo "installed: $(VENV) takes $$(du -sh $(VENV) | cut -f1)"
 endef
 
-.PHONY: demo test test-slow lint types check clean
+.PHONY: demo test test-slow lint types docs check clean
 
 demo: $(VENV)/.core
 	$(BIN)/llmfold --model demo --ratio 0.2 --output demo-output --overwrite
@@ -38,6 +38,11 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# A link that leads nowhere, in a page or to a file of the repository, ends the build; told to be quiet, mkdocs would miss it.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "documentation: build/site/index.html"
+
 check: lint types test test-slow
 
 # torch goes first and pinned: left to a dependency, pip may choose a build of several gigabytes.
@@ -51,6 +56,11 @@ $(VENV)/.core: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.core
 	$(call install,what its tests need,--editable '.[dev]')
+	$(tell_size)
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(call install,what its documentation needs,--editable '.[docs]')
 	$(tell_size)
 	@touch $@
 

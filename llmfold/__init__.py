@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from llmfold.api import FoldReport, fold, plan, sweep
     from llmfold.config import FoldConfig, LayerOverride
     from llmfold.errors import CheckpointError, HubError, LlmfoldError, OutputError, UsageError, VerificationError
+    from llmfold.folding.layer import LayerRecord
+    from llmfold.methods.base import Independent
     from llmfold.methods.method import Method
     from llmfold.models import Architecture, register_architecture
     from llmfold.planning import FoldPlan
@@ -24,7 +26,9 @@ __all__ = [
     "FoldPlan",
     "FoldReport",
     "HubError",
+    "Independent",
     "LayerOverride",
+    "LayerRecord",
     "LlmfoldError",
     "Method",
     "OutputError",
@@ -45,6 +49,8 @@ _HOMES = {
     "llmfold.errors": (
         *("CheckpointError", "HubError", "LlmfoldError", "OutputError", "UsageError", "VerificationError"),
     ),
+    "llmfold.folding.layer": ("LayerRecord",),
+    "llmfold.methods.base": ("Independent",),
     "llmfold.methods.method": ("Method",),
     "llmfold.planning": ("FoldPlan",),
     "llmfold.registry": ("register_method",),
