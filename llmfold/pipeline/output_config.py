@@ -58,13 +58,10 @@ def _global_widths(plan: FoldPlan) -> LayerShape:
 def _new_biases(plan: FoldPlan) -> dict[str, bool]:
     """Config keys of biases that the source did not have."""
     family, before, after = plan.written_as, plan.before, plan.after
+    if (before.qkv_bias, before.o_bias, before.mlp_bias) == (after.qkv_bias, after.o_bias, after.mlp_bias):
+        return {}
     flags = {family.qkv_bias: after.qkv_bias, family.o_bias: after.o_bias, family.mlp_bias: after.mlp_bias}
-    return {
-        key: flag
-        for key, flag in flags.items()
-        if isinstance(key, str)
-        and (before.qkv_bias, before.o_bias, before.mlp_bias) != (after.qkv_bias, after.o_bias, after.mlp_bias)
-    }
+    return {key: flag for key, flag in flags.items() if isinstance(key, str)}
 
 
 def _widths(layer: LayerShape) -> dict[str, int]:
@@ -74,13 +71,9 @@ def _widths(layer: LayerShape) -> dict[str, int]:
 def _rope(source: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary parameters as transformers 5 writes them and as everything older reads them."""
     merged = rope_parameters(stock_config(source))
-    scaling = {k: v for k, v in merged.items() if k != "rope_theta"}
     plain = merged["rope_type"] == "default"
-    return {
-        "rope_parameters": merged,
-        "rope_theta": merged["rope_theta"],
-        "rope_scaling": None if plain else scaling,
-    }
+    scaling = None if plain else {k: v for k, v in merged.items() if k != "rope_theta"}
+    return {"rope_parameters": merged, "rope_theta": merged["rope_theta"], "rope_scaling": scaling}
 
 
 def _rewritten(config: dict[str, Any], family: Architecture) -> dict[str, Any]:

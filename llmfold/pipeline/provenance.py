@@ -39,9 +39,9 @@ def origin(config: FoldConfig, source: Source, checkpoint: Checkpoint) -> dict[s
     }
 
 
-def origin_digest(head: Mapping[str, Any]) -> str:
+def origin_digest(values: Mapping[str, Any]) -> str:
     """SHA-256 of what :func:`origin` returned."""
-    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def provenance(source: Source, plan: FoldPlan, facts: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:

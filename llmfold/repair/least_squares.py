@@ -50,6 +50,11 @@ class ActivationSums:
         gram = self.gram - torch.outer(self.total / self.weight, self.total).float()
         return ActivationSums(gram, torch.zeros_like(self.total), self.weight)
 
+    @property
+    def trace(self) -> float:
+        """Of the Gram."""
+        return float(self.gram.diagonal().double().sum())
+
     def penalty(self, ridge: float) -> float:
         """λ: ``ridge`` as a fraction of the mean diagonal of the Gram."""
         return max(ridge * float(self.gram.diagonal().double().mean()), torch.finfo(torch.float32).tiny)
@@ -97,9 +102,8 @@ def cholesky(gram: Tensor, penalty: float) -> Tensor:
     for _ in range(_ATTEMPTS):
         system = gram.clone()
         system.diagonal().add_(penalty)
-        found = torch.linalg.cholesky_ex(system)
-        if not int(found.info):
-            factor: Tensor = found.L
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if not int(failed):
             return factor
         penalty *= 10
     raise LlmfoldError("the activations of a layer overflow or are NaN, so its repair cannot be solved")
@@ -118,9 +122,9 @@ def refit(sums: ActivationSums, consumer: Tensor, kept: Tensor, ridge: float) ->
         (k, d) float32 on the device of the Gram.
     """
     device = sums.gram.device
-    rest = torch.ones(len(consumer), dtype=torch.bool)
-    rest[kept.cpu()] = False
-    kept, removed, rows = kept.to(device), rest.nonzero().flatten().to(device), consumer.to(device, torch.float32)
+    gone = torch.ones(len(consumer), dtype=torch.bool)
+    gone[kept.cpu()] = False
+    kept, removed, rows = kept.to(device), gone.nonzero().flatten().to(device), consumer.to(device, torch.float32)
     if not len(removed):
         return rows[kept]
     dtype = work_dtype(len(consumer))

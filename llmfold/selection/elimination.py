@@ -85,20 +85,20 @@ def downdate(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Ten
         units in the order they went and their costs, (steps,) int64 and float64, on the CPU.
     """
     kernels = kernels_for(inverse, products, dtypes=(torch.float32, torch.float64))
-    if kernels is not None:
-        removed, costs = kernels.eliminate(inverse, products, steps)
-        return removed, costs.double().clamp_(min=0)
-    return downdate_in_blocks(inverse, products, steps)
+    if kernels is None:
+        return downdate_in_blocks(inverse, products, steps)
+    removed, costs = kernels.eliminate(inverse, products, steps)
+    return removed, costs.double().clamp_(min=0)
 
 
 def downdate_in_blocks(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """:func:`downdate` in torch, on any device."""
-    state = _Delayed(inverse, products)
-    taken = [state.step() for _ in range(steps)]
-    return (
-        torch.tensor([unit for unit, _ in taken], dtype=torch.int64),
-        torch.tensor([cost for _, cost in taken], dtype=torch.float64),
-    )
+    state, removed, costs = _Delayed(inverse, products), list[int](), list[float]()
+    for _ in range(steps):
+        unit, cost = state.step()
+        removed.append(unit)
+        costs.append(cost)
+    return torch.tensor(removed, dtype=torch.int64), torch.tensor(costs, dtype=torch.float64)
 
 
 class _Delayed:
@@ -173,21 +173,16 @@ def eliminate_blocks(sums: ActivationSums, consumer: Tensor, keep: int, size: in
         raise ValueError(f"keep must be from 1 to {count} blocks of {size} in {n}, got {keep}")
     p = torch.cholesky_inverse(cholesky(sums.gram.double(), sums.penalty(ridge)))
     w = consumer.to(p)
-    alive = list(range(count))
+    spans = {b: slice(b * size, (b + 1) * size) for b in range(count)}
     removed, costs = [], []
-    while len(alive) > keep:
-        losses = {b: _block_cost(p, w, slice(b * size, (b + 1) * size)) for b in alive}
-        worst = min(alive, key=losses.__getitem__)
-        span = slice(worst * size, (worst + 1) * size)
+    while len(spans) > keep:
+        losses = {b: float((w[s] * torch.linalg.solve(p[s, s], w[s])).sum()) for b, s in spans.items()}
+        worst = min(losses, key=losses.__getitem__)
+        span = spans.pop(worst)
         columns = p[:, span].clone()
         step = torch.linalg.solve(p[span, span].clone(), torch.cat((columns.T, w[span]), 1))
         p -= columns @ step[:, :n]
         w = w - columns @ step[:, n:]
-        alive.remove(worst)
         removed.append(worst)
         costs.append(max(losses[worst], 0.0))
     return Elimination.of(count, torch.tensor(removed, dtype=torch.int64), torch.tensor(costs, dtype=torch.float64))
-
-
-def _block_cost(p: Tensor, w: Tensor, span: slice) -> float:
-    return float((w[span] * torch.linalg.solve(p[span, span], w[span])).sum())
