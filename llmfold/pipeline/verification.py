@@ -213,8 +213,7 @@ def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape:
     with torch.inference_mode():
         x = torch.cat(list(embedded(checkpoint, tokens, cpu)))
         for index, layer in enumerate(shape.layers):
-            stored = read_layer(checkpoint, shape, index, check_finite=False)
-            weights = {role: tensor.float() for role, tensor in stored.items()}
+            weights = {r: t.float() for r, t in read_layer(checkpoint, shape, index, check_finite=False).items()}
             x = decoder_layer(x, weights, layer, context, index)
             del weights  # or the next layer would be read while this one is held
         x = rms_norm(x, checkpoint.read(FINAL_NORM, check_finite=False).float(), context.eps)
@@ -224,12 +223,14 @@ def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape:
 
 def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan) -> Tensor:
     """Logits of stock transformers, loaded strictly; from disk layer by layer where the model is large."""
-    size = plan.after.parameters * dtype.itemsize
+    placement: dict[str, Any] = {}
     scratch = folder.with_name(f"{folder.name}-offload-{dtype_name(dtype)}")
-    with _scratch(scratch) as offload, quiet_transformers():
-        placement: dict[str, Any] = {}
-        if size > IN_MEMORY_BYTES:
-            placement = {"device_map": _disk_map(len(plan.after.layers)), "offload_folder": offload}
+    if plan.after.parameters * dtype.itemsize > IN_MEMORY_BYTES:
+        layers = (f"model.layers.{i}" for i in range(len(plan.after.layers)))
+        on_disk = dict.fromkeys(("model.embed_tokens", *layers, "lm_head"), "disk")
+        device_map = {**on_disk, "model.norm": "cpu", "model.rotary_emb": "cpu"}
+        placement = {"device_map": device_map, "offload_folder": scratch}
+    with _scratch(scratch), quiet_transformers():
         with _transformers_must("load the folded checkpoint"):
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, trust_remote_code=plan.needs_remote_code, **placement
@@ -250,11 +251,6 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
     return logits.float()
 
 
-def _disk_map(layers: int) -> dict[str, str]:
-    on_disk = ["model.embed_tokens", *(f"model.layers.{i}" for i in range(layers)), "lm_head"]
-    return {**dict.fromkeys(on_disk, "disk"), "model.norm": "cpu", "model.rotary_emb": "cpu"}
-
-
 def _compare(logits: Tensor, reference: Tensor, dtype: torch.dtype, folder: Path) -> float:
     name = dtype_name(dtype)
     if not torch.isfinite(logits).all():
@@ -269,7 +265,7 @@ def _compare(logits: Tensor, reference: Tensor, dtype: torch.dtype, folder: Path
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def _scratch(folder: Path) -> Iterator[None]:
     """A folder for the time of a check; what a killed run left in it goes first."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -277,6 +273,6 @@ def _scratch(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise write_error(error, folder, 0) from error
     try:
-        yield folder
+        yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)

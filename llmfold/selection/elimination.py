@@ -123,14 +123,9 @@ class _Delayed:
 
     def step(self) -> tuple[int, float]:
         """Remove the cheapest unit; returns it and its cost."""
-        cost = torch.where(self._gone, math.inf, self._k_diagonal / self._p_diagonal)
-        row = int(cost.argmin())
-        unit, lost = int(self._units[row]), max(float(cost[row]), 0.0)
-        self._remove(row)
-        return unit, lost
-
-    def _remove(self, row: int) -> None:
-        m = self._pending
+        costs = torch.where(self._gone, math.inf, self._k_diagonal / self._p_diagonal)
+        row = int(costs.argmin())
+        removed, m = (int(self._units[row]), max(float(costs[row]), 0.0)), self._pending
         ps, ks, kappas = self._ps[:, :m], self._ks[:, :m], self._kappas[:m]
         p = self._p[row] - ps @ ps[row]
         k = self._k[row] - ps @ (ks[row] - kappas * ps[row]) - ks @ ps[row]
@@ -144,6 +139,7 @@ class _Delayed:
         self._pending = m + 1
         if self._pending == _DELAY:
             self._flush()
+        return removed
 
     def _flush(self) -> None:
         ps, ks = self._ps, self._ks - 0.5 * self._kappas * self._ps

@@ -4,7 +4,6 @@ import dataclasses
 
 import torch
 
-from llmfold.config import FoldConfig
 from llmfold.data import tokens as tk
 from llmfold.methods.base import FoldContext
 from llmfold.methods.dense import Measurement
@@ -22,10 +21,6 @@ PRIOR_FILE = "prior.npy"
 _GAUSSIAN_SHARE = 0.2
 
 
-def _dtype(config: FoldConfig) -> torch.dtype | None:
-    return None if config.dtype == "auto" else getattr(torch, config.dtype)
-
-
 def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
     """Measured on tokens, which are stored in the work folder."""
     source, config, shape = token_source(context, notify), context.config, context.shape
@@ -36,10 +31,8 @@ def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
         config.seed,
     )
     refinement = Refinement(tk.refine_steps(config, shape))
-    options = ReconstructionOptions(
-        refinement=refinement, importance=importance, seed=config.seed, dtype=_dtype(config)
-    )
-    return Reconstruction(source.measurement, options, source.facts)
+    options = ReconstructionOptions(refinement=refinement, importance=importance)
+    return Reconstruction(context, source.measurement, options, source.facts)
 
 
 def from_weights(context: FoldContext, notify: Notify) -> Reconstruction:
@@ -60,8 +53,7 @@ def from_weights(context: FoldContext, notify: Notify) -> Reconstruction:
         context.team,
         shuffle_seed=config.seed,
     )
-    metric = population.output_metric(prior)
-    options = ReconstructionOptions(gaussian=_GAUSSIAN_SHARE, metric=metric, seed=config.seed, dtype=_dtype(config))
+    options = ReconstructionOptions(gaussian=_GAUSSIAN_SHARE, metric=population.output_metric(prior))
     entropy = float(-(prior * prior.clamp_min(1e-300).log()).sum())
     facts = {"data": "none", "members": rows * members.context, "prior_entropy_nats": entropy}
-    return Reconstruction(measurement, options, facts)
+    return Reconstruction(context, measurement, options, facts)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmfold.folding.layer import LayerRecord
-from llmfold.methods.base import Folded, LayerMethod, ReadLayer, Weights
+from llmfold.methods.base import FoldContext, Folded, LayerMethod, ReadLayer, Weights
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.importance import Importance, Part
@@ -48,8 +48,6 @@ class ReconstructionOptions:
         gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
         metric: (hidden, m) map of outputs whose squared norm selects neurons, or None.
         importance: gives every layer a metric of its own, in which neurons and heads are selected; or None.
-        seed: of everything random.
-        dtype: of the tensors written; None keeps each tensor's own.
     """
 
     held_back: float = 0.125
@@ -57,22 +55,23 @@ class ReconstructionOptions:
     gaussian: float = 0.0
     metric: Tensor | None = None
     importance: Importance | None = None
-    seed: int = 0
-    dtype: torch.dtype | None = None
 
 
 class Reconstruction(LayerMethod):
     """``--method self``, ``calibrated`` and ``weights``: they differ in the hidden states that they measure on."""
 
-    def __init__(self, measurement: Measurement, options: ReconstructionOptions, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, context: FoldContext, measurement: Measurement, options: ReconstructionOptions, facts: dict[str, Any]
+    ) -> None:
         """Set up; nothing is computed yet.
 
         Args:
+            context: whose config gives the seed, and the dtype of the tensors written.
             measurement: hidden states to measure on.
             options: settings.
             facts: what is known of the states, for the report.
         """
-        self.measurement, self.options, self._facts = measurement, options, facts
+        self.config, self.measurement, self.options, self._facts = context.config, measurement, options, facts
         self._states = DenseStates(measurement)
         self._chunk = CHUNK
 
@@ -199,7 +198,9 @@ class _Layer:
             folded.update(self._attention(after))
         if after.intermediate != self._widths.intermediate:
             folded.update(self._mlp(after.intermediate))
-        rounded = {role: t.to(self._options.dtype or stored[role].dtype) for role, t in folded.items()}
+        chosen = self._owner.config.dtype
+        dtypes = {role: stored[role].dtype if chosen == "auto" else getattr(torch, chosen) for role in folded}
+        rounded = {role: tensor.to(dtypes[role]) for role, tensor in folded.items()}
         return {**stored, **rounded}, self._record
 
     def head_order(self, keep: int) -> Elimination:
@@ -251,7 +252,7 @@ class _Layer:
     def _with_gaussian(self, sums: ActivationSums) -> ActivationSums:
         """Mix in rows x ~ N(0, gain²), weighted to a share of the Gram's trace."""
         share, gain = self._options.gaussian, self._weights["post_norm"]
-        generator = torch.Generator().manual_seed(self._options.seed + self._inputs.index)
+        generator = torch.Generator().manual_seed(self._owner.config.seed + self._inputs.index)
         x = torch.randn(_GAUSSIAN_ROWS, len(gain), generator=generator).to(gain.device) * gain
         extra = activation_sums([(self._inputs.neurons(x), torch.ones(len(x), device=gain.device))])
         return sums + extra.scaled(share / (1 - share) * sums.trace / max(extra.trace, 1e-30))
@@ -278,7 +279,7 @@ class _Layer:
         self._stages.lap("select")
         record = {"before": self._widths.intermediate, "after": width, **refitted.record}
         self._record.mlp = record
-        refinement, seed = self._options.refinement, mixed_seed(self._options.seed, self._inputs.index)
+        refinement, seed = self._options.refinement, mixed_seed(self._owner.config.seed, self._inputs.index)
         if refinement.steps and self._held:
             start = folded | refitted.train
             refined, errors = refine(start, self._inputs, self._train, self._held, refinement, seed)

@@ -47,23 +47,27 @@ def population_rows(config: FoldConfig, shape: ModelShape) -> int:
     return -(-EFFORTS[config.effort].tokens_for(shape) // (PopulationOptions.context * CHUNK)) * CHUNK
 
 
+@dataclass(frozen=True)
 class Population:
-    """Draws populations from the prior of a checkpoint, and knows the metric of its outputs."""
+    """Draws populations from the prior of a checkpoint, and knows the metric of its outputs.
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        context: ForwardContext,
-        device: torch.device,
-        seed: int,
-        options: PopulationOptions,
-    ) -> None:
-        self._checkpoint, self._context, self._device = checkpoint, context, device
-        self._seed, self._options = seed, options
+    Attributes:
+        checkpoint: the model's tensors.
+        context: of its forward passes, attention being full.
+        device: where to compute.
+        seed: of everything random.
+        options: settings.
+    """
+
+    checkpoint: Checkpoint
+    context: ForwardContext
+    device: torch.device
+    seed: int
+    options: PopulationOptions
 
     def prior(self) -> Tensor:
         """(vocabulary,) float64 token prior on the CPU: reads the checkpoint once per round, layer by layer."""
-        options, vocabulary = self._options, self._context.shape.vocabulary
+        options, vocabulary = self.options, self.context.shape.vocabulary
         p = torch.full((vocabulary,), 1 / vocabulary, dtype=torch.float64)
         for index in range(options.prior_rounds):
             rows = options.prior_members // options.context
@@ -74,35 +78,35 @@ class Population:
 
     def draw(self, prior: Tensor, rows: int, salt: int) -> Iterator[Tensor]:
         """Residual vectors before the first layer in chunks of ``CHUNK`` rows of ``context`` members."""
-        context = self._options.context
-        generator = torch.Generator().manual_seed((self._seed * 7919 + salt) % 2**63)
+        context = self.options.context
+        generator = torch.Generator().manual_seed((self.seed * 7919 + salt) % 2**63)
         tokens = torch.multinomial(prior, rows * context, True, generator=generator).view(rows, context)
-        return embedded(self._checkpoint, tokens, self._device)
+        return embedded(self.checkpoint, tokens, self.device)
 
     def _through_layers(self, x: Tensor, salt: int) -> Tensor:
         """All members after the last layer, (rows, context, hidden)."""
-        context, count = self._context, len(self._context.shape.layers)
+        context, count = self.context, len(self.context.shape.layers)
         for index, layer in enumerate(context.shape.layers):
-            stored = read_layer(self._checkpoint, context.shape, index, check_finite=False)
-            weights = {role: tensor.to(self._device, torch.float32) for role, tensor in stored.items()}
-            order = shuffled(self._seed, (salt + 1) * count + index, x.shape[0] * x.shape[1])
+            stored = read_layer(self.checkpoint, context.shape, index, check_finite=False)
+            weights = {role: tensor.to(self.device, torch.float32) for role, tensor in stored.items()}
+            order = shuffled(self.seed, (salt + 1) * count + index, x.shape[0] * x.shape[1])
             x = x.flatten(0, 1)[order.to(x.device)].view(x.shape)
             x = torch.cat([decoder_layer(x[part], weights, layer, context, index) for part in chunks(len(x))])
         return x
 
     def _next_tokens(self, x: Tensor) -> Tensor:
         """(vocabulary,) float64 mean distribution of the tokens after some states, on the CPU."""
-        gain, head = (tensor.to(self._device, torch.float32) for tensor in self._end())
-        total = torch.zeros(self._context.shape.vocabulary, dtype=torch.float64)
+        gain, head = (tensor.to(self.device, torch.float32) for tensor in self._end())
+        total = torch.zeros(self.context.shape.vocabulary, dtype=torch.float64)
         for rows in torch.split(x.flatten(0, 1), 512):
-            logits = rms_norm(rows, gain, self._context.eps) @ head.T
+            logits = rms_norm(rows, gain, self.context.eps) @ head.T
             total += logits.softmax(-1).double().sum(0).cpu()
         return total.div(float(total.sum()))
 
     def _end(self) -> tuple[Tensor, Tensor]:
         """Final gain (hidden,) and unembedding (vocabulary, hidden), as stored."""
-        head = head_name(self._checkpoint.tensors, self._context.shape.tied)
-        read = partial(self._checkpoint.read, check_finite=False)
+        head = head_name(self.checkpoint.tensors, self.context.shape.tied)
+        read = partial(self.checkpoint.read, check_finite=False)
         return read(FINAL_NORM), read(head)
 
     def output_metric(self, prior: Tensor) -> Tensor:

@@ -34,12 +34,7 @@ def _standardise(values: Tensor) -> Tensor:
 
 
 def adaptive_widths(
-    shape: ModelShape,
-    planned: Sequence[LayerShape],
-    scores: Sequence[Units],
-    *,
-    pooled: bool,
-    multiple_of: int | None,
+    shape: ModelShape, planned: Sequence[LayerShape], scores: Sequence[Units], *, pooled: bool, multiple_of: int | None
 ) -> tuple[LayerShape, ...]:
     """Widths of every layer when the units of all layers compete for the parameters that the plan leaves.
 
