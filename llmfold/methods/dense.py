@@ -204,8 +204,9 @@ class DenseStates:
 
     def around(self, index: int, weights: dict[Role, Tensor]) -> LayerInputs:
         """A layer (float32 tensors on the device) that :meth:`move_to` has come to, with its states."""
-        states = (self._held[name] for name in (_before(index), _between(index), _before(index + 1)))
-        return LayerInputs(self.measurement, index, weights, *states, self.measurement.order(index))
+        measurement, held = self.measurement, self._held
+        before, between, after = held[_before(index)], held[_between(index)], held[_before(index + 1)]
+        return LayerInputs(measurement, index, weights, before, between, after, measurement.order(index))
 
     def close(self) -> None:
         """Drop all states."""

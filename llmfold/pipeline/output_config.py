@@ -14,6 +14,11 @@ MODELING_FILE = "modeling_llmfold.py"
 WIDTH_KEYS = {"intermediate_size": "intermediate", "num_attention_heads": "heads", "num_key_value_heads": "kv_heads"}
 _PER_LAYER_ONLY = ("per_layer_config", "auto_map", "allow_global_per_layer_attribute_access")
 _LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
+_SPELLED_OUT = (
+    *("rms_norm_eps", "hidden_act", "max_position_embeddings", "tie_word_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("vocab_size", "hidden_size", "num_hidden_layers", "attention_dropout", "use_cache"),
+)
 
 
 def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
@@ -81,10 +86,7 @@ def _rewritten(config: dict[str, Any], family: Architecture) -> dict[str, Any]:
     kept = {k: v for k, v in config.items() if k not in _LLAMA_ONLY}
     kept.update(model_type=family.model_type, sliding_window=None)
     filled = stock_config(config).to_dict()
-    spelled = {k: filled[k] for k in ("rms_norm_eps", "hidden_act", "max_position_embeddings", "tie_word_embeddings")}
-    tokens = {k: filled.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    rest = {k: filled[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "attention_dropout", "use_cache")}
-    return {**spelled, **tokens, **rest, **kept}
+    return {**{k: filled.get(k) for k in _SPELLED_OUT}, **kept}
 
 
 def modeling_source(plan: FoldPlan) -> str:

@@ -25,6 +25,8 @@ _LAYERS, _TOKENS = "layer", "token"
 
 
 Announce = Callable[[FoldPlan], None]
+Clock = Callable[[], float]
+"""Seconds since some moment."""
 
 
 class Listener:
@@ -35,6 +37,7 @@ class Listener:
         self._announce = announce
 
     def __enter__(self) -> "Listener":
+        """Show what there is to show."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -74,11 +77,12 @@ class Pace:
     done: int = 0
     total: int | None = None
     layers: int | None = None
-    clock: Callable[[], float] = time.monotonic
+    clock: Clock = time.monotonic
     _began: float = field(init=False)
     _first: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
+        """Start the clock."""
         self._began = self.clock()
 
     def hear(self, name: str) -> None:
@@ -130,7 +134,7 @@ class Pace:
 class _Paced(Listener, ABC):
     """Follows the work; what is shown of it is up to :meth:`_show`."""
 
-    def __init__(self, announce: Announce | None, clock: Callable[[], float]) -> None:
+    def __init__(self, announce: Announce | None, clock: Clock) -> None:
         super().__init__(announce)
         self._pace = Pace(clock=clock)
         self._lock = threading.Lock()  # layers are finished in a thread of their own
@@ -162,11 +166,9 @@ class Bar(_Paced):
     """A bar with stage, place, pace, and elapsed and remaining time, on standard error."""
 
     def __init__(
-        self,
-        announce: Announce | None = None,
-        console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, announce: Announce | None = None, console: Console | None = None, clock: Clock = time.monotonic
     ) -> None:
+        """Set up; the bar stands while this is open."""
         super().__init__(announce, clock)
         columns = (BarColumn(bar_width=12), TextColumn("{task.description}"), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console or Console(stderr=True), transient=True)
@@ -178,10 +180,12 @@ class Bar(_Paced):
         self._progress.update(self._task, description=text, total=pace.total, completed=pace.done)
 
     def __enter__(self) -> "Listener":
+        """Show the bar."""
         self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        """Take the bar down."""
         self._progress.stop()
 
 
@@ -189,11 +193,9 @@ class Lines(_Paced):
     """A plain line now and then, for logs and pipes."""
 
     def __init__(
-        self,
-        announce: Announce | None = None,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, announce: Announce | None = None, stream: TextIO | None = None, clock: Clock = time.monotonic
     ) -> None:
+        """Set up; lines go to ``stream``, or to standard error."""
         super().__init__(announce, clock)
         self._stream, self._clock, self._last = stream, clock, clock()
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llmfold.checkpoint import Checkpoint, Source
-from llmfold.checkpoint.locate import locate, public_name
+from llmfold.checkpoint.locate import public_name
 from llmfold.config import FoldConfig
 from llmfold.environment import versions
 from llmfold.planning import FoldPlan
@@ -29,9 +29,10 @@ def origin(config: FoldConfig, source: Source, checkpoint: Checkpoint) -> dict[s
 
     Options are those of :func:`llmfold.data.tokens.resolved`.
     """
+    options = {**config.work(), "model": public_name(source), "data": public_data(config.data)}
     return {
         "source": checkpoint.fingerprint(),
-        "config": work_config(config, source),
+        "config": options,
         "versions": versions(),
         "text": text_digest(config.data),
         "device": str(pick_device(config.device)),
@@ -71,12 +72,6 @@ def public_config(config: FoldConfig, source: Source, data: str | None) -> dict[
     values["data"] = data
     values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(config.layers.items())}
     return values
-
-
-def work_config(config: FoldConfig, source: Source | None = None) -> dict[str, Any]:
-    """The options that decide the bytes of the output, as they may be published."""
-    source = source or locate(config.model, config.revision)
-    return {**config.work(), "model": public_name(source), "data": public_data(config.data)}
 
 
 def public_data(data: str | None) -> str | None:

@@ -78,7 +78,9 @@ def verify(
 
     def logits(name: str) -> tuple[Tensor]:
         if name == _OWN:
-            return (independent_logits(_opened(folder), source_config, plan.after, tokens),)
+            with _reading():
+                checkpoint = Checkpoint.open(folder)
+            return (independent_logits(checkpoint, source_config, plan.after, tokens),)
         return (_stock_logits(folder, tokens, dtypes[name], plan),)
 
     passes = [_OWN, *dtypes]
@@ -102,16 +104,11 @@ def check_structure(folder: Path, plan: FoldPlan, source_config: Mapping[str, An
     Raises:
         VerificationError: they differ.
     """
-    checkpoint = _opened(folder)
     with _reading():
+        checkpoint = Checkpoint.open(folder)
         check_tensors(plan.after, {t.name: t.shape for t in checkpoint.tensors.values()})
     check_stock_shapes(folder, checkpoint, remote_code=plan.needs_remote_code)
     _check_config(checkpoint.config, source_config, plan.after)
-
-
-def _opened(folder: Path) -> Checkpoint:
-    with _reading():
-        return Checkpoint.open(folder)
 
 
 @contextmanager
@@ -190,8 +187,8 @@ def read_back(folder: Path, digests: Mapping[str, str], names: Sequence[str]) ->
         DamagedError: the files are not what was written.
         VerificationError: they cannot be read.
     """
-    checkpoint = _opened(folder)
     with _reading():
+        checkpoint = Checkpoint.open(folder)
         for name in names:
             if sha256(checkpoint.read(name, check_finite=False)) != digests[name]:
                 raise DamagedError(f"tensor {name} on disk is not what was produced; the disk may be failing")

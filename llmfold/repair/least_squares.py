@@ -39,6 +39,7 @@ class ActivationSums:
     weight: float
 
     def __add__(self, other: "ActivationSums") -> "ActivationSums":
+        """Sums over the rows of both."""
         return ActivationSums(self.gram + other.gram, self.total + other.total, self.weight + other.weight)
 
     def scaled(self, factor: float) -> "ActivationSums":
@@ -102,6 +103,7 @@ def cholesky(gram: Tensor, penalty: float) -> Tensor:
     for _ in range(_ATTEMPTS):
         system = gram.clone()
         system.diagonal().add_(penalty)
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(system)
         if not int(failed):
             return factor

@@ -16,7 +16,8 @@ class Moments:
 
     def __init__(self, width: int, device: torch.device) -> None:
         """Begin with sums of zero over no tokens."""
-        self.total, self.squares = torch.zeros(2, width, dtype=torch.float64, device=device)
+        self.total = torch.zeros(width, dtype=torch.float64, device=device)
+        self.squares = self.total.clone()
         self.count = 0
 
     def add(self, features: Tensor) -> None:

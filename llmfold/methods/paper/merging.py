@@ -16,6 +16,7 @@ class PaperMethod(LayerMethod):
     """``--method paper``, with optional gauge alignment and variance repair."""
 
     def __init__(self, context: FoldContext) -> None:
+        """Set up; the context's config says how units are clustered, aligned and repaired."""
         self._context = context
 
     def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
