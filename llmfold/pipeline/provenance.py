@@ -45,23 +45,23 @@ def origin_digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def provenance(source: Source, plan: FoldPlan, facts: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(source: Source, plan: FoldPlan, facts: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Content of the file that marks an output as llmfold's.
 
     Args:
         source: the model that was read.
         plan: the fold.
         facts: what the method says of its data.
-        head: as of :func:`origin`; a digest of it tells this output from one of other weights under the same name.
+        values: as of :func:`origin`; a digest of it tells this output from one of other weights under the same name.
     """
     return {
         "made_by": "llmfold",
-        "origin_sha256": origin_digest(head),
+        "origin_sha256": origin_digest(values),
         "source": source_name(source),
-        "config": head["config"],
+        "config": values["config"],
         "plan": plan.to_dict(),
         "data": facts.get("data", "none"),
-        "versions": head["versions"],
+        "versions": values["versions"],
     }
 
 

@@ -84,9 +84,9 @@ def verify(
         return (_stock_logits(folder, tokens, dtypes[name], plan),)
 
     passes = [_OWN, *dtypes]
-    own: dict[str, tuple[Tensor]] = {}
-    ranks.everyone(lambda: own.update({name: logits(name) for name in ranks.mine(passes)}))
-    reference, *others = (result for (result,) in Team(ranks).in_order(passes, own.__getitem__))
+    computed_here: dict[str, tuple[Tensor]] = {}
+    ranks.everyone(lambda: computed_here.update({name: logits(name) for name in ranks.mine(passes)}))
+    reference, *others = (result for (result,) in Team(ranks).in_order(passes, computed_here.__getitem__))
     compared = zip(dtypes.items(), others, strict=True)
     differences = ranks.lead(lambda: {name: _compare(x, reference, dtype, folder) for (name, dtype), x in compared})
     return {
@@ -170,9 +170,9 @@ def _check_config(written: Mapping[str, Any], source: Mapping[str, Any], shape: 
         "sliding window": new.windows == old.windows,
         "tie_word_embeddings": shape_of(written).tied == shape.tied,
     }
-    for what, agrees in same.items():
+    for setting, agrees in same.items():
         if not agrees:
-            raise VerificationError(f"{what}: the folded config.json does not agree with the source's")
+            raise VerificationError(f"{setting}: the folded config.json does not agree with the source's")
 
 
 def read_back(folder: Path, digests: Mapping[str, str], names: Sequence[str]) -> None:
