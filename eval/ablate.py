@@ -39,10 +39,9 @@ from llmfold.data.tokens import TokenBudget, embedded, load_tokenizer
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
 from llmfold.methods.dense import LayerInputs, Measurement
 from llmfold.methods.reconstruction.fold import RIDGES, SELECTION_RIDGE, split
-from llmfold.methods.streams import TokenStream, heads_of
 from llmfold.models import ModelShape, Role, shape_of, tensor_name
 from llmfold.models.casting import load_model
-from llmfold.models.forward import forward_context, mlp_neurons
+from llmfold.models.forward import attention_block, forward_context, mlp_neurons
 from llmfold.repair.least_squares import ActivationSums, cholesky
 from llmfold.repair.refine import Refinement, held_error, refine
 from llmfold.runtime.devices import pick_device
@@ -91,7 +90,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.checkpoint = Checkpoint.open(self.folder)
         self.shape: ModelShape = shape_of(self.checkpoint.config)
-        self.stream = TokenStream(forward_context(self.checkpoint.config, self.shape))
+        self.context = forward_context(self.checkpoint.config, self.shape)
         self.model = load_model(self.folder, torch.float32, self.device).requires_grad_(False)
         self.dense = [{role: t.weight for role, t in _linears(self.model, i)} for i in range(len(self.shape.layers))]
         self.batch = 2 if self.device.type == "cpu" else 8
@@ -154,14 +153,13 @@ class Bench:
 
     def inputs(self, index: int, weights: dict[Role, Tensor], before: Tensor, goal: Tensor | None) -> LayerInputs:
         """A dense layer on some states; its MLP is to give what is missing to ``goal``, or its own output."""
-        on = Measurement(self.shape, self.stream, lambda: iter(()), tuple(before.shape[:2]), Path(), self.device)  # type: ignore[arg-type]
+        measurement = Measurement(self.context, lambda: iter(()), tuple(before.shape[:2]), Path(), self.device)  # type: ignore[arg-type]
         between, layer = torch.empty_like(before), self.shape.layers[index]
         for part in chunks(len(before)):
             states = before[part].to(self.device)
-            heads = heads_of(states, weights, layer, self.stream.context, index)
-            between[part] = states + F.linear(heads, weights["o"], weights.get("o_bias"))
+            between[part] = attention_block(states, weights, layer, self.context, index)
         after = goal if goal is not None else torch.empty_like(before)
-        found = LayerInputs(on, index, weights, *(t.numpy() for t in (before, between, after)), None)  # type: ignore[arg-type]
+        found = LayerInputs(measurement, index, weights, *(t.numpy() for t in (before, between, after)), None)  # type: ignore[arg-type]
         if goal is None:
             for part in chunks(len(before)):
                 x, _, _ = found.mlp(part)
@@ -239,7 +237,7 @@ def fit(
         width: neurons to keep.
         known: what other cases on the same inputs have computed.
     """
-    train_parts, held_parts = split(inputs.on.size[0], 0.125)
+    train_parts, held_parts = split(inputs.measurement.size[0], 0.125)
     if "train" not in known:
         known["train"], known["held"] = sums(inputs, train_parts), sums(inputs, held_parts)
         known["whole"] = known["train"] + known["held"]
@@ -406,7 +404,7 @@ def _fit_on_folded(
     after = torch.empty_like(goal)
     for part in chunks(len(goal)):
         x, _, _ = inputs.mlp(part)
-        found = F.linear(mlp_neurons(x, mlp, inputs.on.stream.context), mlp["down"])
+        found = F.linear(mlp_neurons(x, mlp, inputs.measurement.context), mlp["down"])
         after[part] = torch.from_numpy(inputs.between[part]) + found.cpu().view_as(after[part])
     folded[case] = after
     return mlp, facts

@@ -20,6 +20,7 @@ from llmfold.errors import CheckpointError
 from llmfold.models.casting import load_model
 from llmfold.runtime.hidden_states import mapped_tensor
 from llmfold.runtime.limits import CACHE_BYTES
+from llmfold.runtime.seeding import seeded
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Sampling:
 
     def generator(self, index: int) -> torch.Generator:
         """Random numbers of one batch."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
+        return seeded(self.seed, index)
 
 
 def cache_bytes(config: Any, length: int) -> int:

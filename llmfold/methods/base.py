@@ -1,94 +1,106 @@
-"""What the engine asks of a method."""
+"""What the engine asks of a method while it folds, and what it gives it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from llmfold.checkpoint import Checkpoint
+from llmfold.config import FoldConfig
 from llmfold.folding.layer import LayerRecord
-from llmfold.models import LayerShape, Role
-from llmfold.planning import Sensitivities
+from llmfold.methods.method import Notify
+from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.planning import FoldPlan, Sensitivities
+from llmfold.planning.cost import Cost, Stage
+from llmfold.runtime.hidden_states import STATE_FOLDER
+from llmfold.runtime.reduction import Team
 
 Weights = Mapping[Role, Tensor]
 ReadLayer = Callable[[int], dict[Role, Tensor]]
+Folded = tuple[dict[Role, Tensor], LayerRecord]
+"""Tensors of a folded layer, and what the report says of it."""
 
 
-class LayerMethod(Protocol):
-    """Folds layers; whatever it carries from one to the next survives an interrupted run."""
+def read_layer(
+    checkpoint: Checkpoint, shape: ModelShape, index: int, *, check_finite: bool = True
+) -> dict[Role, Tensor]:
+    """Stored tensors of a decoder layer by role.
 
-    def ready(self, read_layer: ReadLayer, say: Callable[[str], None]) -> None:
+    Raises:
+        CheckpointError: one cannot be read, or is not finite and ``check_finite`` says to look.
+    """
+    names = shape.layer_tensors(index)
+    return {role: checkpoint.read(name, check_finite=check_finite) for role, name in names.items()}
+
+
+@dataclass(frozen=True)
+class FoldContext:
+    """Where a method works: the source, the work folder, the device, and the processes that share the work."""
+
+    config: FoldConfig
+    checkpoint: Checkpoint
+    shape: ModelShape
+    work: Path
+    device: torch.device
+    team: Team = field(default_factory=Team)
+
+    @property
+    def states(self) -> Path:
+        """Folder for hidden states and what is measured on them; it goes when all layers are folded."""
+        return self.work / STATE_FOLDER
+
+    def read_layer(self, index: int) -> dict[Role, Tensor]:
+        """See :func:`read_layer`."""
+        return read_layer(self.checkpoint, self.shape, index)
+
+
+class LayerMethod:
+    """Folds layers; whatever it carries from one to the next survives an interrupted run.
+
+    As it stands it measures nothing beforehand, carries nothing between layers, and changes none.
+    """
+
+    def ready(self, read_layer: ReadLayer, notify: Notify) -> None:
         """Find out what concerns all layers at once; all processes that share the work call it alike."""
 
-    def measure(self, read_layer: ReadLayer, ratio: float, say: Callable[[str], None]) -> Sensitivities | None:
+    def measure(self, read_layer: ReadLayer, ratio: float, notify: Notify) -> Sensitivities | None:
         """What every layer would lose by every width, or None where the method cannot tell."""
+        return None
 
     def start(self, first_layer: int) -> None:
         """Get ready to fold from ``first_layer`` on (not 0 where an earlier run was interrupted)."""
 
     def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Layers (ascending) in the groups that they are prepared in."""
+        """Layers (ascending) in the groups that they are prepared in; by default one."""
+        return iter([layers] if layers else [])
 
     def prepare(self, layers: Sequence[int], read_layer: ReadLayer) -> None:
         """Have what the layers of a group are measured on at hand; all processes that share the work call it alike."""
 
-    def fold(
-        self, index: int, weights: Weights, before: LayerShape, after: LayerShape
-    ) -> tuple[dict[Role, Tensor], LayerRecord]:
+    def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
         """Fold one layer: stored tensors in, folded tensors out, on whatever device they ended up."""
-
-    def fold_at(
-        self, index: int, weights: Weights, before: LayerShape, afters: Sequence[LayerShape]
-    ) -> Iterator[tuple[dict[Role, Tensor], LayerRecord]]:
-        """:meth:`fold` to several widths, one result at a time."""
-
-    def flush(self) -> None:
-        """Put what the next layer needs on disk, before the layer just folded is journalled as done."""
-
-    def committed(self) -> None:
-        """The layer just folded is safe; drop what only it needed."""
-
-    def summary(self) -> dict[str, Any]:
-        """What the method did outside the layers, for the report: data used, tokens, seconds."""
-
-
-class Independent:
-    """Base of methods that measure nothing beforehand and carry nothing between layers; as it is it changes nothing."""
-
-    def ready(self, read_layer: ReadLayer, say: Callable[[str], None]) -> None:
-        """Nothing concerns all layers at once."""
-
-    def measure(self, read_layer: ReadLayer, ratio: float, say: Callable[[str], None]) -> Sensitivities | None:
-        """The method cannot tell."""
-        return None
-
-    def start(self, first_layer: int) -> None:
-        """There is nothing to get ready."""
-
-    def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
-        """All layers are one group."""
-        return iter([layers] if layers else [])
-
-    def prepare(self, layers: Sequence[int], read_layer: ReadLayer) -> None:
-        """There is nothing to prepare."""
-
-    def fold(
-        self, index: int, weights: Weights, before: LayerShape, after: LayerShape
-    ) -> tuple[dict[Role, Tensor], LayerRecord]:
-        """The layer as it is."""
         return dict(weights), LayerRecord()
 
     def fold_at(
-        self, index: int, weights: Weights, before: LayerShape, afters: Sequence[LayerShape]
-    ) -> Iterator[tuple[dict[Role, Tensor], LayerRecord]]:
-        """:meth:`fold` to several widths, which share nothing."""
-        return (self.fold(index, weights, before, after) for after in afters)
+        self, index: int, weights: Weights, before: LayerShape, target_shapes: Sequence[LayerShape]
+    ) -> Iterator[Folded]:
+        """:meth:`fold` to several widths, one result at a time."""
+        return (self.fold(index, weights, before, after) for after in target_shapes)
 
-    def flush(self) -> None:
-        """There is nothing to put on disk."""
+    def sync_state(self) -> None:
+        """Put what the next layer needs on disk, before the layer just folded is journalled as done."""
 
-    def committed(self) -> None:
-        """There is nothing to drop."""
+    def on_committed(self) -> None:
+        """The layer just folded is safe; drop what only it needed."""
 
-    def summary(self) -> dict[str, Any]:
-        """No data of any kind."""
+    def data_facts(self) -> dict[str, Any]:
+        """What the method looked at beside the weights, for the report: kind of data, tokens, warnings."""
         return {"data": "none"}
+
+
+def rewriting_cost(plan: FoldPlan, processes: int = 1) -> Cost:
+    """Cost of reading and writing each weight once."""
+    return Cost.of([Stage("fold", memory=2.0 * plan.bytes_before)])

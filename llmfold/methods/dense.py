@@ -1,6 +1,6 @@
-"""The dense model's hidden states, layer after layer: the one stream that every layer is measured on by itself.
+"""The dense model's hidden states, layer after layer: every layer is measured on them by itself.
 
-Nothing that is folded changes it, so layers can be measured in any order and by any process, and an interrupted run
+Nothing that is folded changes them, so layers can be measured in any order and by any process, and an interrupted run
 computes again what it needs. States lie in mapped files: before a layer, and after its attention.
 """
 
@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.methods.base import ReadLayer
-from llmfold.methods.streams import Stream, gather, heads_of
-from llmfold.models import ModelShape, Role
-from llmfold.models.forward import mlp_neurons, rms_norm
+from llmfold.methods.base import ReadLayer, Weights
+from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.models.forward import ForwardContext, attention_block, attention_heads, mlp_block, mlp_neurons, rms_norm
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, mapped, read, write
 from llmfold.runtime.reduction import Team
+from llmfold.runtime.seeding import seeded
 
 _DIGITS = 5
 
@@ -29,29 +29,39 @@ def row_weight(hidden: Tensor) -> Tensor:
     return 1 / (hidden.square().mean(-1).flatten() + 1e-6)
 
 
+def shuffled(seed: int, index: int, rows: int) -> Tensor:
+    """(rows,) int64 on the CPU: the permutation of a population's rows before layer ``index``, a new one for each."""
+    return torch.randperm(rows, generator=seeded(seed, index))
+
+
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured on.
+    """Hidden states to measure on: of token sequences, or of a population of independent residual vectors.
 
     Attributes:
-        shape: the model's shape.
-        stream: how rows are attended.
-        start: yields the hidden states before layer 0 in chunks of ``CHUNK`` sequences, (s, tokens, hidden).
+        context: of the model's forward passes.
+        start: yields the hidden states before layer 0 in chunks of ``CHUNK`` sequences, (s, tokens, hidden) float32.
         size: sequences and tokens per sequence.
         work: folder for the states.
         device: where to compute.
         team: the processes that share them.
+        shuffle_seed: of a population, whose members meet new random neighbours in every layer; None of sequences.
     """
 
-    shape: ModelShape
-    stream: Stream
+    context: ForwardContext
     start: Callable[[], Iterator[Tensor]]
     size: tuple[int, int]
     work: Path
     device: torch.device
     team: Team = field(default_factory=Team)
+    shuffle_seed: int | None = None
 
-    def wide(self, weights: dict[Role, Tensor]) -> dict[Role, Tensor]:
+    @property
+    def shape(self) -> ModelShape:
+        """The model's shape."""
+        return self.context.shape
+
+    def wide(self, weights: Weights) -> dict[Role, Tensor]:
         """A layer's tensors in float32 on the device."""
         return {role: tensor.to(self.device, torch.float32) for role, tensor in weights.items()}
 
@@ -77,20 +87,26 @@ class Measurement:
 
         return self.team.made(make)
 
+    def order(self, index: int) -> np.ndarray | None:
+        """Permutation of all rows before layer ``index``, or None."""
+        if self.shuffle_seed is None:
+            return None
+        return shuffled(self.shuffle_seed, index, self.size[0] * self.size[1]).numpy()
+
 
 @dataclass(frozen=True)
 class LayerInputs:
     """A dense layer with the states around it.
 
     Attributes:
-        on: what is measured on.
+        measurement: what is measured on.
         index: of the layer.
         weights: its tensors by role, float32 on the device.
-        before, between, after: states before it, after its attention, and after it.
+        before, between, after: states before it, after its attention, and after it; (sequences, tokens, hidden).
         order: permutation of all rows before it, or None.
     """
 
-    on: Measurement
+    measurement: Measurement
     index: int
     weights: dict[Role, Tensor]
     before: np.memmap
@@ -98,44 +114,67 @@ class LayerInputs:
     after: np.memmap
     order: np.ndarray | None
 
+    @property
+    def shape(self) -> LayerShape:
+        """Widths of the layer."""
+        return self.measurement.shape.layers[self.index]
+
+    def attended(self, part: slice) -> Tensor:
+        """What some sequences (s, tokens, hidden) hold before the layer, all rows being permuted by ``order``."""
+        if self.order is None:
+            return read(self.before, part, self.measurement.device)
+        tokens, hidden = self.before.shape[1:]
+        rows = self.order[part.start * tokens : part.stop * tokens]
+        return read(self.before.reshape(-1, hidden), rows, self.measurement.device).view(-1, tokens, hidden)
+
     def heads(self, part: slice) -> tuple[Tensor, Tensor]:
         """Outputs of the query heads for some sequences, (t, heads * head_dim), and row weights (t,)."""
-        h = gather(self.before, part, self.order, self.on.device)
-        found = heads_of(h, self.weights, self.on.shape.layers[self.index], self.on.stream.context, self.index)
-        return found.flatten(0, 1), row_weight(read(self.between, part, self.on.device))
+        context = self.measurement.context
+        x = rms_norm(self.attended(part), self.weights["input_norm"], context.eps)
+        heads = attention_heads(x, self.weights, self.shape, context, self.index)
+        return heads.flatten(0, 1), row_weight(read(self.between, part, self.measurement.device))
 
     def mlp(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised inputs of the MLP (t, hidden), its outputs (t, hidden), and row weights (t,)."""
-        return self._mlp(*(read(states, part, self.on.device).flatten(0, 1) for states in (self.between, self.after)))
+        device = self.measurement.device
+        return self._mlp(*(read(states, part, device).flatten(0, 1) for states in (self.between, self.after)))
 
     def mlp_rows(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The same for single rows by their number in all sequences."""
-        return self._mlp(*(read(s.reshape(-1, s.shape[-1]), rows, self.on.device) for s in (self.between, self.after)))
+        device = self.measurement.device
+        return self._mlp(*(read(s.reshape(-1, s.shape[-1]), rows, device) for s in (self.between, self.after)))
 
     def _mlp(self, between: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = rms_norm(between, self.weights["post_norm"], self.on.stream.context.eps)
+        x = rms_norm(between, self.weights["post_norm"], self.measurement.context.eps)
         return x, after - between, row_weight(after)
 
     @property
     def tokens(self) -> int:
         """Rows of a sequence."""
-        return self.on.size[1]
+        return self.measurement.size[1]
 
     def mlp_output(self, x: Tensor, mlp: dict[Role, Tensor]) -> Tensor:
         """Outputs (t, hidden) of an MLP of this layer's kind for inputs (t, hidden)."""
-        return F.linear(mlp_neurons(x, mlp, self.on.stream.context), mlp["down"], mlp.get("down_bias"))
+        return F.linear(mlp_neurons(x, mlp, self.measurement.context), mlp["down"], mlp.get("down_bias"))
 
     def neurons(self, x: Tensor) -> Tensor:
         """Activations (t, n) of the dense MLP's neurons for inputs (t, hidden)."""
-        return mlp_neurons(x, self.weights, self.on.stream.context)
+        return mlp_neurons(x, self.weights, self.measurement.context)
+
+    def forward(self, part: slice) -> None:
+        """Carry some sequences through the layer: fill ``between`` and ``after``."""
+        context = self.measurement.context
+        between = attention_block(self.attended(part), self.weights, self.shape, context, self.index)
+        write(self.between, part, between)
+        write(self.after, part, mlp_block(between, self.weights, context))
 
 
 class DenseStates:
     """States around a few neighbouring layers, moved through the model by all processes together."""
 
-    def __init__(self, on: Measurement) -> None:
+    def __init__(self, measurement: Measurement) -> None:
         """Set up; nothing is computed yet."""
-        self.on = on
+        self.measurement = measurement
         self._held: dict[str, np.memmap] = {}
         self._next: int | None = None
 
@@ -149,40 +188,38 @@ class DenseStates:
             read_layer: tensors of a layer by role.
             chunk: sequences at once.
         """
-        on = self.on
-        on.team.wait()  # others may still read what is about to go
+        measurement, team = self.measurement, self.measurement.team
+        team.wait()  # others may still read what is about to go
         if self._next is None or layers[0] < self._next:
-            self._drop(len(on.shape.layers) + 1)
-            self._held[_before(0)] = on.first_states(_before(0))
+            self._drop(len(measurement.shape.layers) + 1)
+            self._held[_before(0)] = measurement.first_states(_before(0))
             self._next = 0
         for index in range(self._next, layers[-1] + 1):
             self._drop(min(layers[0], index))
             for name in (_between(index), _before(index + 1)):
-                self._held[name] = on.team.made(partial(on.states, name))
-            inputs = self.around(index, on.wide(read_layer(index)))
-            on.team.each(list(chunks(on.size[0], chunk)), partial(_forward, inputs))
+                self._held[name] = team.made(partial(measurement.states, name))
+            inputs = self.around(index, measurement.wide(read_layer(index)))
+            team.each(list(chunks(measurement.size[0], chunk)), inputs.forward)
         self._next = layers[-1] + 1
 
     def around(self, index: int, weights: dict[Role, Tensor]) -> LayerInputs:
         """A layer (float32 tensors on the device) that :meth:`move_to` has come to, with its states."""
-        on, held = self.on, self._held
-        order = on.stream.order(index, on.size[0] * on.size[1])
-        return LayerInputs(
-            on, index, weights, held[_before(index)], held[_between(index)], held[_before(index + 1)], order
-        )
+        measurement, held = self.measurement, self._held
+        before, between, after = held[_before(index)], held[_between(index)], held[_before(index + 1)]
+        return LayerInputs(measurement, index, weights, before, between, after, measurement.order(index))
 
     def close(self) -> None:
         """Drop all states."""
-        self.on.team.wait()
-        self._drop(len(self.on.shape.layers) + 1)
+        self.measurement.team.wait()
+        self._drop(len(self.measurement.shape.layers) + 1)
         self._next = None
 
     def _drop(self, first_kept: int) -> None:
         """Drop the states of all layers before one."""
         for name in [name for name in self._held if int(name[:_DIGITS]) < first_kept]:
             del self._held[name]
-            if self.on.team.leads:
-                self.on.path(name).unlink(missing_ok=True)
+            if self.measurement.team.leads:
+                self.measurement.path(name).unlink(missing_ok=True)
 
 
 def _before(index: int) -> str:
@@ -191,14 +228,3 @@ def _before(index: int) -> str:
 
 def _between(index: int) -> str:
     return f"{index:0{_DIGITS}d}-between"
-
-
-def _forward(inputs: LayerInputs, part: slice) -> None:
-    """Carry some sequences through the dense layer."""
-    weights, device = inputs.weights, inputs.on.device
-    h = gather(inputs.before, part, inputs.order, device)
-    heads = heads_of(h, weights, inputs.on.shape.layers[inputs.index], inputs.on.stream.context, inputs.index)
-    h = h + F.linear(heads, weights["o"], weights.get("o_bias"))
-    write(inputs.between, part, h)
-    x = rms_norm(h, weights["post_norm"], inputs.on.stream.context.eps)
-    write(inputs.after, part, h + inputs.mlp_output(x, weights))

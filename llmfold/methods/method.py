@@ -1,37 +1,48 @@
 """A method: facts by name, and the hooks that the pipeline calls."""
 
 from collections.abc import Callable
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from llmfold.registry import MethodFacts, method_facts
 
 if TYPE_CHECKING:
-    from llmfold.methods.base import LayerMethod
-    from llmfold.methods.source import Setting
+    from llmfold.methods.base import FoldContext, LayerMethod
     from llmfold.planning import FoldPlan
     from llmfold.planning.cost import Cost
 
+Notify = Callable[[str], None]
+"""Told of every stage as it begins, e.g. ``layer 3: measure``."""
+
 
 class Method(MethodFacts):
-    """Base of all methods. Hooks import what they need when they are called, so that this module takes no torch."""
+    """Base of all methods. It takes no torch: what computes is imported when a hook is called.
+
+    Attributes:
+        builder: function behind :meth:`build`, as ``module:name``; a method without one overrides the hook.
+        estimator: function behind :meth:`cost`, likewise.
+    """
+
+    builder: str = ""
+    estimator: str = "llmfold.methods.base:rewriting_cost"
 
     def cost(self, plan: "FoldPlan", processes: int = 1) -> "Cost":
-        """What a fold by ``plan`` costs; by default each weight is read and written once."""
-        from llmfold.planning.cost import Cost, Stage
+        """What a fold by ``plan`` costs, shared by so many processes; by default each weight is read and written."""
+        cost: Cost = resolve_name(self.estimator)(plan, processes)
+        return cost
 
-        return Cost.of([Stage("fold", memory=2.0 * plan.bytes_before)])
-
-    def build(self, setting: "Setting", say: Callable[[str], None]) -> "LayerMethod":
+    def build(self, context: "FoldContext", notify: Notify) -> "LayerMethod":
         """Get ready to fold layers; what is sampled or measured is stored in the work folder.
 
         Args:
-            setting: where to work.
-            say: told of every stage.
+            context: the source, and where to work.
+            notify: told of every stage.
 
         Raises:
             LlmfoldError: missing data, unusable tokens.
         """
-        raise NotImplementedError
+        layers: LayerMethod = resolve_name(self.builder)(context, notify)
+        return layers
 
     def replan(self, plan: "FoldPlan", layers: "LayerMethod") -> "FoldPlan":
         """The plan as it stands once ``layers``, which :meth:`build` gave, has measured."""

@@ -13,9 +13,9 @@ def with_sampling(cost: Cost, plan: FoldPlan, budget: TokenBudget, processes: in
     """A cost on the sequences of a budget, with that of sampling them where they are sampled."""
     if not plan.config.samples:
         return cost
-    own = sampling_cost(plan, budget, processes)
-    stages, states = (*own.stages, *cost.stages), max(cost.states, own.states)
-    return replace(cost, stages=stages, states=states, sampling=own.sampling)
+    sampling = sampling_cost(plan, budget, processes)
+    stages, states = (*sampling.stages, *cost.stages), max(cost.states, sampling.states)
+    return replace(cost, stages=stages, states=states, sampling=sampling.sampling)
 
 
 def sampling_cost(plan: FoldPlan, budget: TokenBudget, processes: int) -> Cost:
@@ -28,15 +28,16 @@ def sampling_cost(plan: FoldPlan, budget: TokenBudget, processes: int) -> Cost:
     passes = batches * (length - 1)
     computed = shape.parameters * compute_dtype(plan.config.compute_dtype, device, plan.tensors[0].dtype).itemsize
     flops = forward_flops(shape, budget.documents * length, length)
+    read = plan.bytes_before
     if device.type != "cpu":
-        return Cost((Stage("sample", skinny=flops, memory=float(passes) * computed, disk=plan.bytes_before),))
+        return Cost((Stage("sample", skinny=flops, memory=float(passes) * computed, disk=read),))
     share = min(processes, batches)
     left = room("cpu", available_memory() // share, plan.config.memory_limits)
-    held = next((size for size in (computed, plan.bytes_before) if size + cache <= left), None)
-    if held is not None:
-        stage = Stage("sample", skinny=flops, memory=float(passes) * (held + cache / 2), disk=plan.bytes_before)
-        return Cost((stage,), sampling=share * (held + cache))
+    for held in (computed, plan.bytes_before):
+        if held + cache <= left:
+            stage = Stage("sample", skinny=flops, memory=float(passes) * (held + cache / 2), disk=read)
+            return Cost((stage,), sampling=share * (held + cache))
     held = min(plan.bytes_before, left)
-    read = plan.bytes_before + passes * (plan.bytes_before - held)
+    read += passes * (plan.bytes_before - held)
     stage = Stage("sample", skinny=flops, memory=float(passes) * (plan.bytes_before + cache / 2), disk=float(read))
     return Cost((stage,), sampling=share * held, states=share * cache)

@@ -12,8 +12,8 @@ from llmfold.config import FoldConfig
 from llmfold.errors import UsageError
 from llmfold.methods.base import LayerMethod
 from llmfold.pipeline.estimate import check_machine
-from llmfold.pipeline.layer_writer import Sink
-from llmfold.pipeline.progress import Listener, Silent
+from llmfold.pipeline.layer_writer import LayerWriter
+from llmfold.pipeline.progress import Listener
 from llmfold.pipeline.run import Run
 from llmfold.pipeline.sharing import reuse_measurements
 from llmfold.planning import FoldPlan
@@ -55,15 +55,14 @@ def fold_together(
     check_alike(ranks, torch.get_num_threads())
     with said_plainly(), PeakMemory() as memory, ExitStack() as stack:
         stages = Stages()
-        runs = [Run(config, listener or Silent(), ranks, stages, save) for config in configs]
+        runs = [Run(config, listener or Listener(), ranks, stages, save) for config in configs]
         ranks.lead(partial(_check_resources, runs))
         runs[0].listener.opened(len(runs[0].shape.layers))
         for run in runs:
-            stack.enter_context(run.opened())
+            run.open(stack)
             if reuse_from is not None:
-                ranks.lead(
-                    partial(reuse_measurements, run.work.folder, reuse_from, run.shape, float(run.config.ratio or 0.0))
-                )
+                ratio = float(run.config.ratio or 0.0)
+                ranks.lead(partial(reuse_measurements, run.work.folder, reuse_from, run.shape, ratio))
         method = _prepare(runs, ranks)
         for run in runs:
             run.listener.start(run.plan, runs[0].resumed)
@@ -86,64 +85,67 @@ def _check_resources(runs: Sequence[Run]) -> None:
 
 def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
     """The method, on the processes that will fold by it; the widths it has settled on, on all of them."""
+    first = runs[0]
+    method: LayerMethod | None = None
 
     def build() -> LayerMethod | None:
-        return next((method for method in [run.build_method() for run in runs] if method is not None), None)
+        """Of several ratios one may fold nothing: its method folds no other."""
+        built = [run.build_method() for run in sorted(runs, key=lambda run: not run.plan.folded_layers)]
+        return next((method for method in built if method is not None), None)
 
-    runs[0].time_forward_pass()
-    for run in runs:
-        run.forward_pass = runs[0].forward_pass
-        ranks.everyone(run.sample)
-    if runs[0].config.independent:
-        method = ranks.first(build)
-        if method is not None and runs[0].config.facts.weighs:
-            with runs[0].stages("importance"), torch.no_grad():
-                method.ready(runs[0].read_layer, runs[0].listener.stage)
+    def build_on_main() -> list[FoldPlan]:
+        nonlocal method
+        method = build()
         for run in runs:
-            run.settle(method)
-        return method
-    built: list[LayerMethod | None] = []
-
-    def settle() -> list[FoldPlan]:
-        built.append(build())
-        for run in runs:
-            run.settle(built[0])
+            run.finalize_plan(method)
         return [run.plan for run in runs]
 
-    for run, plan in zip(runs, ranks.lead(settle), strict=True):
-        run.plan = plan
-    return built[0] if built else None
+    first.time_forward_pass()
+    for run in runs:
+        run.forward_pass = first.forward_pass
+        ranks.everyone(run.sample)
+    if not first.config.independent:
+        for run, plan in zip(runs, ranks.lead(build_on_main), strict=True):
+            run.plan = plan
+        return method
+    method = ranks.first(build)
+    if method is not None and first.config.facts.weighs:
+        with first.stages("importance"), torch.no_grad():
+            method.ready(first.context.read_layer, first.listener.stage)
+    for run in runs:
+        run.finalize_plan(method)
+    return method
 
 
 def _fold_layers(runs: Sequence[Run], method: LayerMethod | None, ranks: Ranks) -> None:
     """Fold what is left of the layers for every run, a layer at a time."""
     first, count = runs[0], len(runs[0].shape.layers)
-    pending = {i: missing for i in range(count) if (missing := [run for run in runs if not run.has(i)])}
+    pending = {i: missing for i in range(count) if (missing := [run for run in runs if not run.is_done(i)])}
     if method is None or not pending:
         return
     method.start(min(pending))
     groups = list(method.groups(sorted(pending)))
     shares = [ranks.mine(group) if first.config.independent else group for group in groups]
-    on_gpu = first.device.type == "cuda"
-    with (
-        ReadAhead(first.read_layer, first.confirm_layer, list(chain(*shares)), pin=on_gpu) as ahead,
-        Sink(runs, method) as sink,
-    ):
+    on_gpu, read_layer = first.device.type == "cuda", first.context.read_layer
+    with ExitStack() as stack:
+        order = list(chain(*shares))
+        ahead = stack.enter_context(ReadAhead(read_layer, first.confirm_layer, order, pin=on_gpu))
+        writer = LayerWriter(runs, method, stack)
         for group, share in zip(groups, shares, strict=True):
             first.listener.stage(f"layer {group[0]}: forward")
             with first.stages("forward"), torch.no_grad():
-                method.prepare(group, first.read_layer)
+                method.prepare(group, read_layer)
             for index in share:
                 first.listener.stage(f"layer {index}: read")
                 with first.stages("read"):
                     weights = ahead.take(index)
                 if not on_gpu:
-                    sink.copied()  # memory is for the work area now
-                afters = [run.plan.after.layers[index] for run in pending[index]]
+                    writer.wait_copied()  # memory is for the work area now
+                target_shapes = [run.plan.after.layers[index] for run in pending[index]]
                 first.listener.stage(f"layer {index}: fold")
                 with torch.no_grad():
-                    results = method.fold_at(index, weights, first.shape.layers[index], afters)
+                    results = method.fold_at(index, weights, first.shape.layers[index], target_shapes)
                     for run, (folded, record) in zip(pending[index], results, strict=True):
-                        sink.put(run, index, folded, record)
-                method.committed()
-        sink.settled()
+                        writer.put(run, index, folded, record)
+                method.on_committed()
+        writer.wait_committed()

@@ -56,7 +56,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """The whole."""
+        """Seconds of all stages."""
         return sum(self.stages.values())
 
     @property
@@ -78,37 +78,31 @@ def _efforts(plan: FoldPlan, rates: Rates) -> dict[str, float]:
     """Seconds of the same fold by effort; explicit numbers stay."""
     if not plan.config.uses("effort") or not plan.folded_layers:
         return {}
-    found = {}
+    seconds = {}
     for name in EFFORTS:
         other = dataclasses.replace(plan, config=dataclasses.replace(plan.config, effort=name))
-        found[name] = sum(map(rates.seconds, whole_cost(other).stages))
-    return found if len(set(found.values())) > 1 else {}
+        seconds[name] = sum(map(rates.seconds, whole_cost(other).stages))
+    return seconds if len(set(seconds.values())) > 1 else {}
 
 
 def whole_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost of a fold: its method's, with what all runs share, in the order of a run's stages."""
-    own, size = method_cost(plan, processes), plan.bytes_before + plan.bytes_after
-    before = ("sample", "prepare", "importance", "widths")
-    shared = [
+    cost, size = method_cost(plan, processes), plan.bytes_before + plan.bytes_after
+    early, names = ("sample", "prepare", "importance", "widths"), {stage.name for stage in cost.stages}
+    stages = [
+        *(cost.stage(name) for name in early if name in names or name not in ("sample", "importance")),
         Stage("read", disk=float(plan.bytes_before)),
         Stage("write", disk=float(plan.bytes_after), memory=float(size)),
         Stage("forward"),
-    ]
-    stages = [
-        *(stage for stage in own.stages if stage.name == "sample"),
-        own.stage("prepare"),
-        *(stage for stage in own.stages if stage.name == "importance"),
-        own.stage("widths"),
-        *shared,
-        *(stage for stage in own.stages if stage.name not in before),
+        *(stage for stage in cost.stages if stage.name not in early),
         Stage("check", disk=float(CHECKED_PASSES * plan.bytes_after)),
         *_afterwards(plan),
     ]
-    return dataclasses.replace(own, stages=Cost.of(stages).stages)
+    return dataclasses.replace(cost, stages=Cost.of(stages).stages)
 
 
 def method_cost(plan: FoldPlan, processes: int = 1) -> Cost:
-    """What the method itself says."""
+    """Cost of what the method itself does; none where no layer changes."""
     return method_of(plan.config.method).cost(plan, processes) if plan.folded_layers else Cost()
 
 
@@ -125,8 +119,10 @@ def _afterwards(plan: FoldPlan) -> list[Stage]:
 
 def unit_tokens(plan: FoldPlan) -> tuple[int, int]:
     """Tokens of the unit and the length of their sequences: what the method measures on, or others of the effort do."""
-    own, effort = method_cost(plan), EFFORTS[plan.config.effort]
-    return (own.tokens, own.length) if own.tokens else (effort.tokens_for(plan.before), effort.length_for(plan.before))
+    cost, effort = method_cost(plan), EFFORTS[plan.config.effort]
+    if cost.tokens:
+        return cost.tokens, cost.length
+    return effort.tokens_for(plan.before), effort.length_for(plan.before)
 
 
 _SUSTAINED = 0.55
@@ -200,16 +196,16 @@ def disk_needed(plan: FoldPlan, processes: int = 1) -> int:
 def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
     """Peak anonymous memory of the host: of folding a layer, of sampling, or of the check."""
     shape, sizes = plan.before, {s.name: s.nbytes for s in plan.tensors}
-    own = method_cost(plan, processes)
+    cost = method_cost(plan, processes)
     stored = [sum(sizes[name] for name in shape.layer_tensors(i).values()) for i in plan.folded_layers]
     folding = processes if plan.config.independent else 1
-    layers = folding * (own.work_area + max(stored, default=0))
+    layers = folding * (cost.work_area + max(stored, default=0))
     layer = max(map(plan.after.layer_parameters, plan.after.layers))
     # Of the passes of the check, stock float32 takes most; llmfold's own may run beside it, the stored dtype is mapped.
     check = 4 * 2 * max(shape.vocabulary * shape.hidden, layer)
     check += 4 * (layer + CHECKED_VOCABULARY * shape.hidden) if processes > 1 else 0
     small = plan.bytes_after < CHECKED_IN_MEMORY_BYTES or plan.config.verify != "full"
-    return processes * BASE_BYTES + max(layers, own.sampling, 0 if small else check)
+    return processes * BASE_BYTES + max(layers, cost.sampling, 0 if small else check)
 
 
 def advice(plan: FoldPlan, seconds: float) -> str | None:

@@ -14,6 +14,11 @@ MODELING_FILE = "modeling_llmfold.py"
 WIDTH_KEYS = {"intermediate_size": "intermediate", "num_attention_heads": "heads", "num_key_value_heads": "kv_heads"}
 _PER_LAYER_ONLY = ("per_layer_config", "auto_map", "allow_global_per_layer_attribute_access")
 _LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
+_SPELLED_OUT = (
+    *("rms_norm_eps", "hidden_act", "max_position_embeddings", "tie_word_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("vocab_size", "hidden_size", "num_hidden_layers", "attention_dropout", "use_cache"),
+)
 
 
 def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
@@ -58,13 +63,10 @@ def _global_widths(plan: FoldPlan) -> LayerShape:
 def _new_biases(plan: FoldPlan) -> dict[str, bool]:
     """Config keys of biases that the source did not have."""
     family, before, after = plan.written_as, plan.before, plan.after
+    if (before.qkv_bias, before.o_bias, before.mlp_bias) == (after.qkv_bias, after.o_bias, after.mlp_bias):
+        return {}
     flags = {family.qkv_bias: after.qkv_bias, family.o_bias: after.o_bias, family.mlp_bias: after.mlp_bias}
-    return {
-        key: flag
-        for key, flag in flags.items()
-        if isinstance(key, str)
-        and (before.qkv_bias, before.o_bias, before.mlp_bias) != (after.qkv_bias, after.o_bias, after.mlp_bias)
-    }
+    return {key: flag for key, flag in flags.items() if isinstance(key, str)}
 
 
 def _widths(layer: LayerShape) -> dict[str, int]:
@@ -74,13 +76,9 @@ def _widths(layer: LayerShape) -> dict[str, int]:
 def _rope(source: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary parameters as transformers 5 writes them and as everything older reads them."""
     merged = rope_parameters(stock_config(source))
-    scaling = {k: v for k, v in merged.items() if k != "rope_theta"}
     plain = merged["rope_type"] == "default"
-    return {
-        "rope_parameters": merged,
-        "rope_theta": merged["rope_theta"],
-        "rope_scaling": None if plain else scaling,
-    }
+    scaling = None if plain else {k: v for k, v in merged.items() if k != "rope_theta"}
+    return {"rope_parameters": merged, "rope_theta": merged["rope_theta"], "rope_scaling": scaling}
 
 
 def _rewritten(config: dict[str, Any], family: Architecture) -> dict[str, Any]:
@@ -88,10 +86,7 @@ def _rewritten(config: dict[str, Any], family: Architecture) -> dict[str, Any]:
     kept = {k: v for k, v in config.items() if k not in _LLAMA_ONLY}
     kept.update(model_type=family.model_type, sliding_window=None)
     filled = stock_config(config).to_dict()
-    spelled = {k: filled[k] for k in ("rms_norm_eps", "hidden_act", "max_position_embeddings", "tie_word_embeddings")}
-    tokens = {k: filled.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    rest = {k: filled[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "attention_dropout", "use_cache")}
-    return {**spelled, **tokens, **rest, **kept}
+    return {**{k: filled.get(k) for k in _SPELLED_OUT}, **kept}
 
 
 def modeling_source(plan: FoldPlan) -> str:

@@ -7,8 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,50 +24,38 @@ _COUNT = re.compile(r"(.+): ([\d,]+) of ([\d,]+)")
 _LAYERS, _TOKENS = "layer", "token"
 
 
-class Listener(Protocol):
-    """Hears of every stage; the engine knows nothing of terminals."""
+Announce = Callable[[FoldPlan], None]
+Clock = Callable[[], float]
+"""Seconds since some moment."""
+
+
+class Listener:
+    """Hears of every stage; the engine knows nothing of terminals. As it stands it shows nothing but the final plan."""
+
+    def __init__(self, announce: Announce | None = None) -> None:
+        """Set up; ``announce`` is told the final plan."""
+        self._announce = announce
+
+    def __enter__(self) -> "Listener":
+        """Show what there is to show."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take down what is shown."""
 
     def opened(self, layers: int) -> None:
         """The model is known, and how many layers it has."""
 
     def start(self, plan: FoldPlan, done: int) -> None:
         """The plan is final and work on its layers begins, ``done`` of them finished by an earlier run."""
+        if self._announce:
+            self._announce(plan)
 
     def stage(self, name: str) -> None:
         """A stage begins, e.g. ``layer 3: measure``, or goes on, e.g. ``sampling tokens: 512 of 32,768``."""
 
     def advance(self) -> None:
         """One layer is finished and safe on disk."""
-
-
-Announce = Callable[[FoldPlan], None]
-
-
-class Silent:
-    """Says nothing, but for the final plan to whoever asked for it."""
-
-    def __init__(self, announce: Announce | None = None) -> None:
-        self._announce = announce
-
-    def __enter__(self) -> "Silent":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to take down."""
-
-    def opened(self, layers: int) -> None:
-        """See :class:`Listener`."""
-
-    def start(self, plan: FoldPlan, done: int) -> None:
-        """See :class:`Listener`."""
-        if self._announce:
-            self._announce(plan)
-
-    def stage(self, name: str) -> None:
-        """See :class:`Listener`."""
-
-    def advance(self) -> None:
-        """See :class:`Listener`."""
 
 
 @dataclass
@@ -90,11 +77,12 @@ class Pace:
     done: int = 0
     total: int | None = None
     layers: int | None = None
-    clock: Callable[[], float] = time.monotonic
+    clock: Clock = time.monotonic
     _began: float = field(init=False)
     _first: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
+        """Start the clock."""
         self._began = self.clock()
 
     def hear(self, name: str) -> None:
@@ -116,6 +104,11 @@ class Pace:
             self.what, self.detail, self._began, self._first = what, "", self.clock(), done
         self.done, self.total, self.unit = done, total, unit
 
+    def finish_layer(self) -> None:
+        """Count a layer, if that is what is done."""
+        if self.what == FOLDING:
+            self.done += 1
+
     @property
     def remaining(self) -> float | None:
         """Seconds until the work at hand is done at its pace so far; None where that cannot be said."""
@@ -126,50 +119,38 @@ class Pace:
     @property
     def words(self) -> str:
         """``folding, layer 3 of 30, 14.0 s each, 6 min left``."""
-        parts = [self.what]
-        if self.total is not None:
-            place = "layer {} of {}" if self.unit == _LAYERS else "{} of {}"
-            at = min(self.done + 1, self.total) if self.unit == _LAYERS else self.done
-            parts += [place.format(f"{at:,}", f"{self.total:,}"), *self._rate()]
+        if self.total is None:
+            return self.what
+        layers, left = self.unit == _LAYERS, self.remaining
+        place = f"layer {min(self.done + 1, self.total):,} of" if layers else f"{self.done:,} of"
+        parts = [self.what, f"{place} {self.total:,}"]
+        if left is not None:
+            each = (self.clock() - self._began) / (self.done - self._first)
+            rate = f"{each:.1f} s each" if layers else f"{1 / max(each, 1e-9):,.0f}/s"
+            parts += [rate, f"{human_seconds(left)} left"]
         return ", ".join(parts)
 
-    def _rate(self) -> list[str]:
-        left = self.remaining
-        if left is None:
-            return []
-        each = (self.clock() - self._began) / (self.done - self._first)
-        rate = f"{each:.1f} s each" if self.unit == _LAYERS else f"{1 / max(each, 1e-9):,.0f}/s"
-        return [rate, f"{human_seconds(left)} left"]
 
-
-class _Paced(ABC):
+class _Paced(Listener, ABC):
     """Follows the work; what is shown of it is up to :meth:`_show`."""
 
-    def __init__(self, announce: Announce | None, clock: Callable[[], float]) -> None:
-        self._announce, self._pace = announce, Pace(clock=clock)
+    def __init__(self, announce: Announce | None, clock: Clock) -> None:
+        super().__init__(announce)
+        self._pace = Pace(clock=clock)
         self._lock = threading.Lock()  # layers are finished in a thread of their own
 
     def opened(self, layers: int) -> None:
-        """See :class:`Listener`."""
         self._pace.layers = layers
 
     def start(self, plan: FoldPlan, done: int) -> None:
-        """See :class:`Listener`."""
-        if self._announce:
-            self._announce(plan)
+        super().start(plan, done)
         self._change(lambda: self._pace.turn(FOLDING, done, len(plan.before.layers)))
 
     def stage(self, name: str) -> None:
-        """See :class:`Listener`."""
         self._change(lambda: self._pace.hear(name))
 
     def advance(self) -> None:
-        """See :class:`Listener`."""
-        self._change(self._finish_layer)
-
-    def _finish_layer(self) -> None:
-        if self._pace.what == FOLDING:
-            self._pace.done += 1
+        self._change(self._pace.finish_layer)
 
     def _change(self, work: Callable[[], None]) -> None:
         with self._lock:
@@ -185,19 +166,12 @@ class Bar(_Paced):
     """A bar with stage, place, pace, and elapsed and remaining time, on standard error."""
 
     def __init__(
-        self,
-        announce: Announce | None = None,
-        console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, announce: Announce | None = None, console: Console | None = None, clock: Clock = time.monotonic
     ) -> None:
+        """Set up; the bar stands while this is open."""
         super().__init__(announce, clock)
-        self._progress = Progress(
-            BarColumn(bar_width=12),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=console or Console(stderr=True),
-            transient=True,
-        )
+        columns = (BarColumn(bar_width=12), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console or Console(stderr=True), transient=True)
         self._task = self._progress.add_task(self._pace.words, total=None)
 
     def _show(self) -> None:
@@ -205,13 +179,13 @@ class Bar(_Paced):
         text = escape(pace.words) + (f" [dim]{escape(pace.detail)}[/dim]" if pace.detail else "")
         self._progress.update(self._task, description=text, total=pace.total, completed=pace.done)
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "Listener":
+        """Show the bar."""
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
+        """Take the bar down."""
         self._progress.stop()
 
 
@@ -219,11 +193,9 @@ class Lines(_Paced):
     """A plain line now and then, for logs and pipes."""
 
     def __init__(
-        self,
-        announce: Announce | None = None,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, announce: Announce | None = None, stream: TextIO | None = None, clock: Clock = time.monotonic
     ) -> None:
+        """Set up; lines go to ``stream``, or to standard error."""
         super().__init__(announce, clock)
         self._stream, self._clock, self._last = stream, clock, clock()
 
@@ -231,12 +203,6 @@ class Lines(_Paced):
         if self._clock() - self._last >= INTERVAL:
             self._last = self._clock()
             print(self._pace.words, file=self._stream or sys.stderr, flush=True)
-
-    def __enter__(self) -> "Lines":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to take down."""
 
 
 def on_terminal() -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llmfold.checkpoint import Checkpoint, Source
-from llmfold.checkpoint.locate import locate, public_name
+from llmfold.checkpoint.locate import public_name
 from llmfold.config import FoldConfig
 from llmfold.environment import versions
 from llmfold.planning import FoldPlan
@@ -29,9 +29,10 @@ def origin(config: FoldConfig, source: Source, checkpoint: Checkpoint) -> dict[s
 
     Options are those of :func:`llmfold.data.tokens.resolved`.
     """
+    options = {**config.work(), "model": public_name(source), "data": public_data(config.data)}
     return {
         "source": checkpoint.fingerprint(),
-        "config": work_config(config, source),
+        "config": options,
         "versions": versions(),
         "text": text_digest(config.data),
         "device": str(pick_device(config.device)),
@@ -39,28 +40,28 @@ def origin(config: FoldConfig, source: Source, checkpoint: Checkpoint) -> dict[s
     }
 
 
-def origin_digest(head: Mapping[str, Any]) -> str:
+def origin_digest(values: Mapping[str, Any]) -> str:
     """SHA-256 of what :func:`origin` returned."""
-    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def provenance(source: Source, plan: FoldPlan, facts: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(source: Source, plan: FoldPlan, facts: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Content of the file that marks an output as llmfold's.
 
     Args:
         source: the model that was read.
         plan: the fold.
         facts: what the method says of its data.
-        head: as of :func:`origin`; a digest of it tells this output from one of other weights under the same name.
+        values: as of :func:`origin`; a digest of it tells this output from one of other weights under the same name.
     """
     return {
         "made_by": "llmfold",
-        "origin_sha256": origin_digest(head),
+        "origin_sha256": origin_digest(values),
         "source": source_name(source),
-        "config": head["config"],
+        "config": values["config"],
         "plan": plan.to_dict(),
         "data": facts.get("data", "none"),
-        "versions": head["versions"],
+        "versions": values["versions"],
     }
 
 
@@ -71,12 +72,6 @@ def public_config(config: FoldConfig, source: Source, data: str | None) -> dict[
     values["data"] = data
     values["layers"] = {str(i): dataclasses.asdict(o) for i, o in sorted(config.layers.items())}
     return values
-
-
-def work_config(config: FoldConfig, source: Source | None = None) -> dict[str, Any]:
-    """The options that decide the bytes of the output, as they may be published."""
-    source = source or locate(config.model, config.revision)
-    return {**config.work(), "model": public_name(source), "data": public_data(config.data)}
 
 
 def public_data(data: str | None) -> str | None:

@@ -10,23 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfold.checkpoint import (
-    MARKER_FILE,
-    Journal,
-    ShardWriter,
-    WorkFolder,
-    is_damage,
-    plan_shards,
-)
+from llmfold.checkpoint import MARKER_FILE, Journal, ShardWriter, WorkFolder, is_damage, plan_shards
 from llmfold.checkpoint.base_card import carried_over
 from llmfold.checkpoint.locate import locate
 from llmfold.config import FoldConfig
 from llmfold.data.tokens import TOKENS_FILE, resolved
 from llmfold.environment import machine
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
-from llmfold.methods.base import Independent, LayerMethod
+from llmfold.methods.base import FoldContext, LayerMethod
 from llmfold.methods.method import method_of
-from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches
+from llmfold.methods.source import BATCH_FOLDER, sample_batches
 from llmfold.models import Role, tensor_name
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.estimate import unit_tokens
@@ -43,7 +36,6 @@ from llmfold.records.saved import Save
 from llmfold.registry import SELF_DATA
 from llmfold.runtime.devices import pick_device
 from llmfold.runtime.distributed import Ranks
-from llmfold.runtime.hidden_states import STATE_FOLDER
 from llmfold.runtime.launch import LostError
 from llmfold.runtime.memory import PeakMemory
 from llmfold.runtime.reduction import Team
@@ -64,9 +56,11 @@ class Run:
     work: WorkFolder
     journal: Journal
     writer: ShardWriter
+    context: FoldContext
     _head: dict[str, Any]
 
     def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: Stages, save: Save) -> None:
+        """Open the source and plan; raises LlmfoldError where either cannot be."""
         self.listener, self.ranks, self._save = listener, ranks, save
         self.stages, self._checks = stages, Stages()
         self.device = pick_device(config.device)
@@ -79,27 +73,26 @@ class Run:
         self._counted = 0
         self.forward_pass: float | None = None
 
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Open the work folder and the journal, and close them after."""
+    def open(self, stack: ExitStack) -> None:
+        """Open the work folder and the journal, which ``stack`` closes."""
         output, ranks = self.config.output_path, self.ranks
-        with ExitStack() as stack:
 
-            def open_first() -> tuple[dict[str, Any], set[str]]:
-                head = origin(self.config, self.source, self.checkpoint)
-                opening = WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder)
-                self.work = stack.enter_context(opening)
-                self.journal = stack.enter_context(self.work.open_journal(head))
-                stack.enter_context(_tidy(self.work, self.journal))
-                return head, set(self.journal.done)
+        def open_on_main() -> tuple[dict[str, Any], set[str]]:
+            head = origin(self.config, self.source, self.checkpoint)
+            opening = WorkFolder.open(output, overwrite=self.config.overwrite, source=self.source.folder)
+            self.work = stack.enter_context(opening)
+            self.journal = stack.enter_context(self.work.open_journal(head))
+            stack.enter_context(_tidy(self.work, self.journal))
+            return head, set(self.journal.done)
 
-            self._head, self._done = ranks.lead(open_first)
-            if not ranks.leads:
-                self.work = WorkFolder.join(output)
-                self.journal = stack.enter_context(self.work.join_journal(self._head, ranks.rank))
-            yield
+        self._head, self._done = ranks.lead(open_on_main)
+        if not ranks.leads:
+            self.work = WorkFolder.join(output)
+            self.journal = stack.enter_context(self.work.join_journal(self._head, ranks.rank))
+        team = Team(ranks if self.config.together else None, self.device)
+        self.context = FoldContext(self.config, self.checkpoint, self.shape, self.work.folder, self.device, team)
 
-    def has(self, index: int) -> bool:
+    def is_done(self, index: int) -> bool:
         """Whether layer ``index`` was finished before this run."""
         return layer_unit(index) in self._done
 
@@ -121,41 +114,37 @@ class Run:
             return None
         with self.stages("prepare"), torch.no_grad():
             if not self.plan.folded_layers:
-                return Independent()
-            return method_of(self.config.method).build(self._setting(), self.listener.stage)
+                return LayerMethod()
+            return method_of(self.config.method).build(self.context, self.listener.stage)
 
     def sample(self) -> None:
         """Sample this process's share of the tokens that the method measures on, if it measures on such."""
         if self.config.samples and self.plan.folded_layers and not self._folded:
             with self.stages("sample"):
-                sample_batches(self._setting(), self.listener.stage, self.ranks.mine)
+                sample_batches(self.context, self.listener.stage, self.ranks.mine)
 
     @property
     def _folded(self) -> bool:
         """Whether no method is needed any more."""
         return self.resumed == len(self.shape.layers) and not self.config.replans
 
-    def _setting(self) -> Setting:
-        team = Team(self.ranks, self.device) if self.config.together else Team()
-        return Setting(self.config, self.checkpoint, self.shape, self.work.folder, self.device, team)
-
-    def settle(self, method: LayerMethod | None) -> None:
+    def finalize_plan(self, method: LayerMethod | None) -> None:
         """Let what the method measures decide the widths, if it may."""
         if method is None:
             return
         with self.stages("widths"), torch.no_grad():
             if self.config.measures:
-                curves = self._curves(self.work.folder, method)
+                curves = self._curves(method)
                 self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
             self.plan = method_of(self.config.method).replan(self.plan, method)
         if self.ranks.leads and METHOD not in self.journal.done:
-            self.journal.append(METHOD, {}, method.summary())
+            self.journal.append(METHOD, {}, method.data_facts())
 
-    def _curves(self, folder: Path, method: LayerMethod) -> Sensitivities | None:
-        path = folder / SENSITIVITIES_FILE
+    def _curves(self, method: LayerMethod) -> Sensitivities | None:
+        path = self.work.folder / SENSITIVITIES_FILE
         if path.exists():
             return Sensitivities.load(path)
-        curves = method.measure(self.read_layer, float(self.config.ratio or 0.0), self.listener.stage)
+        curves = method.measure(self.context.read_layer, float(self.config.ratio or 0.0), self.listener.stage)
         if curves is not None and self.ranks.leads:
             curves.save(path)
         return curves
@@ -171,10 +160,6 @@ class Run:
             self.listener.stage("embeddings")
             self._copy_outside()
 
-    def read_layer(self, index: int) -> dict[Role, Tensor]:
-        """Stored tensors of a layer by role."""
-        return {role: self.checkpoint.read(name) for role, name in self.shape.layer_tensors(index).items()}
-
     def confirm_layer(self, index: int) -> None:
         """Raise CheckpointError if the files of a layer changed since the run began."""
         for name in self.shape.layer_tensors(index).values():
@@ -182,8 +167,8 @@ class Run:
 
     def write_layer(self, index: int, weights: dict[Role, Tensor]) -> dict[str, str]:
         """Write the tensors of a folded layer; their digests by name."""
-        named = ((tensor_name(index, role), tensor) for role, tensor in weights.items())
-        return {name: self._write(name, tensor) for name, tensor in named}
+        named = {tensor_name(index, role): tensor for role, tensor in weights.items()}
+        return {name: self._write(name, tensor) for name, tensor in named.items()}
 
     def count_layers(self) -> None:
         """Tell the listener of layers that are finished, by this process and by the others."""
@@ -207,7 +192,7 @@ class Run:
         if not self.ranks.leads:
             self.journal.close()
         self.ranks.gather(None)
-        digests = self.ranks.lead(self._all_digests)
+        digests = self.ranks.lead(self._complete_folder)
         if self.ranks.leads:
             self.count_layers()
         self.listener.stage("reload check")
@@ -216,26 +201,37 @@ class Run:
         spent = self.ranks.gather((self.stages.seconds, memory.bytes))
         return self.ranks.lead(lambda: self._publish(memory, spent, verification))
 
-    def _all_digests(self) -> dict[str, str]:
+    def _complete_folder(self) -> dict[str, str]:
+        """Write what is not tensors, and drop hidden states; digests of all tensors by name."""
         self.journal.absorb()
-        shutil.rmtree(self.work.folder / STATE_FOLDER, ignore_errors=True)
-        with _writing(self.work.folder):
-            self._write_side_files(self.work.folder)
+        folder, facts = self.work.folder, self.journal.done[METHOD].record
+        shutil.rmtree(self.context.states, ignore_errors=True)
+        with _writing(folder):
+            for path in self.checkpoint.side_files(remote_code=self.config.trust_remote_code):
+                target = folder / path.relative_to(self.source.folder)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
+            _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
+            _write_json(folder / MARKER_FILE, provenance(self.source, self.plan, facts, self._head))
+            if self.plan.needs_remote_code:
+                (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")
         return {name: d for entry in self.journal.done.values() for name, d in entry.digests.items()}
 
     def _publish(
         self, memory: PeakMemory, spent: Sequence[tuple[dict[str, float], int]], verification: dict[str, Any]
     ) -> FoldRecord:
         folder, done = self.work.folder, self.journal.done
-        count, facts = len(self.shape.layers), done[METHOD].record
+        facts, seconds = done[METHOD].record, [seconds for seconds, _ in spent]
+        if not self.config.independent:  # one process stands for all
+            seconds = seconds[:1]
         report = FoldRecord(
             output=self.work.output,
             source=source_name(self.source),
             config=public_config(self.config, self.source, self.data),
             plan=self.plan.to_dict(),
-            layers=[done[layer_unit(index)].record for index in range(count)],
+            layers=[done[layer_unit(index)].record for index in range(len(self.shape.layers))],
             verification=verification,
-            seconds={**self._seconds([seconds for seconds, _ in spent]), **self._checks.seconds},
+            seconds={**mean_seconds(seconds), **self._checks.seconds},
             forward_pass_seconds=self.forward_pass,
             data=facts,
             peak_memory_bytes=max(memory.bytes, *(peak for _, peak in spent)),
@@ -252,10 +248,6 @@ class Run:
         self.work.publish()
         return report
 
-    def _seconds(self, spent: Sequence[dict[str, float]]) -> dict[str, float]:
-        """Seconds by stage of processes that fold layers of their own, or of one that stands for all."""
-        return mean_seconds(spent) if self.config.independent else spent[0]
-
     def _copy_outside(self) -> None:
         inside = {name for i in range(len(self.shape.layers)) for name in self.shape.layer_tensors(i).values()}
         digests = {}
@@ -266,27 +258,16 @@ class Run:
                 with self.stages("write"):
                     digests[name] = self._write(name, tensor)
         with self.stages("write"):
-            self.finished(OUTSIDE, digests, {})
+            self.commit(OUTSIDE, digests, {})
 
     def _write(self, name: str, tensor: Tensor) -> str:
         dtype = tensor.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
         return self.writer.write(name, tensor.to(dtype))
 
-    def finished(self, unit: str, digests: dict[str, str], record: dict[str, Any]) -> None:
+    def commit(self, unit: str, digests: dict[str, str], record: dict[str, Any]) -> None:
         """Put what was written on disk, and journal it."""
         self.writer.sync()
         self.journal.append(unit, digests, record)
-
-    def _write_side_files(self, folder: Path) -> None:
-        for path in self.checkpoint.side_files(remote_code=self.config.trust_remote_code):
-            target = folder / path.relative_to(self.source.folder)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
-        _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
-        facts = self.journal.done[METHOD].record
-        _write_json(folder / MARKER_FILE, provenance(self.source, self.plan, facts, self._head))
-        if self.plan.needs_remote_code:
-            (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")
 
 
 def _check_shards_are_there(folder: Path, names: list[str]) -> None:
@@ -304,14 +285,10 @@ def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | LostError)
         kept = interrupted or not work.folder.exists() or bool(journal.units_beside())
-        if not kept and (_damaged(error) or not _worth_keeping(work, journal, error)):
+        damaged = isinstance(error, CheckpointError) and is_damage(error)  # what was not read may be next time
+        if not kept and (damaged or not _worth_keeping(work, journal, error)):
             work.discard()
         raise
-
-
-def _damaged(error: BaseException) -> bool:
-    """Whether a checkpoint is not what it should be; one that could not be read may be next time."""
-    return isinstance(error, CheckpointError) and is_damage(error)
 
 
 def _worth_keeping(work: WorkFolder, journal: Journal, error: BaseException) -> bool:

@@ -14,18 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmfold.checkpoint import Checkpoint, is_damage, sha256
 from llmfold.checkpoint.dtypes import dtype_name
+from llmfold.data.tokens import embedded
 from llmfold.errors import CheckpointError, VerificationError
-from llmfold.models import (
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    ModelShape,
-    check_tensors,
-    embedding_name,
-    head_name,
-    shape_of,
-)
-from llmfold.models.forward import ForwardContext, decoder_layer, forward_context, rms_norm
+from llmfold.methods.base import read_layer
+from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check_tensors, head_name, shape_of
+from llmfold.models.forward import decoder_layer, forward_context, rms_norm
 from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULARY
 from llmfold.planning import FoldPlan
 from llmfold.runtime.devices import compute_dtype
@@ -47,11 +40,7 @@ class DamagedError(VerificationError):
 
 
 def verify(
-    folder: Path,
-    plan: FoldPlan,
-    source_config: Mapping[str, Any],
-    digests: Mapping[str, str],
-    ranks: Ranks,
+    folder: Path, plan: FoldPlan, source_config: Mapping[str, Any], digests: Mapping[str, str], ranks: Ranks
 ) -> dict[str, Any]:
     """Check the written folder before it is published, each of the processes a share of it.
 
@@ -87,16 +76,19 @@ def verify(
     computed = compute_dtype(plan.config.compute_dtype, torch.device("cpu"), plan.tensors[0].dtype)
     dtypes = {dtype_name(dtype): dtype for dtype in (torch.float32, computed)}
 
-    def logits(name: str) -> Tensor:
+    def logits(name: str) -> tuple[Tensor]:
         if name == _OWN:
-            return independent_logits(_opened(folder), source_config, plan.after, tokens)
-        return _stock_logits(folder, tokens, dtypes[name], plan)
+            with _reading():
+                checkpoint = Checkpoint.open(folder)
+            return (independent_logits(checkpoint, source_config, plan.after, tokens),)
+        return (_stock_logits(folder, tokens, dtypes[name], plan),)
 
-    passes, mine = [_OWN, *dtypes], {}
-    ranks.everyone(lambda: mine.update({name: logits(name) for name in ranks.mine(passes)}))
-    shared = Team(ranks).in_order(passes, lambda name: (mine[name],))
-    found = {name: tensor for name, (tensor,) in zip(passes, shared, strict=True)}
-    differences = ranks.lead(lambda: {n: _compare(found[n], found[_OWN], d, folder) for n, d in dtypes.items()})
+    passes = [_OWN, *dtypes]
+    computed_here: dict[str, tuple[Tensor]] = {}
+    ranks.everyone(lambda: computed_here.update({name: logits(name) for name in ranks.mine(passes)}))
+    reference, *others = (result for (result,) in Team(ranks).in_order(passes, computed_here.__getitem__))
+    compared = zip(dtypes.items(), others, strict=True)
+    differences = ranks.lead(lambda: {name: _compare(x, reference, dtype, folder) for (name, dtype), x in compared})
     return {
         "mode": mode,
         "tensors": len(digests),
@@ -112,16 +104,11 @@ def check_structure(folder: Path, plan: FoldPlan, source_config: Mapping[str, An
     Raises:
         VerificationError: they differ.
     """
-    checkpoint = _opened(folder)
     with _reading():
+        checkpoint = Checkpoint.open(folder)
         check_tensors(plan.after, {t.name: t.shape for t in checkpoint.tensors.values()})
     check_stock_shapes(folder, checkpoint, remote_code=plan.needs_remote_code)
     _check_config(checkpoint.config, source_config, plan.after)
-
-
-def _opened(folder: Path) -> Checkpoint:
-    with _reading():
-        return Checkpoint.open(folder)
 
 
 @contextmanager
@@ -138,14 +125,14 @@ def _reading() -> Iterator[None]:
 
 
 @contextmanager
-def _transformers(what: str) -> Iterator[None]:
+def _transformers_must(do: str) -> Iterator[None]:
     """Whatever stops transformers, which raises errors of many kinds, would stop a user too."""
     try:
         yield
     except LostError:
         raise
     except Exception as error:
-        raise VerificationError(f"transformers cannot {what}: {' '.join(str(error).split())}") from error
+        raise VerificationError(f"transformers cannot {do}: {' '.join(str(error).split())}") from error
 
 
 def probe_tokens(vocabulary: int) -> Tensor:
@@ -159,18 +146,17 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
     Raises:
         VerificationError: transformers refuses the config, or a parameter differs.
     """
-    with _transformers("build a model from the folded config"), quiet_transformers(), torch.device("meta"):
+    with _transformers_must("build a model from the folded config"), quiet_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote_code)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    found = {t.name: t.shape for t in checkpoint.tensors.values()}
-    tied = {HEAD, EMBEDDING} if config.tie_word_embeddings else set()
-    for name in sorted(expected.keys() | found.keys()):
-        if name in tied and (name not in found):
-            continue
-        if expected.get(name) != found.get(name):
+    written = {t.name: t.shape for t in checkpoint.tensors.values()}
+    absent = ({HEAD, EMBEDDING} if config.tie_word_embeddings else set()) - written.keys()
+    for name in sorted((expected.keys() | written.keys()) - absent):
+        if expected.get(name) != written.get(name):
             raise VerificationError(
-                f"tensor {name} was written with shape {found.get(name)} but transformers expects {expected.get(name)}"
+                f"tensor {name} was written with shape {written.get(name)} but transformers expects "
+                f"{expected.get(name)}"
             )
 
 
@@ -184,9 +170,9 @@ def _check_config(written: Mapping[str, Any], source: Mapping[str, Any], shape: 
         "sliding window": new.windows == old.windows,
         "tie_word_embeddings": shape_of(written).tied == shape.tied,
     }
-    for what, agrees in same.items():
+    for setting, agrees in same.items():
         if not agrees:
-            raise VerificationError(f"{what}: the folded config.json does not agree with the source's")
+            raise VerificationError(f"{setting}: the folded config.json does not agree with the source's")
 
 
 def read_back(folder: Path, digests: Mapping[str, str], names: Sequence[str]) -> None:
@@ -201,8 +187,8 @@ def read_back(folder: Path, digests: Mapping[str, str], names: Sequence[str]) ->
         DamagedError: the files are not what was written.
         VerificationError: they cannot be read.
     """
-    checkpoint = _opened(folder)
     with _reading():
+        checkpoint = Checkpoint.open(folder)
         for name in names:
             if sha256(checkpoint.read(name, check_finite=False)) != digests[name]:
                 raise DamagedError(f"tensor {name} on disk is not what was produced; the disk may be failing")
@@ -220,31 +206,29 @@ def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape:
     Returns:
         (batch, tokens, vocabulary) float32.
     """
-    context: ForwardContext = forward_context(config, shape)
-    embedding, head = embedding_name(checkpoint.tensors), head_name(checkpoint.tensors, shape.tied)
+    context, cpu = forward_context(config, shape), torch.device("cpu")
     with torch.inference_mode():
-        x = F.embedding(tokens, checkpoint.read(embedding, check_finite=False)).float()
+        x = torch.cat(list(embedded(checkpoint, tokens, cpu)))
         for index, layer in enumerate(shape.layers):
-            weights = {
-                role: checkpoint.read(name, check_finite=False).float()
-                for role, name in shape.layer_tensors(index).items()
-            }
+            weights = {r: t.float() for r, t in read_layer(checkpoint, shape, index, check_finite=False).items()}
             x = decoder_layer(x, weights, layer, context, index)
             del weights  # or the next layer would be read while this one is held
         x = rms_norm(x, checkpoint.read(FINAL_NORM, check_finite=False).float(), context.eps)
-        blocks = torch.split(checkpoint.read(head, check_finite=False), CHECKED_VOCABULARY)
-        return torch.cat([F.linear(x, block.float()) for block in blocks], dim=-1)
+        head = checkpoint.read(head_name(checkpoint.tensors, shape.tied), check_finite=False)
+        return torch.cat([F.linear(x, block.float()) for block in torch.split(head, CHECKED_VOCABULARY)], dim=-1)
 
 
 def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan) -> Tensor:
     """Logits of stock transformers, loaded strictly; from disk layer by layer where the model is large."""
-    size = plan.after.parameters * dtype.itemsize
+    placement: dict[str, Any] = {}
     scratch = folder.with_name(f"{folder.name}-offload-{dtype_name(dtype)}")
-    with _scratch(scratch) as offload, quiet_transformers():
-        placement: dict[str, Any] = {}
-        if size > IN_MEMORY_BYTES:
-            placement = {"device_map": _disk_map(len(plan.after.layers)), "offload_folder": offload}
-        with _transformers("load the folded checkpoint"):
+    if plan.after.parameters * dtype.itemsize > IN_MEMORY_BYTES:
+        layers = (f"model.layers.{i}" for i in range(len(plan.after.layers)))
+        on_disk = dict.fromkeys(("model.embed_tokens", *layers, "lm_head"), "disk")
+        device_map = {**on_disk, "model.norm": "cpu", "model.rotary_emb": "cpu"}
+        placement = {"device_map": device_map, "offload_folder": scratch}
+    with _scratch(scratch), quiet_transformers():
+        with _transformers_must("load the folded checkpoint"):
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, trust_remote_code=plan.needs_remote_code, **placement
             )
@@ -252,7 +236,7 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
             if names:
                 raise VerificationError(f"transformers reports {kind.replace('_', ' ')}: {sorted(map(str, names))[0]}")
         try:
-            with _transformers("run the folded checkpoint"), torch.inference_mode():
+            with _transformers_must("run the folded checkpoint"), torch.inference_mode():
                 return _logits(model, tokens)
         finally:
             del model
@@ -262,11 +246,6 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
     logits: Tensor = model.eval()(tokens, use_cache=False).logits
     return logits.float()
-
-
-def _disk_map(layers: int) -> dict[str, str]:
-    on_disk = ["model.embed_tokens", *(f"model.layers.{i}" for i in range(layers)), "lm_head"]
-    return {**dict.fromkeys(on_disk, "disk"), "model.norm": "cpu", "model.rotary_emb": "cpu"}
 
 
 def _compare(logits: Tensor, reference: Tensor, dtype: torch.dtype, folder: Path) -> float:
@@ -283,7 +262,7 @@ def _compare(logits: Tensor, reference: Tensor, dtype: torch.dtype, folder: Path
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def _scratch(folder: Path) -> Iterator[None]:
     """A folder for the time of a check; what a killed run left in it goes first."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -291,6 +270,6 @@ def _scratch(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise write_error(error, folder, 0) from error
     try:
-        yield folder
+        yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)

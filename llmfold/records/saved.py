@@ -30,8 +30,8 @@ def load_record(folder: Path) -> FoldRecord:
     """
     path = folder / REPORT_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        known = {item.name: found[item.name] for item in fields(FoldRecord) if item.name in found}
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        known = {item.name: stored[item.name] for item in fields(FoldRecord) if item.name in stored}
         return FoldRecord(**{**known, "output": folder})
     except FileNotFoundError as error:
         raise OutputError(f"{folder} has no {REPORT_FILE}: it is not a finished output of llmfold") from error

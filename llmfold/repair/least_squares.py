@@ -39,6 +39,7 @@ class ActivationSums:
     weight: float
 
     def __add__(self, other: "ActivationSums") -> "ActivationSums":
+        """Sums over the rows of both."""
         return ActivationSums(self.gram + other.gram, self.total + other.total, self.weight + other.weight)
 
     def scaled(self, factor: float) -> "ActivationSums":
@@ -49,6 +50,11 @@ class ActivationSums:
         """The same with the weighted mean taken out: what remains to be fitted once a bias is free."""
         gram = self.gram - torch.outer(self.total / self.weight, self.total).float()
         return ActivationSums(gram, torch.zeros_like(self.total), self.weight)
+
+    @property
+    def trace(self) -> float:
+        """Of the Gram."""
+        return float(self.gram.diagonal().double().sum())
 
     def penalty(self, ridge: float) -> float:
         """λ: ``ridge`` as a fraction of the mean diagonal of the Gram."""
@@ -97,9 +103,9 @@ def cholesky(gram: Tensor, penalty: float) -> Tensor:
     for _ in range(_ATTEMPTS):
         system = gram.clone()
         system.diagonal().add_(penalty)
-        found = torch.linalg.cholesky_ex(system)
-        if not int(found.info):
-            factor: Tensor = found.L
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if not int(failed):
             return factor
         penalty *= 10
     raise LlmfoldError("the activations of a layer overflow or are NaN, so its repair cannot be solved")
@@ -118,9 +124,9 @@ def refit(sums: ActivationSums, consumer: Tensor, kept: Tensor, ridge: float) ->
         (k, d) float32 on the device of the Gram.
     """
     device = sums.gram.device
-    rest = torch.ones(len(consumer), dtype=torch.bool)
-    rest[kept.cpu()] = False
-    kept, removed, rows = kept.to(device), rest.nonzero().flatten().to(device), consumer.to(device, torch.float32)
+    gone = torch.ones(len(consumer), dtype=torch.bool)
+    gone[kept.cpu()] = False
+    kept, removed, rows = kept.to(device), gone.nonzero().flatten().to(device), consumer.to(device, torch.float32)
     if not len(removed):
         return rows[kept]
     dtype = work_dtype(len(consumer))

@@ -55,8 +55,7 @@ class Refinement:
 
     def energy(self, outputs: Tensor) -> Tensor:
         """(t,) squared norms of outputs (t, hidden) in the metric."""
-        seen = outputs if self.metric is None else outputs @ self.metric
-        return seen.square().sum(1)
+        return (outputs if self.metric is None else outputs @ self.metric).square().sum(1)
 
 
 def refine(
@@ -92,9 +91,8 @@ def refine(
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    found = {role: tensor.detach() for role, tensor in refined.items()}
-    trace = [held_error(each, inputs, held, settings) for each in (mlp, found)]
-    return found, trace
+    refined = {role: tensor.detach() for role, tensor in refined.items()}
+    return refined, [held_error(each, inputs, held, settings) for each in (mlp, refined)]
 
 
 def held_error(mlp: Mlp, inputs: MlpSamples, parts: Sequence[slice], settings: Refinement = Refinement()) -> float:

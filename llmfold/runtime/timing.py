@@ -11,6 +11,7 @@ class Stages:
     """Seconds by stage, in the order the stages were first entered."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.perf_counter, repr=False)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -24,6 +25,12 @@ class Stages:
     def add(self, name: str, seconds: float) -> None:
         """Add to a stage."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap, or since this was made, to a stage."""
+        now = time.perf_counter()
+        self.add(name, now - self._last)
+        self._last = now
 
 
 def mean_seconds(spent: Sequence[dict[str, float]]) -> dict[str, float]:

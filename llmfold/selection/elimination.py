@@ -85,20 +85,20 @@ def downdate(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Ten
         units in the order they went and their costs, (steps,) int64 and float64, on the CPU.
     """
     kernels = kernels_for(inverse, products, dtypes=(torch.float32, torch.float64))
-    if kernels is not None:
-        removed, costs = kernels.eliminate(inverse, products, steps)
-        return removed, costs.double().clamp_(min=0)
-    return downdate_in_blocks(inverse, products, steps)
+    if kernels is None:
+        return downdate_in_blocks(inverse, products, steps)
+    removed, costs = kernels.eliminate(inverse, products, steps)
+    return removed, costs.double().clamp_(min=0)
 
 
 def downdate_in_blocks(inverse: Tensor, products: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """:func:`downdate` in torch, on any device."""
-    state = _Delayed(inverse, products)
-    taken = [state.step() for _ in range(steps)]
-    return (
-        torch.tensor([unit for unit, _ in taken], dtype=torch.int64),
-        torch.tensor([cost for _, cost in taken], dtype=torch.float64),
-    )
+    state, removed, costs = _Delayed(inverse, products), list[int](), list[float]()
+    for _ in range(steps):
+        unit, cost = state.step()
+        removed.append(unit)
+        costs.append(cost)
+    return torch.tensor(removed, dtype=torch.int64), torch.tensor(costs, dtype=torch.float64)
 
 
 class _Delayed:
@@ -123,14 +123,9 @@ class _Delayed:
 
     def step(self) -> tuple[int, float]:
         """Remove the cheapest unit; returns it and its cost."""
-        cost = torch.where(self._gone, math.inf, self._k_diagonal / self._p_diagonal)
-        row = int(cost.argmin())
-        unit, lost = int(self._units[row]), max(float(cost[row]), 0.0)
-        self._remove(row)
-        return unit, lost
-
-    def _remove(self, row: int) -> None:
-        m = self._pending
+        costs = torch.where(self._gone, math.inf, self._k_diagonal / self._p_diagonal)
+        row = int(costs.argmin())
+        removed, m = (int(self._units[row]), max(float(costs[row]), 0.0)), self._pending
         ps, ks, kappas = self._ps[:, :m], self._ks[:, :m], self._kappas[:m]
         p = self._p[row] - ps @ ps[row]
         k = self._k[row] - ps @ (ks[row] - kappas * ps[row]) - ks @ ps[row]
@@ -144,6 +139,7 @@ class _Delayed:
         self._pending = m + 1
         if self._pending == _DELAY:
             self._flush()
+        return removed
 
     def _flush(self) -> None:
         ps, ks = self._ps, self._ks - 0.5 * self._kappas * self._ps
@@ -173,21 +169,16 @@ def eliminate_blocks(sums: ActivationSums, consumer: Tensor, keep: int, size: in
         raise ValueError(f"keep must be from 1 to {count} blocks of {size} in {n}, got {keep}")
     p = torch.cholesky_inverse(cholesky(sums.gram.double(), sums.penalty(ridge)))
     w = consumer.to(p)
-    alive = list(range(count))
+    spans = {b: slice(b * size, (b + 1) * size) for b in range(count)}
     removed, costs = [], []
-    while len(alive) > keep:
-        losses = {b: _block_cost(p, w, slice(b * size, (b + 1) * size)) for b in alive}
-        worst = min(alive, key=losses.__getitem__)
-        span = slice(worst * size, (worst + 1) * size)
+    while len(spans) > keep:
+        losses = {b: float((w[s] * torch.linalg.solve(p[s, s], w[s])).sum()) for b, s in spans.items()}
+        worst = min(losses, key=losses.__getitem__)
+        span = spans.pop(worst)
         columns = p[:, span].clone()
         step = torch.linalg.solve(p[span, span].clone(), torch.cat((columns.T, w[span]), 1))
         p -= columns @ step[:, :n]
         w = w - columns @ step[:, n:]
-        alive.remove(worst)
         removed.append(worst)
         costs.append(max(losses[worst], 0.0))
     return Elimination.of(count, torch.tensor(removed, dtype=torch.int64), torch.tensor(costs, dtype=torch.float64))
-
-
-def _block_cost(p: Tensor, w: Tensor, span: slice) -> float:
-    return float((w[span] * torch.linalg.solve(p[span, span], w[span])).sum())

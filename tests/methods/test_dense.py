@@ -1,6 +1,7 @@
 """States of the dense model around its layers: what transformers computes, wherever they are moved to."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from llmfold.checkpoint import Source
 from llmfold.data.tokens import embedded
 from llmfold.methods.base import ReadLayer
 from llmfold.methods.dense import DenseStates, Measurement, row_weight
-from llmfold.methods.streams import PopulationStream, TokenStream
 from llmfold.models import Role, tensor_name
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.opening import open_source
@@ -49,52 +49,51 @@ def prepare(model: Path, tmp_path: Path) -> Callable[..., Prepared]:
     def prepared(*, population: bool = False) -> Prepared:
         checkpoint, shape = open_source(Source(model, "m", None))
         context, device = forward_context(checkpoint.config, shape), torch.device("cpu")
-        stream = PopulationStream(context, 0) if population else TokenStream(context)
 
         def read_layer(index: int) -> dict[Role, Tensor]:
             roles = shape.layer_roles(shape.layers[index])
             return {role: checkpoint.read(tensor_name(index, role)) for role, _ in roles}
 
-        return Measurement(
-            shape, stream, lambda: embedded(checkpoint, TOKENS, device), SIZE, tmp_path, device
-        ), read_layer
+        seed = 0 if population else None
+        start = partial(embedded, checkpoint, TOKENS, device)
+        return Measurement(context, start, SIZE, tmp_path, device, shuffle_seed=seed), read_layer
 
     return prepared
 
 
-def files(on: Measurement) -> set[str]:
-    return {path.stem for path in (on.work / STATE_FOLDER).iterdir()}
+def files(measurement: Measurement) -> set[str]:
+    return {path.stem for path in (measurement.work / STATE_FOLDER).iterdir()}
 
 
 @pytest.mark.parametrize("groups", [[[0], [1], [2], [3]], [[0, 1], [2, 3]], [[1], [3]], [[2], [0]]])
 def test_states_are_those_of_transformers(
     prepare: Callable[..., Prepared], hidden: list[Tensor], groups: list[list[int]]
 ) -> None:
-    on, read_layer = prepare()
-    states = DenseStates(on)
+    measurement, read_layer = prepare()
+    states = DenseStates(measurement)
     for group in groups:
         states.move_to(group, read_layer)
         for index in group:
-            around = states.around(index, on.wide(read_layer(index)))
+            around = states.around(index, measurement.wide(read_layer(index)))
             for found, expected in ((around.before, hidden[index]), (around.after, hidden[index + 1])):
                 torch.testing.assert_close(torch.from_numpy(found[:]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_only_states_around_the_group_stay_on_disk(prepare: Callable[..., Prepared]) -> None:
-    on, read_layer = prepare()
-    states = DenseStates(on)
+    measurement, read_layer = prepare()
+    states = DenseStates(measurement)
     states.move_to([1, 2], read_layer)
-    assert files(on) == {"00001", "00001-between", "00002", "00002-between", "00003"}
+    assert files(measurement) == {"00001", "00001-between", "00002", "00002-between", "00003"}
     states.close()
-    assert files(on) == set()
+    assert files(measurement) == set()
 
 
 @pytest.mark.parametrize("population", [False, True])
 def test_a_layer_gives_its_mlps_inputs_and_outputs(prepare: Callable[..., Prepared], population: bool) -> None:
-    on, read_layer = prepare(population=population)
-    states = DenseStates(on)
+    measurement, read_layer = prepare(population=population)
+    states = DenseStates(measurement)
     states.move_to([1], read_layer)
-    around = states.around(1, on.wide(read_layer(1)))
+    around = states.around(1, measurement.wide(read_layer(1)))
     part = slice(4, 9)
     x, y, w = around.mlp(part)
     torch.testing.assert_close(around.neurons(x) @ around.weights["down"].T, y, rtol=1e-3, atol=1e-4)
@@ -103,10 +102,10 @@ def test_a_layer_gives_its_mlps_inputs_and_outputs(prepare: Callable[..., Prepar
     for one, other in zip(around.mlp_rows(rows), (x, y, w), strict=True):
         assert torch.equal(one, other)
     heads, _ = around.heads(part)
-    added = around.between[part].reshape(-1, on.shape.hidden) - (heads @ around.weights["o"].T).numpy()
+    added = around.between[part].reshape(-1, measurement.shape.hidden) - (heads @ around.weights["o"].T).numpy()
     if population:
         assert around.order is not None
-        expected = around.before.reshape(-1, on.shape.hidden)[around.order[rows]]
+        expected = around.before.reshape(-1, measurement.shape.hidden)[around.order[rows]]
     else:
-        expected = around.before[part].reshape(-1, on.shape.hidden)
+        expected = around.before[part].reshape(-1, measurement.shape.hidden)
     torch.testing.assert_close(torch.from_numpy(added), torch.from_numpy(expected.copy()), rtol=1e-4, atol=1e-4)

@@ -12,19 +12,20 @@ from llmfold.checkpoint import Checkpoint
 from llmfold.data import tokens as tk
 from llmfold.data.tokens import TOKENS_FILE
 from llmfold.methods import source
-from llmfold.methods.source import BATCH_FOLDER, Setting, sample_batches, token_source
+from llmfold.methods.base import FoldContext
+from llmfold.methods.source import BATCH_FOLDER, sample_batches, token_source
 from llmfold.models import shape_of
 
 
 @pytest.fixture
-def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Setting]:
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], FoldContext]:
     monkeypatch.setattr(tk, "BATCH", 3)
     checkpoint = Checkpoint.open(tiny_model(tmp_path / "m"))
     config = FoldConfig(str(tmp_path / "m"), ratio=0.2, num_samples=14, sequence_length=6)
 
-    def of(work: str) -> Setting:
+    def of(work: str) -> FoldContext:
         (tmp_path / work).mkdir()
-        return Setting(config, checkpoint, shape_of(checkpoint.config), tmp_path / work, torch.device("cpu"))
+        return FoldContext(config, checkpoint, shape_of(checkpoint.config), tmp_path / work, torch.device("cpu"))
 
     return of
 
@@ -33,8 +34,8 @@ def every_second(first: int) -> Callable[[Sequence[int]], Sequence[int]]:
     return lambda batches: batches[first::2]
 
 
-def test_processes_share_the_batches(setting: Callable[[str], Setting]) -> None:
-    alone, shared = setting("alone"), setting("shared")
+def test_processes_share_the_batches(context: Callable[[str], FoldContext]) -> None:
+    alone, shared = context("alone"), context("shared")
     expected = token_source(alone, lambda stage: None)
     for first, names in ((1, ["00001.npy"]), (0, ["00000.npy", "00001.npy", "00002.npy"])):
         sample_batches(shared, lambda stage: None, every_second(first))
@@ -46,15 +47,15 @@ def test_processes_share_the_batches(setting: Callable[[str], Setting]) -> None:
     assert [path.name for path in shared.work.rglob("*") if path.is_file()] == [TOKENS_FILE]
 
 
-def test_more_processes_than_batches(setting: Callable[[str], Setting]) -> None:
-    idle = setting("idle")
+def test_more_processes_than_batches(context: Callable[[str], FoldContext]) -> None:
+    idle = context("idle")
     sample_batches(idle, pytest.fail, lambda batches: batches[5:])
     assert not list(idle.work.iterdir())
 
 
-def test_progress_counts_this_process(setting: Callable[[str], Setting], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_this_process(context: Callable[[str], FoldContext], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_SECONDS_BETWEEN_NEWS", 0.0)
-    work, said = setting("work"), list[str]()
+    work, said = context("work"), list[str]()
     sample_batches(work, said.append, every_second(1))
     assert said[0] == "sampling tokens: 0 of 24"
     assert said[-1] == "sampling tokens: 22 of 24"

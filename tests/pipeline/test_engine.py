@@ -25,7 +25,7 @@ from support import (
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.models import shape_of
-from llmfold.pipeline import layer_writer as sink
+from llmfold.pipeline import layer_writer
 from llmfold.pipeline.verification import TOLERANCES, independent_logits
 from llmfold.runtime.devices import compute_dtype
 from llmfold.runtime.prefetch import WriteBehind
@@ -336,8 +336,8 @@ def test_writing_behind_changes_no_byte(
 ) -> None:
     """On the host a layer is copied while the next ratio is merged, on a GPU while the next layer is folded too."""
     if device == "cuda":
-        monkeypatch.setattr(sink.Sink, "copied", lambda _: None)
+        monkeypatch.setattr(layer_writer.LayerWriter, "wait_copied", lambda _: None)
     fold(model, method="paper", ratio=0.2, output=tmp_path / "behind")
-    monkeypatch.setattr(sink, "WriteBehind", lambda **_: WriteBehind(enabled=False))
+    monkeypatch.setattr(layer_writer, "WriteBehind", lambda **_: WriteBehind(enabled=False))
     fold(model, method="paper", ratio=0.2, output=tmp_path / "at-once")
     assert tensor_hashes(tmp_path / "behind") == tensor_hashes(tmp_path / "at-once")

@@ -52,6 +52,15 @@ def test_a_sweep_equals_separate_runs(tmp_path: Path, source: Path, options: dic
         assert file_hashes(folder) == separate[ratio]
 
 
+@pytest.mark.parametrize("method", ["paper", "magnitude"])
+def test_a_ratio_of_nothing_leaves_the_others_to_be_folded(tmp_path: Path, source: Path, method: str) -> None:
+    options: dict[str, Any] = {"method": method, "fidelity_tokens": 0}
+    nothing, some = llmfold.sweep(source, [0.0, 0.3], output=tmp_path / "sweep", **options)
+    for ratio, report in ((0.0, nothing), (0.3, some)):
+        fold(source, ratio=ratio, output=tmp_path / f"{ratio}", **options)
+        assert file_hashes(report.output) == file_hashes(tmp_path / f"{ratio}")
+
+
 def test_each_layer_is_clustered_once(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from llmfold.checkpoint import Source
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
-from llmfold.methods.streams import TokenStream
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.opening import open_source
 from llmfold.repair.refine import Mlp, Refinement, held_error, refine
@@ -29,17 +28,17 @@ def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         generator = torch.Generator().manual_seed(0)
         return (torch.randn(8, 64, shape.hidden, generator=generator) for _ in CHUNKS)
 
-    stream = TokenStream(forward_context(checkpoint.config, shape))
-    on = Measurement(shape, stream, start, (48, 64), folder / "work", torch.device("cpu"))
+    context = forward_context(checkpoint.config, shape)
+    measurement = Measurement(context, start, (48, 64), folder / "work", torch.device("cpu"))
 
     def read_layer(index: int) -> dict[str, Tensor]:
         from llmfold.models import tensor_name
 
         return {role: checkpoint.read(tensor_name(index, role)) for role, _ in shape.layer_roles(shape.layers[index])}
 
-    states = DenseStates(on)
+    states = DenseStates(measurement)
     states.move_to([1], read_layer)
-    return states.around(1, on.wide(read_layer(1)))
+    return states.around(1, measurement.wide(read_layer(1)))
 
 
 def narrowed(inputs: LayerInputs) -> Mlp:
@@ -59,7 +58,7 @@ def test_steps_lower_the_error_on_rows_that_they_have_not_seen(inputs: LayerInpu
 
 def test_steps_lower_the_error_in_the_metric_that_is_asked_for(inputs: LayerInputs) -> None:
     """Where only a few outputs count, those come out better than by steps that count all of them."""
-    metric = torch.eye(inputs.on.shape.hidden)[:, :4]
+    metric = torch.eye(inputs.measurement.shape.hidden)[:, :4]
     few = Refinement(steps=100, batch=128, rate=2e-2, metric=metric)
     start = narrowed(inputs)
     _, trace = refine(start, inputs, TRAIN, HELD, few, 0)

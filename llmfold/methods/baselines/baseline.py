@@ -1,24 +1,13 @@
 """What pruning baselines have in common as methods; what they have in common as pruners is in ``pruner``."""
 
-from typing import TYPE_CHECKING
-
 from llmfold.methods.method import Method
-
-if TYPE_CHECKING:
-    from llmfold.planning import FoldPlan
-    from llmfold.planning.cost import Cost
 
 
 class Baseline(Method):
     """Cuts units and repairs nothing; needs no data by default."""
 
     folds = False
-
-    def cost(self, plan: "FoldPlan", processes: int = 1) -> "Cost":
-        """Every weight is looked at once or twice."""
-        from llmfold.methods.baselines.costs import data_free_cost
-
-        return data_free_cost(plan)
+    estimator = "llmfold.methods.baselines.costs:data_free_cost"
 
 
 class MeasuringBaseline(Baseline):

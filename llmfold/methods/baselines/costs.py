@@ -7,7 +7,7 @@ from llmfold.planning.plan import FoldPlan
 from llmfold.runtime.hidden_states import CHUNK
 
 
-def data_free_cost(plan: FoldPlan) -> Cost:
+def data_free_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost of a look at every weight."""
     return Cost.of([prune_stage(plan)])
 
@@ -23,20 +23,20 @@ def measured_rows(plan: FoldPlan) -> tuple[int, int]:
     return budget.sequences * budget.length, budget.length
 
 
-def on_tokens(plan: FoldPlan, processes: int, stages: list[Stage], *, streams: int, gradients: bool = False) -> Cost:
+def on_tokens(plan: FoldPlan, processes: int, stages: list[Stage], *, states: int, gradients: bool = False) -> Cost:
     """Cost of stages that measure on tokens, with sampling them where they are sampled.
 
     Args:
         plan: widths before and after.
         processes: how many share the work.
         stages: in their order.
-        streams: hidden states of all tokens that wait on disk at once.
+        states: hidden states of all tokens that wait on disk at once.
         gradients: whether a layer's gradients are held too.
     """
-    budget, shape = token_budget(plan.config, plan.before), plan.before
+    (tokens, length), shape = measured_rows(plan), plan.before
     widest = max(3 * layer.intermediate + 4 * layer.heads * shape.head_dim for layer in shape.layers)
-    area = 4 * CHUNK * budget.length * (widest + 4 * shape.hidden)
+    area = 4 * CHUNK * length * (widest + 4 * shape.hidden)
     area = (3 if gradients else 1) * (area + 4 * max(map(shape.layer_parameters, shape.layers)))
-    states = streams * 4 * budget.sequences * budget.length * shape.hidden
-    rows = {"tokens": budget.sequences * budget.length, "length": budget.length}
-    return with_sampling(Cost.of(stages, work_area=area, states=states, **rows), plan, budget, processes)
+    disk = states * 4 * tokens * shape.hidden
+    cost = Cost.of(stages, work_area=area, states=disk, tokens=tokens, length=length)
+    return with_sampling(cost, plan, token_budget(plan.config, shape), processes)

@@ -1,29 +1,30 @@
 """What all pruning baselines share: score the units of a layer, keep the best, cut the others out."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llmfold.folding.layer import LayerRecord
-from llmfold.methods.base import Independent
-from llmfold.methods.baselines.structures import Units, Weights, keep_units, top
-from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.methods.base import FoldContext, Folded, LayerMethod, Weights
+from llmfold.methods.baselines.structures import Units, keep_units, top
+from llmfold.models import LayerShape, Role
+
+_NO_DATA = {"data": "none"}
 
 
-class Pruner(Independent):
+class Pruner(LayerMethod):
     """A pruning baseline behind the interface of a folding method."""
 
-    def __init__(self, shape: ModelShape, device: torch.device, facts: dict[str, Any]) -> None:
+    def __init__(self, context: FoldContext, facts: Mapping[str, Any] = _NO_DATA) -> None:
         """Set up.
 
         Args:
-            shape: the model's shape.
-            device: where to compute.
+            context: the source, and where to work.
             facts: data used and the like, for the report.
         """
-        self.shape, self.device, self._facts = shape, device, facts
+        self.context, self.shape, self._facts = context, context.shape, facts
 
     def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
         """Importance of every unit of a layer; its stored tensors are on the device."""
@@ -33,12 +34,10 @@ class Pruner(Independent):
         """What is left to do once the units are cut: nothing, unless a baseline compensates or measures on."""
         return pruned
 
-    def fold(
-        self, index: int, weights: Weights, before: LayerShape, after: LayerShape
-    ) -> tuple[dict[Role, Tensor], LayerRecord]:
+    def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
         """Keep the units of the highest scores."""
         begin = time.perf_counter()
-        moved = {role: tensor.to(self.device) for role, tensor in weights.items()}
+        moved = {role: tensor.to(self.context.device) for role, tensor in weights.items()}
         scores = self.scores(index, moved, before)
         kept = Units(top(scores.neurons, after.intermediate), top(scores.heads, before.units_in(after)))
         pruned = self.finish(index, moved, keep_units(moved, before, kept), kept)
@@ -49,9 +48,9 @@ class Pruner(Independent):
             record.attention = _describe(scores.heads, kept.heads)
         return pruned, record
 
-    def summary(self) -> dict[str, Any]:
+    def data_facts(self) -> dict[str, Any]:
         """Data used, for the report."""
-        return self._facts
+        return dict(self._facts)
 
 
 def _describe(scores: Tensor, kept: Tensor) -> dict[str, Any]:

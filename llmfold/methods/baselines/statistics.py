@@ -1,38 +1,24 @@
 """Moments of what enters the output projections of a layer: head outputs before o_proj, neurons before down_proj."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.methods.baselines.structures import Weights
+from llmfold.methods.base import Weights
 from llmfold.methods.dense import Measurement
-from llmfold.methods.streams import heads_of
-from llmfold.models import LayerShape
-from llmfold.models.forward import mlp_neurons, rms_norm
+from llmfold.models.forward import attention_heads, mlp_neurons, rms_norm
 from llmfold.runtime.hidden_states import chunks, read, write
 
 
-@dataclass
 class Moments:
-    """Sums over tokens of m features and of their squares, in float64; they run over fixed blocks in a fixed order.
+    """Sums over tokens of m features and of their squares, (m,) float64; over fixed blocks in a fixed order."""
 
-    Attributes:
-        total, squares: (m,) sums.
-        count: tokens.
-    """
-
-    total: Tensor
-    squares: Tensor
-    count: int = 0
-
-    @classmethod
-    def of_width(cls, width: int, device: torch.device) -> "Moments":
-        """No tokens yet."""
-        zeros = torch.zeros(width, dtype=torch.float64, device=device)
-        return cls(zeros, zeros.clone())
+    def __init__(self, width: int, device: torch.device) -> None:
+        """Begin with sums of zero over no tokens."""
+        self.total = torch.zeros(width, dtype=torch.float64, device=device)
+        self.squares = self.total.clone()
+        self.count = 0
 
     def add(self, features: Tensor) -> None:
         """Add (…, m) features."""
@@ -53,27 +39,27 @@ class Moments:
 
 
 def consumer_moments(
-    on: Measurement, index: int, weights: Weights, layer: LayerShape, before: np.ndarray, after: np.ndarray | None
+    measurement: Measurement, index: int, weights: Weights, before: np.ndarray, after: np.ndarray | None
 ) -> tuple[Moments, Moments]:
-    """Moments of the inputs of o_proj and of down_proj in one pass of a layer.
+    """Moments of the inputs of o_proj and of down_proj in one pass of a dense layer.
 
     Args:
-        on: how rows are attended, and where.
+        measurement: how rows are attended, and where.
         index: of the layer.
         weights: the layer's tensors in float32 on the device.
-        layer: its widths.
         before: hidden states before the layer, (sequences, tokens, hidden).
         after: where to store those after the layer, may be ``before`` itself; None leaves them out.
 
     Returns:
         Moments of (heads * head_dim) and of (intermediate) features.
     """
-    context = on.stream.context
-    heads = Moments.of_width(layer.heads * on.shape.head_dim, on.device)
-    neurons = Moments.of_width(layer.intermediate, on.device)
-    for part in chunks(on.size[0]):
-        x = read(before, part, on.device)
-        z = heads_of(x, weights, layer, context, index)
+    context, device = measurement.context, measurement.device
+    layer = context.shape.layers[index]
+    heads = Moments(layer.heads * context.shape.head_dim, device)
+    neurons = Moments(layer.intermediate, device)
+    for part in chunks(measurement.size[0]):
+        x = read(before, part, device)
+        z = attention_heads(rms_norm(x, weights["input_norm"], context.eps), weights, layer, context, index)
         heads.add(z)
         x = x + F.linear(z, weights["o"], weights.get("o_bias"))
         a = mlp_neurons(rms_norm(x, weights["post_norm"], context.eps), weights, context)

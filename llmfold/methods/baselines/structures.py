@@ -4,16 +4,15 @@ A neuron is its gate row, up row and down column. A group is a key/value head wi
 rows and o columns; where all query heads share a single key/value head (MQA), a query head is a unit of its own.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llmfold.folding.heads import unit_views
+from llmfold.methods.base import Weights
 from llmfold.models import LayerShape, Role
 
-Weights = Mapping[Role, Tensor]
 WEIGHT_ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -55,11 +54,8 @@ def keep_units(weights: Weights, layer: LayerShape, kept: Units) -> dict[Role, T
     """The layer's tensors with only the ``kept`` units, in the dtype they are stored in."""
     device = weights["gate"].device
     neurons, heads = kept.neurons.to(device), kept.heads.to(device)
-    cut = dict(weights)
-    for role in ("gate", "up", "gate_bias", "up_bias"):
-        if role in weights:
-            cut[role] = weights[role][neurons]
-    cut["down"] = weights["down"][:, neurons]
+    producers = [role for role in ("gate", "up", "gate_bias", "up_bias") if role in weights]
+    cut = {**weights, **{role: weights[role][neurons] for role in producers}, "down": weights["down"][:, neurons]}
     for role, view in unit_views(weights, layer, layer.head_units).items():
         rows = view[heads]
         cut[role] = rows.flatten(0, 2).T.contiguous() if role == "o" else rows.flatten(0, 1)

@@ -3,45 +3,46 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
-from llmfold.config import FoldConfig
 from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer_at
-from llmfold.methods.base import Independent, Weights
-from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.methods.base import FoldContext, Folded, LayerMethod, Weights
+from llmfold.methods.method import Notify
+from llmfold.models import LayerShape
 from llmfold.runtime.oom import on_host_instead
+from llmfold.runtime.seeding import mixed_seed
 
-_Result = tuple[dict[Role, Tensor], LayerRecord]
 
-
-class Merging(Independent):
+class PaperMethod(LayerMethod):
     """``--method paper``, with optional gauge alignment and variance repair."""
 
-    def __init__(self, config: FoldConfig, shape: ModelShape, device: torch.device) -> None:
-        self._config, self._shape, self._device = config, shape, device
+    def __init__(self, context: FoldContext) -> None:
+        """Set up; the context's config says how units are clustered, aligned and repaired."""
+        self._context = context
 
-    def fold(
-        self, index: int, weights: Weights, before: LayerShape, after: LayerShape
-    ) -> tuple[dict[Role, Tensor], LayerRecord]:
+    def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
         """See :func:`llmfold.folding.layer.fold_layer_at`."""
         return next(self.fold_at(index, weights, before, [after]))
 
     def fold_at(
-        self, index: int, weights: Weights, before: LayerShape, afters: Sequence[LayerShape]
-    ) -> Iterator[tuple[dict[Role, Tensor], LayerRecord]]:
+        self, index: int, weights: Weights, before: LayerShape, target_shapes: Sequence[LayerShape]
+    ) -> Iterator[Folded]:
         """:meth:`fold` to several widths, which share the clustering."""
-        if all(before == after for after in afters):
-            yield from ((dict(weights), LayerRecord()) for _ in afters)
+        if all(before == after for after in target_shapes):
+            yield from ((dict(weights), LayerRecord()) for _ in target_shapes)
             return
-        config = self._config
-        seed = (config.seed * 1_000_003 + index) % 2**63
-        options = MergeOptions(config.cluster, config.alignment, config.repair, seed)
+        config, shape = self._context.config, self._context.shape
+        options = MergeOptions(config.cluster, config.alignment, config.repair, mixed_seed(config.seed, index))
 
-        def begin(device: torch.device) -> tuple[_Result, Iterator[_Result]]:
+        def begin(device: torch.device) -> tuple[Folded, Iterator[Folded]]:
             moved = {role: tensor.to(device) for role, tensor in weights.items()}
-            results = fold_layer_at(moved, self._shape, before, afters, options)
+            results = fold_layer_at(moved, shape, before, target_shapes, options)
             return next(results), results  # the first needs the most memory: all clusters are found with it
 
-        first, others = on_host_instead(begin, self._device, f"layer {index}")
+        first, others = on_host_instead(begin, self._context.device, f"layer {index}")
         yield first
         yield from others
+
+
+def build(context: FoldContext, notify: Notify) -> PaperMethod:
+    """See :meth:`llmfold.methods.method.Method.build`."""
+    return PaperMethod(context)

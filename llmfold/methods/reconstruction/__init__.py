@@ -4,45 +4,28 @@ They differ in the hidden states that they measure on: of text that the model wr
 population that the weights imply.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from llmfold.errors import UsageError
 from llmfold.methods.method import Method
 from llmfold.registry import SELF_DATA, Parallel, register_method
 
-if TYPE_CHECKING:
-    from llmfold.methods.reconstruction.fold import Reconstruction
-    from llmfold.methods.source import Setting
-    from llmfold.planning import FoldPlan
-    from llmfold.planning.cost import Cost
-
 _SENTENCE = (
     "Units are chosen by the error of their layer's output after repair, measured on {}; "
     "what reads them is refit in closed form"
 )
-_ON_TOKENS = frozenset(("refine", "num_samples", "sequence_length", "effort"))
 
 
 class _OnTokens(Method):
     """On token sequences."""
 
     summary = "units chosen by output error after repair, consumers refit by least squares"
-    options = _ON_TOKENS
+    options = frozenset(("refine", "num_samples", "sequence_length", "effort"))
     measures = weighs = random = True
     parallel = Parallel.ROWS
-
-    def cost(self, plan: "FoldPlan", processes: int = 1) -> "Cost":
-        """See :mod:`llmfold.methods.reconstruction.cost`."""
-        from llmfold.methods.reconstruction.cost import tokens_cost
-
-        return tokens_cost(plan, processes)
-
-    def build(self, setting: "Setting", say: Callable[[str], None]) -> "Reconstruction":
-        """See :mod:`llmfold.methods.reconstruction.build`."""
-        from llmfold.methods.reconstruction.build import from_tokens
-
-        return from_tokens(setting, say)
+    builder = f"{__name__}.build:from_tokens"
+    estimator = f"{__name__}.cost:tokens_cost"
 
 
 @register_method("self")
@@ -75,15 +58,5 @@ class FromWeights(Method):
     options = frozenset(("effort",))
     measures = random = True
     parallel = Parallel.ROWS
-
-    def cost(self, plan: "FoldPlan", processes: int = 1) -> "Cost":
-        """See :mod:`llmfold.methods.reconstruction.cost`."""
-        from llmfold.methods.reconstruction.cost import population_cost
-
-        return population_cost(plan, processes)
-
-    def build(self, setting: "Setting", say: Callable[[str], None]) -> "Reconstruction":
-        """See :mod:`llmfold.methods.reconstruction.build`."""
-        from llmfold.methods.reconstruction.build import from_weights
-
-        return from_weights(setting, say)
+    builder = f"{__name__}.build:from_weights"
+    estimator = f"{__name__}.cost:population_cost"

@@ -1,72 +1,59 @@
 """From options to a reconstruction that is ready to fold."""
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 
-from llmfold.config import FoldConfig
 from llmfold.data import tokens as tk
+from llmfold.methods.base import FoldContext
 from llmfold.methods.dense import Measurement
+from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.fold import Reconstruction, ReconstructionOptions
 from llmfold.methods.reconstruction.importance import Importance, sequences_for
 from llmfold.methods.reconstruction.population import Population, PopulationOptions, population_rows
-from llmfold.methods.source import Setting, token_source
-from llmfold.methods.streams import PopulationStream
+from llmfold.methods.source import token_source
 from llmfold.models.forward import forward_context
 from llmfold.models.unembedding import Output
 from llmfold.repair.refine import Refinement
-from llmfold.runtime.hidden_states import STATE_FOLDER, stored_array
+from llmfold.runtime.hidden_states import stored_array
 
 PRIOR_FILE = "prior.npy"
+_GAUSSIAN_SHARE = 0.2
 
 
-def _dtype(config: FoldConfig) -> torch.dtype | None:
-    return None if config.dtype == "auto" else getattr(torch, config.dtype)
-
-
-def from_tokens(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
+def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
     """Measured on tokens, which are stored in the work folder."""
-    source, config = token_source(setting, say), setting.config
-    refinement = Refinement(tk.refine_steps(config, setting.shape))
+    source, config, shape = token_source(context, notify), context.config, context.shape
     importance = Importance(
-        source.on,
-        lambda: Output.of(setting.checkpoint, setting.shape, source.on.stream.context.eps, setting.device),
-        sequences_for(tk.token_budget(config, setting.shape)),
+        source.measurement,
+        lambda: Output.of(context.checkpoint, shape, source.measurement.context.eps, context.device),
+        sequences_for(tk.token_budget(config, shape)),
         config.seed,
     )
-    options = ReconstructionOptions(
-        refinement=refinement, importance=importance, seed=config.seed, dtype=_dtype(config)
-    )
-    return Reconstruction(source.on, options, source.facts)
+    refinement = Refinement(tk.refine_steps(config, shape))
+    options = ReconstructionOptions(refinement=refinement, importance=importance)
+    return Reconstruction(context, source.measurement, options, source.facts)
 
 
-def from_weights(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
+def from_weights(context: FoldContext, notify: Notify) -> Reconstruction:
     """Measured on a population that the weights imply."""
-    config, checkpoint, shape = setting.config, setting.checkpoint, setting.shape
-    context = forward_context(checkpoint.config, shape)
-    stream = PopulationStream(dataclasses.replace(context, windows=(None,) * len(context.windows)), config.seed)
-    mean_field = PopulationOptions()
-    population = Population(checkpoint, shape, stream, setting.device, mean_field)
-    say("token prior from the weights")
-    prior = torch.from_numpy(stored_array(setting.work / STATE_FOLDER / PRIOR_FILE, lambda: population.prior().numpy()))
-    metric = population.output_metric(prior)
+    config, shape, members = context.config, context.shape, PopulationOptions()
+    forward = forward_context(context.checkpoint.config, shape)
+    forward = dataclasses.replace(forward, windows=(None,) * len(shape.layers))
+    population = Population(context.checkpoint, forward, context.device, config.seed, members)
+    notify("token prior from the weights")
+    prior = torch.from_numpy(stored_array(context.states / PRIOR_FILE, lambda: population.prior().numpy()))
     rows = population_rows(config, shape)
-    options = ReconstructionOptions(
-        gaussian=0.2,
-        metric=metric,
-        seed=config.seed,
-        dtype=_dtype(config),
+    measurement = Measurement(
+        forward,
+        lambda: population.draw(prior, rows, salt=members.prior_rounds),
+        (rows, members.context),
+        context.work,
+        context.device,
+        context.team,
+        shuffle_seed=config.seed,
     )
-    on = Measurement(
-        shape,
-        stream,
-        lambda: population.draw(prior, rows, salt=mean_field.prior_rounds),
-        (rows, mean_field.context),
-        setting.work,
-        setting.device,
-        setting.team,
-    )
+    options = ReconstructionOptions(gaussian=_GAUSSIAN_SHARE, metric=population.output_metric(prior))
     entropy = float(-(prior * prior.clamp_min(1e-300).log()).sum())
-    facts = {"data": "none", "members": rows * mean_field.context, "prior_entropy_nats": entropy}
-    return Reconstruction(on, options, facts)
+    facts = {"data": "none", "members": rows * members.context, "prior_entropy_nats": entropy}
+    return Reconstruction(context, measurement, options, facts)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from llmfold.data.tokens import TokenBudget, refine_steps, token_budget
+from llmfold.data.tokens import refine_steps, token_budget
 from llmfold.methods.reconstruction.fold import RIDGES, ReconstructionOptions, split
 from llmfold.methods.reconstruction.importance import sequences_for
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
@@ -28,29 +28,21 @@ def tokens_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost on token sequences, sampled or read."""
     budget = token_budget(plan.config, plan.before)
     work = _Work(plan, budget.sequences, budget.length, refine_steps(plan.config, plan.before))
-    found, shape = work.cost([Stage("prepare"), _importance(plan, budget)], processes), plan.before
-    states = (len(shape.layers) + 1) * sequences_for(budget) * budget.length * shape.hidden * _SINGLE
-    return with_sampling(replace(found, states=max(found.states, states)), plan, budget, processes)
-
-
-def _importance(plan: FoldPlan, budget: TokenBudget) -> Stage:
-    """A pass forward, and one back that computes every layer again; weights need no gradients."""
     shape, tokens = plan.before, sequences_for(budget) * budget.length
+    # A pass forward, and one back that computes every layer again; weights need no gradients.
     layers = 3 * decoder_flops(shape, tokens, budget.length) + len(shape.layers) * 2.0 * tokens * shape.hidden**2
-    return Stage("importance", large=layers + 2 * head_flops(shape, tokens), disk=2 * plan.bytes_before)
+    importance = Stage("importance", large=layers + 2 * head_flops(shape, tokens), disk=2 * plan.bytes_before)
+    cost = work.cost([Stage("prepare"), importance], processes)
+    states = (len(shape.layers) + 1) * tokens * shape.hidden * _SINGLE
+    return with_sampling(replace(cost, states=max(cost.states, states)), plan, budget, processes)
 
 
 def population_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost on a population that the weights imply: its prior is a fixed point of forward passes."""
     options, shape = PopulationOptions(), plan.before
-    members = options.prior_rounds * options.prior_members
-    metric = 2.0 * shape.vocabulary * shape.hidden**2
-    prepare = Stage(
-        "prepare",
-        large=forward_flops(shape, members, options.context),
-        double=metric,
-        disk=options.prior_rounds * plan.bytes_before,
-    )
+    passes = forward_flops(shape, options.prior_rounds * options.prior_members, options.context)
+    metric, disk = 2.0 * shape.vocabulary * shape.hidden**2, options.prior_rounds * plan.bytes_before
+    prepare = Stage("prepare", large=passes, double=metric, disk=disk)
     return _Work(plan, population_rows(plan.config, shape), options.context, 0).cost([prepare], processes)
 
 
@@ -76,8 +68,8 @@ class _Work:
     @property
     def held(self) -> int:
         """Tokens that ridges and refinements are judged on."""
-        held: list[slice] = split(self.sequences, ReconstructionOptions.held_back)[1]
-        return sum(int(part.stop) - int(part.start) for part in held) * self.length
+        held = split(self.sequences, ReconstructionOptions.held_back)[1]
+        return sum(int(part.stop - part.start) for part in held) * self.length
 
     def cost(self, before: list[Stage], processes: int) -> Cost:
         """The whole, behind what comes ``before`` it; states lie before, within and after a layer of each process."""
@@ -85,8 +77,8 @@ class _Work:
         area = max(self._area(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b)
         wide = max(map(shape.layer_parameters, layers)) * _SINGLE
         states = (2 * processes + 1) * self.tokens * shape.hidden * _SINGLE
-        rows = {"tokens": self.tokens, "length": self.length}
-        return Cost.of([*before, *self._layers()], work_area=area + wide, states=states, **rows)
+        sizes = {"work_area": area + wide, "states": states, "tokens": self.tokens, "length": self.length}
+        return Cost.of([*before, *self._layers()], **sizes)
 
     def _layers(self) -> Iterator[Stage]:
         shape, measured = self.plan.before, self.plan.config.measures
@@ -102,15 +94,15 @@ class _Work:
                 yield Stage("measure", large=self._gram_of_heads(a))
                 if not measured:
                     yield self._eliminate_heads("select", a, a.units_in(b))
-                yield from self._refit(
-                    a.heads * shape.head_dim, b.heads * shape.head_dim, self._head_rows(a, self.held)
-                )
+                widths = (a.heads * shape.head_dim, b.heads * shape.head_dim)
+                yield self._refit(*widths, self._head_rows(a, self.held))
             if a.intermediate != b.intermediate:
                 yield Stage("measure", large=self._gram_of_neurons(a))
                 if not measured:
                     yield self._eliminate_neurons("select", a, b.intermediate)
-                yield from self._refit(a.intermediate, b.intermediate, self._neuron_rows(a, self.held))
-                yield from self._refine(b.intermediate)
+                yield self._refit(a.intermediate, b.intermediate, self._neuron_rows(a, self.held))
+                if self.steps and self.held:
+                    yield self._refine(b.intermediate)
 
     def _head_rows(self, layer: LayerShape, tokens: int) -> float:
         """Operations for the outputs of all heads."""
@@ -143,22 +135,18 @@ class _Work:
         flops = float(n) ** 3 + 2.0 * n**2 * self.plan.before.hidden + steps
         return Stage(name, large=flops) if n > WIDE else Stage(name, double=flops)
 
-    def _refit(self, n: int, k: int, rows: float) -> Iterator[Stage]:
+    def _refit(self, n: int, k: int, rows: float) -> Stage:
         """Ridges on the rows to fit on, the best of them on all rows, and their errors on the rows held back."""
         d, fits = self.plan.before.hidden, len(RIDGES) + 1
-        solved = float(k) ** 3 / 3 + 2.0 * k**2 * d
-        products = 2.0 * fits * k * (n - k) * d + 2.0 * fits * self.held * k * d
-        if n > WIDE:
-            yield Stage("select", large=rows + products + fits * solved)
-        else:
-            yield Stage("select", large=rows + products, double=fits * solved)
+        solved = fits * (float(k) ** 3 / 3 + 2.0 * k**2 * d)
+        products = rows + (2.0 * fits * k * (n - k) * d + 2.0 * fits * self.held * k * d)
+        return Stage("select", large=products + solved) if n > WIDE else Stage("select", large=products, double=solved)
 
-    def _refine(self, k: int) -> Iterator[Stage]:
+    def _refine(self, k: int) -> Stage:
         """Steps of Adam: forward, the gradients of all three matrices and of the neurons; and two judgements."""
-        if self.steps and self.held:
-            entries = 3.0 * self.plan.before.hidden * k
-            rows = self.steps * Refinement.batch * 2 * (2 + 1 / 3) + 2 * 2 * self.held
-            yield Stage("refine", large=rows * entries, memory=self.steps * _ADAM_TRAFFIC * _SINGLE * entries)
+        entries = 3.0 * self.plan.before.hidden * k
+        rows = self.steps * Refinement.batch * 2 * (2 + 1 / 3) + 2 * 2 * self.held
+        return Stage("refine", large=rows * entries, memory=self.steps * _ADAM_TRAFFIC * _SINGLE * entries)
 
     def _area(self, before: LayerShape, after: LayerShape) -> int:
         """Largest work area of a layer; Grams of the rows to fit on and of all rows are held throughout."""
@@ -175,9 +163,7 @@ class _Work:
 
     def _gram_area(self, n: int, k: int, size: int) -> int:
         """Grams with what elimination, the refit, or its judgement holds beside them."""
-        elimination = 3 * size * n**2
-        refit = 3 * size * k**2
-        return 2 * _SINGLE * n**2 + max(elimination, refit)
+        return 2 * _SINGLE * n**2 + 3 * size * max(n, k) ** 2
 
     def _chunk(self, layer: LayerShape) -> int:
         """Activations of the sequences that pass through a layer at once."""

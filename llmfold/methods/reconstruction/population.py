@@ -8,17 +8,20 @@ every layer.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.config import FoldConfig
+from llmfold.data.tokens import embedded
 from llmfold.effort import EFFORTS
-from llmfold.methods.streams import PopulationStream
-from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, ModelShape
-from llmfold.models.forward import decoder_layer, rms_norm
+from llmfold.methods.base import read_layer
+from llmfold.methods.dense import shuffled
+from llmfold.models import FINAL_NORM, ModelShape, head_name
+from llmfold.models.forward import ForwardContext, decoder_layer, rms_norm
+from llmfold.repair.least_squares import cholesky
 from llmfold.runtime.hidden_states import CHUNK, chunks
 
 _ROWS = 4096
@@ -44,23 +47,27 @@ def population_rows(config: FoldConfig, shape: ModelShape) -> int:
     return -(-EFFORTS[config.effort].tokens_for(shape) // (PopulationOptions.context * CHUNK)) * CHUNK
 
 
+@dataclass(frozen=True)
 class Population:
-    """Draws populations from the prior of a checkpoint, and knows the metric of its outputs."""
+    """Draws populations from the prior of a checkpoint, and knows the metric of its outputs.
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        shape: ModelShape,
-        stream: PopulationStream,
-        device: torch.device,
-        options: PopulationOptions,
-    ) -> None:
-        self._checkpoint, self._shape, self._stream = checkpoint, shape, stream
-        self._device, self._options = device, options
+    Attributes:
+        checkpoint: the model's tensors.
+        context: of its forward passes, attention being full.
+        device: where to compute.
+        seed: of everything random.
+        options: settings.
+    """
+
+    checkpoint: Checkpoint
+    context: ForwardContext
+    device: torch.device
+    seed: int
+    options: PopulationOptions
 
     def prior(self) -> Tensor:
         """(vocabulary,) float64 token prior on the CPU: reads the checkpoint once per round, layer by layer."""
-        options, vocabulary = self._options, self._shape.vocabulary
+        options, vocabulary = self.options, self.context.shape.vocabulary
         p = torch.full((vocabulary,), 1 / vocabulary, dtype=torch.float64)
         for index in range(options.prior_rounds):
             rows = options.prior_members // options.context
@@ -71,39 +78,36 @@ class Population:
 
     def draw(self, prior: Tensor, rows: int, salt: int) -> Iterator[Tensor]:
         """Residual vectors before the first layer in chunks of ``CHUNK`` rows of ``context`` members."""
-        context = self._options.context
-        generator = torch.Generator().manual_seed((self._stream.seed * 7919 + salt) % 2**63)
+        context = self.options.context
+        generator = torch.Generator().manual_seed((self.seed * 7919 + salt) % 2**63)
         tokens = torch.multinomial(prior, rows * context, True, generator=generator).view(rows, context)
-        table = self._checkpoint.read(self._name(EMBEDDING, HEAD), check_finite=False)
-        for part in chunks(rows, CHUNK):
-            yield F.embedding(tokens[part], table).float().to(self._device)
-
-    def _name(self, first: str, second: str) -> str:
-        return first if first in self._checkpoint.tensors else second
+        return embedded(self.checkpoint, tokens, self.device)
 
     def _through_layers(self, x: Tensor, salt: int) -> Tensor:
         """All members after the last layer, (rows, context, hidden)."""
-        shape, count = self._shape, len(self._shape.layers)
-        for index, layer in enumerate(shape.layers):
-            weights = {
-                role: self._checkpoint.read(name, check_finite=False).to(self._device, torch.float32)
-                for role, name in shape.layer_tensors(index).items()
-            }
-            order = torch.from_numpy(self._stream.order((salt + 1) * count + index, x.shape[0] * x.shape[1]))
+        context, count = self.context, len(self.context.shape.layers)
+        for index, layer in enumerate(context.shape.layers):
+            stored = read_layer(self.checkpoint, context.shape, index, check_finite=False)
+            weights = {role: tensor.to(self.device, torch.float32) for role, tensor in stored.items()}
+            order = shuffled(self.seed, (salt + 1) * count + index, x.shape[0] * x.shape[1])
             x = x.flatten(0, 1)[order.to(x.device)].view(x.shape)
-            x = torch.cat(
-                [decoder_layer(x[part], weights, layer, self._stream.context, index) for part in chunks(len(x))]
-            )
+            x = torch.cat([decoder_layer(x[part], weights, layer, context, index) for part in chunks(len(x))])
         return x
 
     def _next_tokens(self, x: Tensor) -> Tensor:
-        gain = self._checkpoint.read(FINAL_NORM, check_finite=False).to(self._device, torch.float32)
-        head = self._checkpoint.read(self._name(HEAD, EMBEDDING), check_finite=False).to(self._device, torch.float32)
-        total = torch.zeros(self._shape.vocabulary, dtype=torch.float64)
+        """(vocabulary,) float64 mean distribution of the tokens after some states, on the CPU."""
+        gain, head = (tensor.to(self.device, torch.float32) for tensor in self._end())
+        total = torch.zeros(self.context.shape.vocabulary, dtype=torch.float64)
         for rows in torch.split(x.flatten(0, 1), 512):
-            logits = rms_norm(rows, gain, self._stream.context.eps) @ head.T
+            logits = rms_norm(rows, gain, self.context.eps) @ head.T
             total += logits.softmax(-1).double().sum(0).cpu()
         return total.div(float(total.sum()))
+
+    def _end(self) -> tuple[Tensor, Tensor]:
+        """Final gain (hidden,) and unembedding (vocabulary, hidden), as stored."""
+        head = head_name(self.checkpoint.tensors, self.context.shape.tied)
+        read = partial(self.checkpoint.read, check_finite=False)
+        return read(FINAL_NORM), read(head)
 
     def output_metric(self, prior: Tensor) -> Tensor:
         """(hidden, hidden) float64 map R with R Rᵀ = C / mean diag C + I.
@@ -111,16 +115,13 @@ class Population:
         C is the covariance under the prior of the unembedding rows times the last gain, an average Fisher matrix of the
         logits; the identity stands for the layers in between.
         """
-        gain = self._checkpoint.read(FINAL_NORM, check_finite=False).double()
-        head = self._checkpoint.read(self._name(HEAD, EMBEDDING), check_finite=False)
-        second = torch.zeros(len(gain), len(gain), dtype=torch.float64)
-        mean = torch.zeros(len(gain), dtype=torch.float64)
-        for start in range(0, len(head), _ROWS):
-            rows = head[start : start + _ROWS].double() * gain
-            p = prior[start : start + _ROWS]
+        gain, head = self._end()
+        gain = gain.double()
+        second, mean = torch.zeros(len(gain), len(gain), dtype=torch.float64), torch.zeros_like(gain)
+        for some, p in zip(torch.split(head, _ROWS), torch.split(prior, _ROWS), strict=True):
+            rows = some.double() * gain
             second += (rows * p[:, None]).T @ rows
             mean += p @ rows
         covariance = second - torch.outer(mean, mean)
         covariance /= covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        metric: Tensor = torch.linalg.cholesky(covariance + torch.eye(len(gain), dtype=torch.float64))
-        return metric
+        return cholesky(covariance, 1.0)

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmfold import FoldConfig
 from llmfold.checkpoint import Checkpoint
+from llmfold.methods.base import FoldContext
 from llmfold.methods.baselines.pruner import Pruner
 from llmfold.methods.method import method_of
-from llmfold.methods.source import Setting, token_source
+from llmfold.methods.source import token_source
 from llmfold.models import LayerShape, Role, shape_of
 
 MEASURE = {"data": "self", "num_samples": 10, "sequence_length": 16}
@@ -43,9 +44,9 @@ class Prepared:
         self.shape = shape_of(self.checkpoint.config)
         work = folder / "work"
         work.mkdir()
-        setting = Setting(config, self.checkpoint, self.shape, work, torch.device("cpu"))
-        self.pruner: Pruner = _pruner(setting)
-        self.tokens = token_source(setting, lambda stage: None).tokens if measured else None
+        context = FoldContext(config, self.checkpoint, self.shape, work, torch.device("cpu"))
+        self.pruner: Pruner = _pruner(context)
+        self.tokens = token_source(context, lambda stage: None).tokens if measured else None
         self.layer: LayerShape = self.shape.layers[0]
         self.units = self.layer.kv_heads if self.layer.kv_heads > 1 else self.layer.heads
 
@@ -56,8 +57,8 @@ class Prepared:
         return AutoModelForCausalLM.from_pretrained(self.source, dtype=torch.float32).eval()
 
 
-def _pruner(setting: Setting) -> Pruner:
-    layers = method_of(setting.config.method).build(setting, lambda stage: None)
+def _pruner(context: FoldContext) -> Pruner:
+    layers = method_of(context.config.method).build(context, lambda stage: None)
     assert isinstance(layers, Pruner)
     return layers
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from llmfold.errors import UsageError
-from llmfold.methods.baselines.flap.allocation import adaptive_widths, best_within
-from llmfold.methods.baselines.flap.pruner import standardised_scores
+from llmfold.methods.baselines.flap.allocation import adaptive_widths, best_within, standardised_scores
 from llmfold.methods.baselines.structures import Units, keep_units
 from llmfold.models import LayerShape, shape_of
 

@@ -82,8 +82,8 @@ def test_wanda_scores_later_layers_on_what_pruned_layers_made(tmp_path: Path) ->
     pruner.start(0)
     narrow = type(prepared.layer)(36, 4, 2)
     pruned, _ = pruner.fold(0, prepared.weights(0), prepared.layer, narrow)
-    pruner.flush()
-    pruner.committed()
+    pruner.sync_state()
+    pruner.on_committed()
     mlp = model.model.layers[0].mlp
     for role in ("gate", "up", "down"):
         getattr(mlp, f"{role}_proj").weight = torch.nn.Parameter(pruned[role])

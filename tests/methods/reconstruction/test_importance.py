@@ -1,5 +1,6 @@
 """Which directions of the residual stream matter, against autograd through the whole model of transformers."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from llmfold.data import tokens as tk
 from llmfold.data.tokens import TokenBudget
 from llmfold.methods.dense import Measurement
 from llmfold.methods.reconstruction.importance import PARTS, TOKENS, Importance, metric_of, sequences_for
-from llmfold.methods.streams import TokenStream
 from llmfold.models import Role, shape_of, tensor_name
 from llmfold.models.forward import forward_context
 from llmfold.models.unembedding import Output
@@ -31,9 +31,10 @@ class Setup:
         shape = shape_of(checkpoint.config)
         context = forward_context(checkpoint.config, shape)
         size = (len(tokens), tokens.shape[1])
-        on = Measurement(shape, TokenStream(context), lambda: tk.embedded(checkpoint, tokens, CPU), size, work, CPU)
+        measurement = Measurement(context, lambda: tk.embedded(checkpoint, tokens, CPU), size, work, CPU)
         self.layers, self._checkpoint, self._shape = len(shape.layers), checkpoint, shape
-        self.importance = Importance(on, lambda: Output.of(checkpoint, shape, context.eps, CPU), sequences, SEED)
+        output = partial(Output.of, checkpoint, shape, context.eps, CPU)
+        self.importance = Importance(measurement, output, sequences, SEED)
 
     def read(self, index: int) -> dict[Role, Tensor]:
         roles = self._shape.layer_roles(self._shape.layers[index])
@@ -89,7 +90,7 @@ def test_metrics_are_computed_once_and_leave_no_states(tmp_path: Path, monkeypat
     model = tiny_model(tmp_path / "m")
     setup = Setup(model, tmp_path / "work", some_tokens(2, 12), 1)
     first = setup.metrics()
-    monkeypatch.setattr("llmfold.methods.reconstruction.importance._Passes.compute", None)
+    monkeypatch.setattr("llmfold.methods.reconstruction.importance.Importance._compute", None)
     again = Setup(model, tmp_path / "work", some_tokens(2, 12), 1).metrics()
     assert all(map(torch.equal, first, again))
     assert len([p for p in (tmp_path / "work").rglob("*") if p.is_file()]) == 2 * setup.layers

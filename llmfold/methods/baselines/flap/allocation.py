@@ -6,8 +6,7 @@ published code: what a head costs in neurons follows from the model's shape, whe
 to 170), and the ranking is cut where the budget is met best, where the code drops one unit more.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,13 +16,25 @@ from llmfold.models import LayerShape, ModelShape
 from llmfold.planning import snap, width_multiple
 
 
+def standardised_scores(statistics: Mapping[str, Tensor], index: int, layer: LayerShape) -> Units:
+    """Scores that compete across layers and parts: standardised within the layer, averaged over a head's features.
+
+    Args:
+        statistics: as of :data:`llmfold.methods.baselines.flap.pruner.Statistics`.
+        index: of the layer.
+        layer: its widths.
+    """
+    heads = _standardise(statistics[f"{index}.heads.metric"].square())
+    neurons = _standardise(statistics[f"{index}.neurons.metric"])
+    return Units(neurons, heads.view(layer.head_units, -1).mean(1))
+
+
+def _standardise(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std().clamp_min(torch.finfo(values.dtype).tiny)
+
+
 def adaptive_widths(
-    shape: ModelShape,
-    planned: Sequence[LayerShape],
-    scores: Sequence[Units],
-    *,
-    pooled: bool,
-    multiple_of: int | None,
+    shape: ModelShape, planned: Sequence[LayerShape], scores: Sequence[Units], *, pooled: bool, multiple_of: int | None
 ) -> tuple[LayerShape, ...]:
     """Widths of every layer when the units of all layers compete for the parameters that the plan leaves.
 
@@ -36,41 +47,27 @@ def adaptive_widths(
         pooled: neurons and heads compete with one another (AL-AM), else each keep the plan's number (AL-MM).
         multiple_of: round MLP widths to multiples of this; the published method does not.
     """
-    layers = shape.layers
-    neurons = _Pool(
-        [s.neurons for s in scores],
-        [shape.neuron_parameters] * len(layers),
-        sum(shape.neuron_parameters * p.intermediate for p in planned),
-    )
-    unit_costs = [_unit_parameters(shape, layer) for layer in layers]
-    heads = _Pool(
-        [s.heads for s in scores],
-        unit_costs,
-        sum(c * b.units_in(p) for c, b, p in zip(unit_costs, layers, planned, strict=True)),
-    )
+    layers, count = shape.layers, len(shape.layers)
+    head_costs = [_unit_parameters(shape, layer) for layer in layers]
+    values = [s.neurons for s in scores] + [s.heads for s in scores]
+    costs = [shape.neuron_parameters] * count + head_costs
+    for_neurons = sum(shape.neuron_parameters * after.intermediate for after in planned)
+    for_heads = sum(c * a.units_in(b) for c, a, b in zip(head_costs, layers, planned, strict=True))
     if pooled:
-        kept = _Pool(neurons.values + heads.values, neurons.costs + heads.costs, neurons.budget + heads.budget).kept()
+        kept = _kept(values, costs, for_neurons + for_heads)
     else:
-        kept = neurons.kept() + heads.kept()
+        kept = _kept(values[:count], costs[:count], for_neurons) + _kept(values[count:], costs[count:], for_heads)
     return tuple(
         layer.with_units(_snapped(layer, max(1, n), multiple_of), max(1, h))
-        for layer, n, h in zip(layers, kept[: len(layers)], kept[len(layers) :], strict=True)
+        for layer, n, h in zip(layers, kept[:count], kept[count:], strict=True)
     )
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Blocks of units that compete: their values, what a unit of each block costs, and what may stay in all."""
-
-    values: list[Tensor]
-    costs: list[int]
-    budget: int
-
-    def kept(self) -> list[int]:
-        """Units that stay in each block."""
-        costs = [torch.full(v.shape, float(c), dtype=v.dtype) for v, c in zip(self.values, self.costs, strict=True)]
-        mask = best_within(torch.cat(self.values), torch.cat(costs), self.budget)
-        return [int(part.sum()) for part in torch.split(mask, [len(v) for v in self.values])]
+def _kept(values: list[Tensor], costs: list[int], budget: int) -> list[int]:
+    """Units that stay in each of some blocks that compete: by their values, at a block's cost of a unit each."""
+    each = torch.cat([torch.full(v.shape, float(c), dtype=v.dtype) for v, c in zip(values, costs, strict=True)])
+    mask = best_within(torch.cat(values), each, budget)
+    return [int(part.sum()) for part in torch.split(mask, [len(v) for v in values])]
 
 
 def _snapped(layer: LayerShape, neurons: int, multiple_of: int | None) -> int:

@@ -11,17 +11,20 @@ The published code estimates mean and variance by a running update per sample th
 out; here they are the moments over all tokens.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from llmfold.methods.base import FoldContext, Weights
+from llmfold.methods.baselines.flap.replan import check_biases
 from llmfold.methods.baselines.pruner import Pruner
 from llmfold.methods.baselines.statistics import Moments, consumer_moments
-from llmfold.methods.baselines.structures import Units, Weights, feature_mask
-from llmfold.methods.dense import Measurement
-from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.methods.baselines.structures import Units, feature_mask
+from llmfold.methods.method import Notify
+from llmfold.methods.source import TokenSource, token_source
+from llmfold.models import LayerShape, Role
+from llmfold.runtime.hidden_states import stored_tensors
 
 _STATES = "dense"
 Statistics = Mapping[str, Tensor]
@@ -34,57 +37,36 @@ def fluctuation(weight: Tensor, inputs: Moments) -> Tensor:
 
 
 @torch.no_grad()
-def measure_fluctuations(
-    on: Measurement, read_layer: Callable[[int], Weights], say: Callable[[str], None]
-) -> dict[str, Tensor]:
-    """Metric and mean of all features of all layers in one pass of the dense model, one layer in memory at a time.
+def measure_fluctuations(context: FoldContext, source: TokenSource, notify: Notify) -> dict[str, Tensor]:
+    """Metric and mean of all features of all layers in one pass of the dense model over the tokens of ``source``.
 
-    Args:
-        on: states to measure on.
-        read_layer: tensors of a layer by role.
-        say: told of every layer.
+    One layer is in memory at a time. Returns what :data:`Statistics` says, on the CPU.
     """
-    states = on.first_states(_STATES)
-    found = {}
-    for index, layer in enumerate(on.shape.layers):
-        say(f"layer {index}: fluctuations")
-        weights = {role: tensor.to(on.device, torch.float32) for role, tensor in read_layer(index).items()}
-        heads, neurons = consumer_moments(on, index, weights, layer, states, states)
+    measurement = source.measurement
+    states = measurement.first_states(_STATES)
+    statistics = {}
+    for index in range(len(context.shape.layers)):
+        notify(f"layer {index}: fluctuations")
+        weights = measurement.wide(context.read_layer(index))
+        heads, neurons = consumer_moments(measurement, index, weights, states, states)
         for part, moments, weight in (("heads", heads, weights["o"]), ("neurons", neurons, weights["down"])):
-            found[f"{index}.{part}.metric"] = fluctuation(weight, moments).cpu()
-            found[f"{index}.{part}.mean"] = moments.mean.cpu()
-    on.path(_STATES).unlink()
-    return found
-
-
-def standardised_scores(statistics: Statistics, index: int, layer: LayerShape) -> Units:
-    """Scores that compete across layers and parts: standardised within the layer, averaged over a head's features."""
-    heads = _standardise(statistics[f"{index}.heads.metric"].square())
-    neurons = _standardise(statistics[f"{index}.neurons.metric"])
-    return Units(neurons, heads.view(layer.head_units, -1).mean(1))
-
-
-def _standardise(values: Tensor) -> Tensor:
-    return (values - values.mean()) / values.std().clamp_min(torch.finfo(values.dtype).tiny)
+            statistics[f"{index}.{part}.metric"] = fluctuation(weight, moments).cpu()
+            statistics[f"{index}.{part}.mean"] = moments.mean.cpu()
+    measurement.path(_STATES).unlink()
+    return statistics
 
 
 class FlapPruner(Pruner):
-    """Cuts by measured fluctuations; widths are those of the plan, uniform or adaptive."""
+    """Cuts by measured fluctuations; widths are those of the plan, uniform or adaptive.
 
-    def __init__(
-        self, shape: ModelShape, device: torch.device, statistics: Statistics, facts: dict[str, Any], *, bias: bool
-    ) -> None:
-        """Set up.
+    With ``config.bias``, what is removed is compensated by biases; the written config must hold one on every
+    projection.
+    """
 
-        Args:
-            shape: of the model read.
-            device: where to compute.
-            statistics: of all layers, see :func:`measure_fluctuations`.
-            facts: data used, for the report.
-            bias: compensate what is removed by biases; the written config must hold a bias on every projection.
-        """
-        super().__init__(shape, device, facts)
-        self.statistics, self.bias = statistics, bias
+    def __init__(self, context: FoldContext, source: TokenSource, statistics: Statistics) -> None:
+        """Set up with the statistics of all layers, see :func:`measure_fluctuations`."""
+        super().__init__(context, source.facts)
+        self.statistics = statistics
 
     def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
         """The metric of neurons, and the sum of the squared metric over the features of each head unit."""
@@ -93,7 +75,7 @@ class FlapPruner(Pruner):
 
     def finish(self, index: int, weights: Weights, pruned: dict[Role, Tensor], kept: Units) -> dict[Role, Tensor]:
         """Add the biases: the removed features' mean output, and zeros on all other projections."""
-        if not self.bias:
+        if not self.context.config.bias:
             return pruned
         before = self.shape.layers[index]
         units = before.head_units
@@ -108,6 +90,13 @@ class FlapPruner(Pruner):
                 bias += weights[role + "_bias"].double()
             pruned[role + "_bias"] = bias.to(weight.dtype)
         for role in ("q", "k", "v", "gate", "up"):
-            if role + "_bias" not in pruned:
-                pruned[role + "_bias"] = pruned[role].new_zeros(len(pruned[role]))
+            pruned.setdefault(role + "_bias", pruned[role].new_zeros(len(pruned[role])))
         return pruned
+
+
+def build(context: FoldContext, notify: Notify) -> FlapPruner:
+    """See :meth:`llmfold.methods.method.Method.build`; raises UsageError where the family has no place for biases."""
+    if context.config.bias:
+        check_biases(context.shape.architecture)
+    source, path = token_source(context, notify), context.states / "fluctuations.safetensors"
+    return FlapPruner(context, source, stored_tensors(path, lambda: measure_fluctuations(context, source, notify)))

@@ -1,17 +1,18 @@
 """What FLAP changes in a plan once it has measured: widths of single layers, and biases on all projections."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from llmfold.checkpoint import TensorSpec
 from llmfold.errors import UsageError
-from llmfold.methods.baselines.flap.allocation import adaptive_widths
-from llmfold.methods.baselines.flap.pruner import Statistics, standardised_scores
-from llmfold.models import Architecture, ModelShape, tensor_name
+from llmfold.methods.baselines.flap.allocation import adaptive_widths, standardised_scores
+from llmfold.models import Architecture, tensor_name
 from llmfold.planning import FoldPlan, family_of
 
 
-def with_own_widths(plan: FoldPlan, statistics: Statistics) -> FoldPlan:
+def with_own_widths(plan: FoldPlan, statistics: Mapping[str, Tensor]) -> FoldPlan:
     """The plan with the widths at which the units of all layers compete."""
     config, before = plan.config, plan.before
     scores = [standardised_scores(statistics, i, layer) for i, layer in enumerate(before.layers)]
@@ -23,16 +24,27 @@ def with_own_widths(plan: FoldPlan, statistics: Statistics) -> FoldPlan:
 def with_biases(plan: FoldPlan, *, bias: bool) -> FoldPlan:
     """The plan with tensors in the shapes of its widths, and with a bias on every projection if there are to be any.
 
-    Biases keep the model in its own family, with a modelling file where its config refuses the head count.
+    Biases keep the model in its own family, with a modelling file where its config refuses the head count. A new bias
+    stands behind its weight and has its dtype.
     """
     after = plan.after
     written_as = family_of(after) if after.uniform and not bias else after.architecture
     if bias:
         after = dataclasses.replace(after, qkv_bias=True, o_bias=True, mlp_bias=True)
-    tensors = tuple(_tensors(plan.tensors, after))
-    return dataclasses.replace(
-        plan, after=after, tensors=tensors, written_as=written_as, bytes_after=sum(t.nbytes for t in tensors)
-    )
+    shapes = {
+        tensor_name(index, role): size
+        for index, layer in enumerate(after.layers)
+        for role, size in after.layer_roles(layer)
+    }
+    known = {tensor.name for tensor in plan.tensors}
+    tensors: list[TensorSpec] = []
+    for tensor in plan.tensors:
+        tensors.append(dataclasses.replace(tensor, shape=shapes.get(tensor.name, tensor.shape)))
+        name = tensor.name.removesuffix("weight") + "bias"
+        if name in shapes and name not in known:
+            tensors.append(dataclasses.replace(tensor, name=name, shape=shapes[name]))
+    size = sum(tensor.nbytes for tensor in tensors)
+    return dataclasses.replace(plan, after=after, tensors=tuple(tensors), written_as=written_as, bytes_after=size)
 
 
 def check_biases(family: Architecture) -> None:
@@ -41,18 +53,3 @@ def check_biases(family: Architecture) -> None:
         raise UsageError(
             f"{family.prefix}Config has no place for FLAP's bias compensation; pass --no-bias to run without it"
         )
-
-
-def _tensors(planned: Sequence[TensorSpec], after: ModelShape) -> Iterator[TensorSpec]:
-    """The planned tensors in their new shapes; a new bias stands behind its weight and has its dtype."""
-    shapes = {
-        tensor_name(index, role): size
-        for index, layer in enumerate(after.layers)
-        for role, size in after.layer_roles(layer)
-    }
-    known = {tensor.name for tensor in planned}
-    for tensor in planned:
-        yield dataclasses.replace(tensor, shape=shapes.get(tensor.name, tensor.shape))
-        bias = tensor.name.removesuffix("weight") + "bias"
-        if bias in shapes and bias not in known:
-            yield dataclasses.replace(tensor, name=bias, shape=shapes[bias])

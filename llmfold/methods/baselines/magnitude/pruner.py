@@ -1,10 +1,10 @@
 """Units by the norm of their weights."""
 
-import torch
-
+from llmfold.methods.base import FoldContext, Weights
 from llmfold.methods.baselines.pruner import Pruner
-from llmfold.methods.baselines.structures import WEIGHT_ROLES, Units, Weights, coupled_sums
-from llmfold.models import LayerShape, ModelShape
+from llmfold.methods.baselines.structures import WEIGHT_ROLES, Units, coupled_sums
+from llmfold.methods.method import Notify
+from llmfold.models import LayerShape
 
 
 class MagnitudePruner(Pruner):
@@ -14,11 +14,12 @@ class MagnitudePruner(Pruner):
     magnitude baseline looks at columns of down_proj and o_proj alone and is another method.
     """
 
-    def __init__(self, shape: ModelShape, device: torch.device) -> None:
-        """Set up."""
-        super().__init__(shape, device, {"data": "none"})
-
     def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
         """L2 norms of the structures."""
         squares = coupled_sums({role: weights[role].float().square() for role in WEIGHT_ROLES}, layer)
         return Units(squares.neurons.sqrt(), squares.heads.sqrt())
+
+
+def build(context: FoldContext, notify: Notify) -> MagnitudePruner:
+    """See :meth:`llmfold.methods.method.Method.build`."""
+    return MagnitudePruner(context)

@@ -1,14 +1,7 @@
 """``random``: the floor under every criterion."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from llmfold.methods.baselines.baseline import Baseline
 from llmfold.registry import register_method
-
-if TYPE_CHECKING:
-    from llmfold.methods.baselines.random.pruner import RandomPruner
-    from llmfold.methods.source import Setting
 
 
 @register_method("random")
@@ -18,9 +11,4 @@ class Random(Baseline):
     summary = "units drawn at random are kept"
     citation = "Ma et al., LLM-Pruner, NeurIPS 2023, arXiv 2305.11627, section 4"
     one_pass = random = True
-
-    def build(self, setting: "Setting", say: Callable[[str], None]) -> "RandomPruner":
-        """See :class:`llmfold.methods.baselines.random.pruner.RandomPruner`."""
-        from llmfold.methods.baselines.random.pruner import RandomPruner
-
-        return RandomPruner(setting.shape, setting.device, setting.config.seed)
+    builder = f"{__name__}.pruner:build"

@@ -6,66 +6,83 @@ o_proj scores the mean over outputs, a head the sum over its features. Layers ar
 hidden states that earlier, pruned layers have made.
 """
 
-from typing import Any
-
+import numpy as np
 import torch
 from torch import Tensor
 
+from llmfold.methods.base import FoldContext, Weights
 from llmfold.methods.baselines.pruner import Pruner
 from llmfold.methods.baselines.statistics import Moments, consumer_moments
-from llmfold.methods.baselines.structures import Units, Weights
-from llmfold.methods.baselines.wanda_sp.carried import CarriedStates
-from llmfold.methods.dense import Measurement
+from llmfold.methods.baselines.structures import Units
+from llmfold.methods.method import Notify
+from llmfold.methods.source import TokenSource, token_source
 from llmfold.models import LayerShape, Role
 from llmfold.models.forward import decoder_layer
 from llmfold.runtime.hidden_states import chunks, read, write
+from llmfold.runtime.storage import fsync_path
 
 
 class WandaPruner(Pruner):
-    """``--method wanda-sp``. Only the stream of the pruned model is kept; memory is bounded by a layer."""
+    """``--method wanda-sp``. Hidden states of the pruned model are carried along; memory is bounded by a layer.
 
-    def __init__(self, on: Measurement, facts: dict[str, Any]) -> None:
-        """Set up; nothing is computed yet.
+    Those after a layer take the place of those before it once the layer is journalled, so that an interrupted run
+    finds them.
+    """
 
-        Args:
-            on: hidden states to measure on.
-            facts: what they are, for the report.
-        """
-        super().__init__(on.shape, on.device, facts)
-        self._on = on
-        self._carried = CarriedStates(on)
+    def __init__(self, context: FoldContext, source: TokenSource) -> None:
+        """Set up with tokens to measure on; nothing is computed yet."""
+        super().__init__(context, source.facts)
+        self._measurement = source.measurement
+        self._index = 0
+        self._before: np.memmap | None = None
+        self._after: np.memmap | None = None
 
     def start(self, first_layer: int) -> None:
         """Write the first states, or open those that an interrupted run left."""
-        self._carried.start(first_layer)
+        self._index, name = first_layer, _name(first_layer)
+        measurement = self._measurement
+        self._before = measurement.states(name, create=False) if first_layer else measurement.first_states(name)
 
     def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
         """Mean of ``|W| · ‖x‖`` over outputs, summed over the features of a head unit."""
-        wide = {role: tensor.float() for role, tensor in weights.items()}
-        heads, neurons = consumer_moments(self._on, index, wide, layer, self._carried.now, None)
+        assert self._before is not None
+        wide = self._measurement.wide(weights)
+        heads, neurons = consumer_moments(self._measurement, index, wide, self._before, None)
         by_feature = feature_scores(wide["o"], heads).view(layer.head_units, -1)
         return Units(feature_scores(wide["down"], neurons).cpu(), by_feature.sum(1).cpu())
 
     def finish(self, index: int, weights: Weights, pruned: dict[Role, Tensor], kept: Units) -> dict[Role, Tensor]:
-        """Move the stream past the pruned layer."""
-        before, after = self._carried.now, self._carried.advance()
-        wide = {role: tensor.float() for role, tensor in pruned.items()}
-        head_dim = self.shape.head_dim
+        """Carry the hidden states past the pruned layer."""
+        assert self._before is not None
+        self._after = self._measurement.states(_name(index + 1), create=True)
+        wide, head_dim = self._measurement.wide(pruned), self.shape.head_dim
         layer = LayerShape(len(wide["gate"]), len(wide["q"]) // head_dim, len(wide["k"]) // head_dim)
-        for part in chunks(self._on.size[0]):
-            x = read(before, part, self.device)
-            write(after, part, decoder_layer(x, wide, layer, self._on.stream.context, index))
+        for part in chunks(self._measurement.size[0]):
+            x = read(self._before, part, self.context.device)
+            write(self._after, part, decoder_layer(x, wide, layer, self._measurement.context, index))
         return pruned
 
-    def flush(self) -> None:
+    def sync_state(self) -> None:
         """Put the states after the layer on disk."""
-        self._carried.flush()
+        assert self._after is not None
+        self._after.flush()
+        fsync_path(self._measurement.path(_name(self._index + 1)).parent)
 
-    def committed(self) -> None:
+    def on_committed(self) -> None:
         """Forget the states before the layer."""
-        self._carried.committed()
+        self._measurement.path(_name(self._index)).unlink()
+        self._before, self._index = self._after, self._index + 1
+
+
+def build(context: FoldContext, notify: Notify) -> WandaPruner:
+    """See :meth:`llmfold.methods.method.Method.build`."""
+    return WandaPruner(context, token_source(context, notify))
 
 
 def feature_scores(weight: Tensor, inputs: Moments) -> Tensor:
     """(m,) mean over outputs of ``|W_ij| · ‖X_j‖₂`` for an (outputs, m) weight."""
     return weight.abs().mean(0, dtype=torch.float64) * inputs.squares.sqrt()
+
+
+def _name(index: int) -> str:
+    return f"pruned-{index:05d}"
