@@ -32,7 +32,7 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for failures, 2 for usage, 130 for Ctrl-C."""
     from llmfold.errors import LlmfoldError, UsageError
-    from llmfold.runtime.launch import launched, speaks
+    from llmfold.runtime.launch import should_report, world_size
 
     _show_any_letter()
     try:
@@ -47,19 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Command = options.pop("command")
     debug = options.get("debug", False)
     try:
-        if not command.shared and launched() > 1:
+        if not command.shared and world_size() > 1:
             raise UsageError("only folding is what several processes can share; all else runs in one")
         command.run(options)
     except LlmfoldError as error:
-        if speaks(error):
+        if should_report(error):
             _complain(str(error), debug)
         return error.exit_code
     except KeyboardInterrupt as stop:
-        if speaks(stop):
+        if should_report(stop):
             _complain(str(stop) or command.interrupted, debug)
         return INTERRUPTED
     except Exception as error:  # a person at the prompt gets a sentence, whatever broke
-        if speaks(error):
+        if should_report(error):
             _complain(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)
         return 1
     return 0

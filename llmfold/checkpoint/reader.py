@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from llmfold.checkpoint.dtypes import TORCH_DTYPES
 from llmfold.checkpoint.header import Header, read_header
 from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.paths import regular_file
+from llmfold.checkpoint.shards import TensorSpec
 from llmfold.checkpoint.side_files import find_side_files
 from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE, no_weights, read_weight_map
 from llmfold.errors import CheckpointError
@@ -24,13 +26,9 @@ CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """A weight as its shard declares it; ``nbytes`` is its length in the file, ``shard`` the file's name."""
+class TensorInfo(TensorSpec):
+    """A weight as its shard declares it; ``shard`` is the file's name."""
 
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    nbytes: int
     shard: str
 
 
@@ -71,16 +69,14 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which most parameters are stored."""
-        counts: dict[torch.dtype, int] = {}
+        parameters: Counter[torch.dtype] = Counter()
         for info in self.tensors.values():
-            counts[info.dtype] = counts.get(info.dtype, 0) + info.nbytes // info.dtype.itemsize
-        return max(counts, key=lambda dtype: counts[dtype])
+            parameters[info.dtype] += info.numel
+        return parameters.most_common(1)[0][0]
 
     def size_in(self, dtype: torch.dtype | None) -> int:
         """Bytes of all weights in ``dtype``, None being their own."""
-        return sum(
-            t.nbytes if dtype is None else t.nbytes // t.dtype.itemsize * dtype.itemsize for t in self.tensors.values()
-        )
+        return sum(info.numel * (dtype or info.dtype).itemsize for info in self.tensors.values())
 
     def read(self, name: str, *, check_finite: bool = True) -> Tensor:
         """Return the weight ``name`` with its stored dtype and shape, mapped from the file without a copy.
@@ -129,7 +125,7 @@ class Checkpoint:
                 continue
             refuse_quantised_tensor(entry.name, entry.dtype, shard)
             dtype = TORCH_DTYPES[entry.dtype]
-            self.tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, entry.nbytes, shard)
+            self.tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, shard)
 
 
 def is_damage(error: CheckpointError) -> bool:
@@ -160,17 +156,15 @@ def _read_headers(folder: Path) -> list[Header]:
 
 
 def _match_index(weight_map: dict[str, str], headers: list[Header]) -> None:
-    found: dict[str, str] = {}
-    for header in headers:
-        for entry in header.entries:
-            if entry.name in found:
-                raise CheckpointError(
-                    f"tensor {entry.name!r} is in both {found[entry.name]} and {header.path.name}: download them again"
-                )
-            found[entry.name] = header.path.name
+    shard_of: dict[str, str] = {}
+    for shard, entry in ((header.path.name, entry) for header in headers for entry in header.entries):
+        name = entry.name
+        if name in shard_of:
+            raise CheckpointError(f"tensor {name!r} is in both {shard_of[name]} and {shard}: download them again")
+        shard_of[name] = shard
     for name, shard in weight_map.items():
-        if found.get(name) != shard:
+        if shard_of.get(name) != shard:
             raise CheckpointError(f"{INDEX_FILE} places tensor {name!r} in {shard}, which does not hold it")
-    for name, shard in found.items():
+    for name, shard in shard_of.items():
         if name not in weight_map:
             raise CheckpointError(f"tensor {name!r} in {shard} is not listed in {INDEX_FILE}: download both again")

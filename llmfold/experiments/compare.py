@@ -12,7 +12,7 @@ from typing import Any
 from llmfold.api import fold
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.locate import locate, public_name
-from llmfold.checkpoint.lock import FileLock
+from llmfold.checkpoint.lock import acquire_lock, release_lock
 from llmfold.config import FoldConfig
 from llmfold.data.texts import Text, read_text
 from llmfold.data.tokens import digest, resolved
@@ -68,11 +68,11 @@ def compare(settings: Settings, say: Callable[[str], None] = lambda _: None, *, 
     except OSError as error:
         raise OutputError(f"{settings.output} cannot be created: {error.strerror}") from error
     busy = f"another comparison is writing {settings.output}: wait for it, or choose another output"
-    lock = FileLock.acquire(settings.output / ".lock", busy)
+    lock = acquire_lock(settings.output / ".lock", busy)
     try:
         return _Comparing(settings, say, debug).run()
     finally:
-        lock.release()
+        release_lock(lock)
 
 
 class _Comparing:

@@ -19,7 +19,7 @@ from llmfold.methods.streams import Stream, gather, heads_of
 from llmfold.models import ModelShape, Role
 from llmfold.models.forward import mlp_neurons, rms_norm
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, mapped, read, write
-from llmfold.runtime.reduction import Team
+from llmfold.runtime.reduction import OrderedReduce
 
 _DIGITS = 5
 
@@ -49,7 +49,7 @@ class Measurement:
     size: tuple[int, int]
     work: Path
     device: torch.device
-    team: Team = field(default_factory=Team)
+    team: OrderedReduce = field(default_factory=OrderedReduce)
 
     def wide(self, weights: dict[Role, Tensor]) -> dict[Role, Tensor]:
         """A layer's tensors in float32 on the device."""
@@ -75,7 +75,7 @@ class Measurement:
                     write(states, part, hidden)
             return states
 
-        return self.team.made(make)
+        return self.team.create_or_open(make)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class DenseStates:
         for index in range(self._next, layers[-1] + 1):
             self._drop(min(layers[0], index))
             for name in (_between(index), _before(index + 1)):
-                self._held[name] = on.team.made(partial(on.states, name))
+                self._held[name] = on.team.create_or_open(partial(on.states, name))
             inputs = self.around(index, on.wide(read_layer(index)))
             on.team.each(list(chunks(on.size[0], chunk)), partial(_forward, inputs))
         self._next = layers[-1] + 1
@@ -181,7 +181,7 @@ class DenseStates:
         """Drop the states of all layers before one."""
         for name in [name for name in self._held if int(name[:_DIGITS]) < first_kept]:
             del self._held[name]
-            if self.on.team.leads:
+            if self.on.team.is_main:
                 self.on.path(name).unlink(missing_ok=True)
 
 

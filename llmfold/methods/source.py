@@ -25,9 +25,9 @@ from llmfold.models.casting import load_model
 from llmfold.models.forward import forward_context
 from llmfold.runtime.devices import compute_dtype
 from llmfold.runtime.hidden_states import STATE_FOLDER
-from llmfold.runtime.launch import neighbours
+from llmfold.runtime.launch import local_world_size
 from llmfold.runtime.limits import available_memory, room
-from llmfold.runtime.reduction import Team
+from llmfold.runtime.reduction import OrderedReduce
 
 BATCH_FOLDER = f"{STATE_FOLDER}/tokens"
 _HUB_CHARACTERS_PER_TOKEN = 16
@@ -43,7 +43,7 @@ class Setting:
     shape: ModelShape
     work: Path
     device: torch.device
-    team: Team = field(default_factory=Team)
+    team: OrderedReduce = field(default_factory=OrderedReduce)
 
     def read_layer(self, index: int) -> dict[Role, Tensor]:
         """Stored tensors of a layer by role."""
@@ -128,7 +128,7 @@ def sample_batches(
     offload = setting.work / f"offload-{mine[0]}"
     cache = max(map(len, batches)) * cache_bytes(stock_config(setting.checkpoint.config), length)
     try:
-        place = _place(setting, cache, min(len(batches), neighbours()), offload)
+        place = _place(setting, cache, min(len(batches), local_world_size()), offload)
         model = load_model(setting.checkpoint.folder, _dtype(setting), setting.device, **place.loading)
         if place.caches is not None:
             place.caches.mkdir(parents=True, exist_ok=True)

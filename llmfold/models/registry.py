@@ -1,22 +1,18 @@
 """From a config.json to a validated :class:`ModelShape`."""
 
-import math
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from llmfold.errors import CheckpointError
 from llmfold.models.base import EMBEDDING, FINAL_NORM, HEAD, Architecture, LayerShape, ModelShape, tensor_name
-from llmfold.models.families.llama import LLAMA
-from llmfold.models.families.mistral import MISTRAL
-from llmfold.models.families.qwen2 import QWEN2
-from llmfold.models.families.qwen3 import QWEN3
+from llmfold.models.families import FAMILIES
 from llmfold.models.plain import plain_settings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in FAMILIES}
 
 
 def register_architecture(architecture: Architecture) -> None:
@@ -149,30 +145,24 @@ def expected_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-def check_tensors(shape: ModelShape, found: Mapping[str, tuple[int, ...]]) -> None:
+def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> None:
     """Check the tensors of a checkpoint against its config. Tied embeddings may be stored under either name or both.
 
     Raises:
         CheckpointError: naming the first tensor that is missing, of the wrong shape, or unknown.
     """
     expected = expected_tensors(shape)
-    if shape.tied and HEAD in found:
+    if shape.tied and HEAD in stored:
         expected[HEAD] = expected[EMBEDDING]
-        if EMBEDDING not in found:
+        if EMBEDDING not in stored:
             del expected[EMBEDDING]
     for name, size in expected.items():
-        if name not in found:
+        if name not in stored:
             raise CheckpointError(f"tensor {name} is missing from the checkpoint; the download may be incomplete")
-        if tuple(found[name]) != size:
-            raise CheckpointError(f"tensor {name} has shape {list(found[name])} but config.json implies {list(size)}")
-    unknown = sorted(set(found) - set(expected))
+        if tuple(stored[name]) != size:
+            raise CheckpointError(f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}")
+    unknown = sorted(set(stored) - set(expected))
     if unknown:
         raise CheckpointError(
             f"tensor {unknown[0]} is not part of {shape.architecture.causal_lm}; llmfold will not guess what it does"
         )
-
-
-def count_parameters(tensors: Mapping[str, tuple[int, ...]], *, tied: bool) -> int:
-    """Parameters of a set of named shapes, a tied head counted once."""
-    both = tied and EMBEDDING in tensors and HEAD in tensors
-    return sum(math.prod(size) for name, size in tensors.items() if not (both and name == HEAD))

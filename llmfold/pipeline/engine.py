@@ -20,11 +20,11 @@ from llmfold.planning import FoldPlan
 from llmfold.records.fold import FoldRecord
 from llmfold.records.saved import Save, save_record
 from llmfold.runtime.distributed import Ranks, check_alike, join_ranks
-from llmfold.runtime.launch import neighbours
+from llmfold.runtime.launch import local_world_size
 from llmfold.runtime.memory import PeakMemory, return_freed_blocks
-from llmfold.runtime.oom import said_plainly
+from llmfold.runtime.oom import explain_oom
 from llmfold.runtime.prefetch import ReadAhead
-from llmfold.runtime.timing import Stages
+from llmfold.runtime.timing import StageTimer
 
 
 def fold_together(
@@ -53,15 +53,15 @@ def fold_together(
     return_freed_blocks()
     ranks = join_ranks()
     check_alike(ranks, torch.get_num_threads())
-    with said_plainly(), PeakMemory() as memory, ExitStack() as stack:
-        stages = Stages()
+    with explain_oom(), PeakMemory() as memory, ExitStack() as stack:
+        stages = StageTimer()
         runs = [Run(config, listener or Silent(), ranks, stages, save) for config in configs]
-        ranks.lead(partial(_check_resources, runs))
+        ranks.run_on_main(partial(_check_resources, runs))
         runs[0].listener.opened(len(runs[0].shape.layers))
         for run in runs:
             stack.enter_context(run.opened())
             if reuse_from is not None:
-                ranks.lead(
+                ranks.run_on_main(
                     partial(reuse_measurements, run.work.folder, reuse_from, run.shape, float(run.config.ratio or 0.0))
                 )
         method = _prepare(runs, ranks)
@@ -76,12 +76,12 @@ def fold_together(
 def _check_resources(runs: Sequence[Run]) -> None:
     """Refuse, before anything is done, what the processes cannot do or this machine's disk or memory cannot hold."""
     config, count = runs[0].config, runs[0].ranks.count
-    if config.together and neighbours() < count:
+    if config.together and local_world_size() < count:
         raise UsageError(
             f"--method {config.method} shares hidden states between its processes, which one machine must hold, but "
             f"{count} were started on several; start them all on one, or use --method paper"
         )
-    check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=neighbours())
+    check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=local_world_size())
 
 
 def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
@@ -93,9 +93,9 @@ def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
     runs[0].time_forward_pass()
     for run in runs:
         run.forward_pass = runs[0].forward_pass
-        ranks.everyone(run.sample)
+        ranks.run_on_all(run.sample)
     if runs[0].config.independent:
-        method = ranks.first(build)
+        method = ranks.run_main_first(build)
         if method is not None and runs[0].config.facts.weighs:
             with runs[0].stages("importance"), torch.no_grad():
                 method.ready(runs[0].read_layer, runs[0].listener.stage)
@@ -110,7 +110,7 @@ def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
             run.settle(built[0])
         return [run.plan for run in runs]
 
-    for run, plan in zip(runs, ranks.lead(settle), strict=True):
+    for run, plan in zip(runs, ranks.run_on_main(settle), strict=True):
         run.plan = plan
     return built[0] if built else None
 
@@ -123,7 +123,7 @@ def _fold_layers(runs: Sequence[Run], method: LayerMethod | None, ranks: Ranks) 
         return
     method.start(min(pending))
     groups = list(method.groups(sorted(pending)))
-    shares = [ranks.mine(group) if first.config.independent else group for group in groups]
+    shares = [ranks.shard(group) if first.config.independent else group for group in groups]
     on_gpu = first.device.type == "cuda"
     with (
         ReadAhead(first.read_layer, first.confirm_layer, list(chain(*shares)), pin=on_gpu) as ahead,

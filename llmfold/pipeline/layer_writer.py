@@ -13,7 +13,7 @@ from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import LayerMethod
 from llmfold.models import Role
 from llmfold.pipeline.run import Run, layer_unit
-from llmfold.runtime.copy_stream import Lane
+from llmfold.runtime.copy_stream import CopyStream
 from llmfold.runtime.prefetch import WriteBehind
 
 
@@ -24,7 +24,7 @@ class Sink:
     """
 
     def __init__(self, runs: Sequence[Run], method: LayerMethod) -> None:
-        self._first, self._method, self._lane = runs[0], method, Lane(runs[0].device)
+        self._first, self._method, self._lane = runs[0], method, CopyStream(runs[0].device)
         threads = runs[0].config.independent
         self._copies = WriteBehind(enabled=threads)
         self._commits = WriteBehind(enabled=threads, waiting=2 * len(runs))
@@ -36,12 +36,12 @@ class Sink:
             run.stages.add(stage, seconds)
         run.listener.stage(f"layer {index}: write")
         with run.stages("write"):
-            self._copies.submit(partial(self._copy, run, index, folded, record, self._lane.mark()))
+            self._copies.submit(partial(self._copy, run, index, folded, record, self._lane.record()))
 
     def _copy(
         self, run: Run, index: int, folded: dict[Role, Tensor], record: LayerRecord, mark: torch.cuda.Event | None
     ) -> None:
-        with self._lane.after(mark):
+        with self._lane.wait(mark):
             digests = run.write_layer(index, folded)
         self._method.flush()
         self._commits.submit(partial(self._commit, run, index, digests, record))

@@ -44,11 +44,11 @@ from llmfold.registry import SELF_DATA
 from llmfold.runtime.devices import pick_device
 from llmfold.runtime.distributed import Ranks
 from llmfold.runtime.hidden_states import STATE_FOLDER
-from llmfold.runtime.launch import LostError
+from llmfold.runtime.launch import PeerLostError
 from llmfold.runtime.memory import PeakMemory
-from llmfold.runtime.reduction import Team
+from llmfold.runtime.reduction import OrderedReduce
 from llmfold.runtime.storage import write_error
-from llmfold.runtime.timing import Stages, mean_seconds
+from llmfold.runtime.timing import StageTimer, mean_seconds
 
 METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
 
@@ -66,9 +66,9 @@ class Run:
     writer: ShardWriter
     _head: dict[str, Any]
 
-    def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: Stages, save: Save) -> None:
+    def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: StageTimer, save: Save) -> None:
         self.listener, self.ranks, self._save = listener, ranks, save
-        self.stages, self._checks = stages, Stages()
+        self.stages, self._checks = stages, StageTimer()
         self.device = pick_device(config.device)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
@@ -93,8 +93,8 @@ class Run:
                 stack.enter_context(_tidy(self.work, self.journal))
                 return head, set(self.journal.done)
 
-            self._head, self._done = ranks.lead(open_first)
-            if not ranks.leads:
+            self._head, self._done = ranks.run_on_main(open_first)
+            if not ranks.is_main:
                 self.work = WorkFolder.join(output)
                 self.journal = stack.enter_context(self.work.join_journal(self._head, ranks.rank))
             yield
@@ -128,7 +128,7 @@ class Run:
         """Sample this process's share of the tokens that the method measures on, if it measures on such."""
         if self.config.samples and self.plan.folded_layers and not self._folded:
             with self.stages("sample"):
-                sample_batches(self._setting(), self.listener.stage, self.ranks.mine)
+                sample_batches(self._setting(), self.listener.stage, self.ranks.shard)
 
     @property
     def _folded(self) -> bool:
@@ -136,7 +136,7 @@ class Run:
         return self.resumed == len(self.shape.layers) and not self.config.replans
 
     def _setting(self) -> Setting:
-        team = Team(self.ranks, self.device) if self.config.together else Team()
+        team = OrderedReduce(self.ranks, self.device) if self.config.together else OrderedReduce()
         return Setting(self.config, self.checkpoint, self.shape, self.work.folder, self.device, team)
 
     def settle(self, method: LayerMethod | None) -> None:
@@ -148,7 +148,7 @@ class Run:
                 curves = self._curves(self.work.folder, method)
                 self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
             self.plan = method_of(self.config.method).replan(self.plan, method)
-        if self.ranks.leads and METHOD not in self.journal.done:
+        if self.ranks.is_main and METHOD not in self.journal.done:
             self.journal.append(METHOD, {}, method.summary())
 
     def _curves(self, folder: Path, method: LayerMethod) -> Sensitivities | None:
@@ -156,7 +156,7 @@ class Run:
         if path.exists():
             return Sensitivities.load(path)
         curves = method.measure(self.read_layer, float(self.config.ratio or 0.0), self.listener.stage)
-        if curves is not None and self.ranks.leads:
+        if curves is not None and self.ranks.is_main:
             curves.save(path)
         return curves
 
@@ -166,8 +166,8 @@ class Run:
         if OUTSIDE in self._done:
             _check_shards_are_there(self.work.folder, [shard.name for shard in shards.shards])
         self.writer = ShardWriter(shards, self.work.folder)
-        self.ranks.lead(self.writer.create)
-        if self.ranks.leads and OUTSIDE not in self._done:
+        self.ranks.run_on_main(self.writer.create)
+        if self.ranks.is_main and OUTSIDE not in self._done:
             self.listener.stage("embeddings")
             self._copy_outside()
 
@@ -198,23 +198,23 @@ class Run:
         try:
             return self._finish(memory)
         except DamagedError:
-            if self.ranks.leads:
+            if self.ranks.is_main:
                 self.work.discard()
             raise
 
     def _finish(self, memory: PeakMemory) -> FoldRecord:
         self.writer.close()
-        if not self.ranks.leads:
+        if not self.ranks.is_main:
             self.journal.close()
         self.ranks.gather(None)
-        digests = self.ranks.lead(self._all_digests)
-        if self.ranks.leads:
+        digests = self.ranks.run_on_main(self._all_digests)
+        if self.ranks.is_main:
             self.count_layers()
         self.listener.stage("reload check")
         with self._checks("check"):
             verification = verify(self.work.folder, self.plan, self.checkpoint.config, digests, self.ranks)
         spent = self.ranks.gather((self.stages.seconds, memory.bytes))
-        return self.ranks.lead(lambda: self._publish(memory, spent, verification))
+        return self.ranks.run_on_main(lambda: self._publish(memory, spent, verification))
 
     def _all_digests(self) -> dict[str, str]:
         self.journal.absorb()
@@ -302,7 +302,7 @@ def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | LostError)
+        interrupted = isinstance(error, KeyboardInterrupt | PeerLostError)
         kept = interrupted or not work.folder.exists() or bool(journal.units_beside())
         if not kept and (_damaged(error) or not _worth_keeping(work, journal, error)):
             work.discard()

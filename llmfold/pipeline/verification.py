@@ -30,9 +30,9 @@ from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULAR
 from llmfold.planning import FoldPlan
 from llmfold.runtime.devices import compute_dtype
 from llmfold.runtime.distributed import Ranks
-from llmfold.runtime.launch import LostError
+from llmfold.runtime.launch import PeerLostError
 from llmfold.runtime.quiet import quiet_transformers
-from llmfold.runtime.reduction import Team
+from llmfold.runtime.reduction import OrderedReduce
 from llmfold.runtime.storage import write_error
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1.5e-1}
@@ -78,8 +78,8 @@ def verify(
     if mode == "off":
         return {"mode": mode}
     if mode == "full":
-        ranks.everyone(lambda: read_back(folder, digests, ranks.mine(sorted(digests))))
-    ranks.lead(lambda: check_structure(folder, plan, source_config))
+        ranks.run_on_all(lambda: read_back(folder, digests, ranks.shard(sorted(digests))))
+    ranks.run_on_main(lambda: check_structure(folder, plan, source_config))
     if mode == "shapes":
         return {"mode": mode}
     tokens = probe_tokens(plan.after.vocabulary)
@@ -93,10 +93,10 @@ def verify(
         return _stock_logits(folder, tokens, dtypes[name], plan)
 
     passes, mine = [_OWN, *dtypes], {}
-    ranks.everyone(lambda: mine.update({name: logits(name) for name in ranks.mine(passes)}))
-    shared = Team(ranks).in_order(passes, lambda name: (mine[name],))
+    ranks.run_on_all(lambda: mine.update({name: logits(name) for name in ranks.shard(passes)}))
+    shared = OrderedReduce(ranks).map_in_order(passes, lambda name: (mine[name],))
     found = {name: tensor for name, (tensor,) in zip(passes, shared, strict=True)}
-    differences = ranks.lead(lambda: {n: _compare(found[n], found[_OWN], d, folder) for n, d in dtypes.items()})
+    differences = ranks.run_on_main(lambda: {n: _compare(found[n], found[_OWN], d, folder) for n, d in dtypes.items()})
     return {
         "mode": mode,
         "tensors": len(digests),
@@ -142,7 +142,7 @@ def _transformers(what: str) -> Iterator[None]:
     """Whatever stops transformers, which raises errors of many kinds, would stop a user too."""
     try:
         yield
-    except LostError:
+    except PeerLostError:
         raise
     except Exception as error:
         raise VerificationError(f"transformers cannot {what}: {' '.join(str(error).split())}") from error

@@ -1,12 +1,10 @@
 """Peak anonymous memory of this process: mapped files count as resident, but the kernel can drop them at will."""
 
 import ctypes
-import os
 import resource
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 
 _STATUS = Path("/proc/self/status")
 _PERIOD = 0.02
@@ -45,9 +43,7 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self.bytes = max(self.bytes, anonymous_bytes())
@@ -62,8 +58,3 @@ def return_freed_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES)
-
-
-def host_memory_bytes() -> int:
-    """Physical memory of this machine in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

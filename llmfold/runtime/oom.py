@@ -17,7 +17,7 @@ _ADVICE = "pass --device cpu, or free what else uses the GPU"
 
 
 @contextmanager
-def said_plainly() -> Iterator[None]:
+def explain_oom() -> Iterator[None]:
     """Say in a sentence that the GPU's memory has run out where nothing smaller could be tried.
 
     Raises:

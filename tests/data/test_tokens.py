@@ -10,13 +10,12 @@ from support import fold, tiny_model
 from llmfold import CheckpointError, FoldConfig, UsageError
 from llmfold.data.tokens import TokenBudget, doubt, quality, resolved, text_tokens, token_budget
 from llmfold.effort import EFFORTS
-from llmfold.models import LayerShape, ModelShape
-from llmfold.models.families.llama import LLAMA
+from llmfold.models import ARCHITECTURES, LayerShape, ModelShape
 
 
 def shape(intermediate: int, positions: int = 2048) -> ModelShape:
     layers = (LayerShape(intermediate, 8, 8),)
-    return ModelShape(LLAMA, 64, 8, 100, layers, True, False, False, False, positions)
+    return ModelShape(ARCHITECTURES["llama"], 64, 8, 100, layers, True, False, False, False, positions)
 
 
 def asked(effort: str = "normal", **options: Any) -> FoldConfig:

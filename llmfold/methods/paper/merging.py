@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llmfold.config import FoldConfig
-from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer_at
+from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer
 from llmfold.methods.base import Independent, Weights
 from llmfold.models import LayerShape, ModelShape, Role
 from llmfold.runtime.oom import on_host_instead
@@ -23,7 +23,7 @@ class Merging(Independent):
     def fold(
         self, index: int, weights: Weights, before: LayerShape, after: LayerShape
     ) -> tuple[dict[Role, Tensor], LayerRecord]:
-        """See :func:`llmfold.folding.layer.fold_layer_at`."""
+        """See :func:`llmfold.folding.layer.fold_layer`."""
         return next(self.fold_at(index, weights, before, [after]))
 
     def fold_at(
@@ -39,7 +39,7 @@ class Merging(Independent):
 
         def begin(device: torch.device) -> tuple[_Result, Iterator[_Result]]:
             moved = {role: tensor.to(device) for role, tensor in weights.items()}
-            results = fold_layer_at(moved, self._shape, before, afters, options)
+            results = fold_layer(moved, self._shape, before, afters, options)
             return next(results), results  # the first needs the most memory: all clusters are found with it
 
         first, others = on_host_instead(begin, self._device, f"layer {index}")

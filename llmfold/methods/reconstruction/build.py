@@ -14,7 +14,7 @@ from llmfold.methods.reconstruction.population import Population, PopulationOpti
 from llmfold.methods.source import Setting, token_source
 from llmfold.methods.streams import PopulationStream
 from llmfold.models.forward import forward_context
-from llmfold.models.unembedding import Output
+from llmfold.models.unembedding import LMHead
 from llmfold.repair.refine import Refinement
 from llmfold.runtime.hidden_states import STATE_FOLDER, stored_array
 
@@ -31,7 +31,7 @@ def from_tokens(setting: Setting, say: Callable[[str], None]) -> Reconstruction:
     refinement = Refinement(tk.refine_steps(config, setting.shape))
     importance = Importance(
         source.on,
-        lambda: Output.of(setting.checkpoint, setting.shape, source.on.stream.context.eps, setting.device),
+        lambda: LMHead.of(setting.checkpoint, setting.shape, source.on.stream.context.eps, setting.device),
         sequences_for(tk.token_budget(config, setting.shape)),
         config.seed,
     )

@@ -95,10 +95,10 @@ class Reconstruction(Independent):
         for group in self.groups(range(len(on.shape.layers))):
             say(f"layer {group[0]}: measure")
             self.prepare(group, read_layer)
-            for index in on.team.share(group):
+            for index in on.team.shard(group):
                 inputs = self._states.around(index, on.wide(read_layer(index)))
                 measured = partial(self._measured, inputs, kept_neurons(on.shape.layers[index].intermediate, ratio))
-                on.team.within_memory(measured, self._chunk, f"layer {index}")
+                on.team.with_oom_retry(measured, self._chunk, f"layer {index}")
         self._states.close()
         rows = on.size[0] * on.size[1] * on.shape.hidden
         layers = []
@@ -120,7 +120,7 @@ class Reconstruction(Independent):
     def prepare(self, layers: Sequence[int], read_layer: ReadLayer) -> None:
         """Move the dense states to a group of layers; all processes call this alike."""
         move = partial(self._states.move_to, layers, read_layer)
-        _, self._chunk = self.on.team.within_memory(move, self._chunk, f"layer {layers[0]}")
+        _, self._chunk = self.on.team.with_oom_retry(move, self._chunk, f"layer {layers[0]}")
 
     def fold(
         self, index: int, weights: Weights, before: LayerShape, after: LayerShape
@@ -133,7 +133,7 @@ class Reconstruction(Independent):
         def attempt(chunk: int) -> tuple[dict[Role, Tensor], LayerRecord]:
             return _Layer(self, inputs, chunk).fold(weights, after)
 
-        return self.on.team.within_memory(attempt, self._chunk, f"layer {index}")[0]
+        return self.on.team.with_oom_retry(attempt, self._chunk, f"layer {index}")[0]
 
     def summary(self) -> dict[str, Any]:
         """What the states are, for the report."""

@@ -22,7 +22,7 @@ from llmfold.data.tokens import TokenBudget
 from llmfold.methods.base import ReadLayer, Weights
 from llmfold.methods.dense import Measurement
 from llmfold.models.forward import attention_block, decoder_layer, mlp_block
-from llmfold.models.unembedding import Output
+from llmfold.models.unembedding import LMHead
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, mapped, read, stored_array, write
 from llmfold.runtime.storage import fsync_path
 
@@ -60,7 +60,7 @@ class Importance:
     """
 
     on: Measurement
-    output: Callable[[], Output]
+    output: Callable[[], LMHead]
     sequences: int
     seed: int
 
@@ -72,7 +72,7 @@ class Importance:
             say: told of every layer.
         """
         if not (self.on.work / _FOLDER).exists():
-            self.on.team.within_memory(_Passes(self, read_layer, say).compute, CHUNK, "what directions matter")
+            self.on.team.with_oom_retry(_Passes(self, read_layer, say).compute, CHUNK, "what directions matter")
 
     def metric(self, index: int, part: Part) -> Tensor:
         """(hidden, hidden) float64 on the CPU, see :func:`metric_of`, for the states that a layer's part adds to."""
@@ -99,10 +99,10 @@ class _Passes:
             paths = [self._unfinished / f"states-{i}.npy" for i in range(self._layers + 1)]
             return [mapped(path, size if first else None) for path in paths]
 
-        states = on.team.made(create)
+        states = on.team.create_or_open(create)
         self._forward(states, parts)
         self._backward(states, parts)
-        if on.team.leads:
+        if on.team.is_main:
             (self._unfinished / "states-0.npy").unlink()
             self._unfinished.rename(on.work / _FOLDER)
             fsync_path((on.work / _FOLDER).parent)
@@ -111,7 +111,7 @@ class _Passes:
     def _forward(self, states: list[np.memmap], parts: list[slice]) -> None:
         """Fill the states before every layer, and after the last."""
         on = self._on
-        if on.team.leads:
+        if on.team.is_main:
             for part, hidden in zip(chunks(self._of.sequences), on.start(), strict=False):
                 write(states[0], part, hidden[: part.stop - part.start])
         on.team.wait()
@@ -134,16 +134,16 @@ class _Passes:
             self._say(f"layer {index}: what directions matter, back")
             moments = torch.zeros(len(PARTS), on.shape.hidden, on.shape.hidden, dtype=torch.float64, device=on.device)
             back = partial(self._back, index, on.wide(self._read_layer(index)), states)
-            for (squares,) in on.team.in_order(parts, back):
+            for (squares,) in on.team.map_in_order(parts, back):
                 moments += squares
-            if on.team.leads:
+            if on.team.is_main:
                 moments /= self._of.sequences * on.size[1]
                 for part, mean in zip(PARTS, moments, strict=True):
                     stored_array(self._unfinished / _name(index, part), mean.cpu().numpy)
                 (self._unfinished / f"states-{index + 1}.npy").unlink()
         on.team.wait()
 
-    def _at_the_end(self, output: Output, states: np.memmap, part: slice) -> None:
+    def _at_the_end(self, output: LMHead, states: np.memmap, part: slice) -> None:
         """Replace states after the last layer by gradients in them."""
         generator = torch.Generator().manual_seed((self._of.seed * 1_000_003 + part.start) % 2**63)
         rows = read(states, part, self._on.device)
