@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,25 +90,21 @@ class Checkpoint:
         """
         if name not in self.tensors:
             raise CheckpointError(f"{self.folder} has no tensor {name!r}")
-        info = self.tensors[name]
-        header = self._headers[info.shard]
-        try:
-            _confirm(header)
-            with safe_open(header.path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-            raise CheckpointError(f"tensor {name!r} in {header.path} cannot be read: {error}") from error
+        self.confirm(name)
+        path = self.folder / self.tensors[name].shard
+        with _reading(name, path), safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
         if check_finite and not is_finite(tensor):
-            raise CheckpointError(f"tensor {name!r} in {header.path} holds NaN or infinity: the model is damaged")
+            raise CheckpointError(f"tensor {name!r} in {path} holds NaN or infinity: the model is damaged")
         return tensor
 
     def confirm(self, name: str) -> None:
         """Raise CheckpointError if the shard of ``name`` changed since the checkpoint was opened."""
         header = self._headers[self.tensors[name].shard]
-        try:
-            _confirm(header)
-        except OSError as error:
-            raise CheckpointError(f"tensor {name!r} in {header.path} cannot be read: {error}") from error
+        with _reading(name, header.path):
+            status = header.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
+            raise CheckpointError(f"{header.path} changed while it was being read: run the command again")
 
     def fingerprint(self) -> str:
         """Return a sha256 that names this source: config and headers by content, shards by name, size and time."""
@@ -133,15 +131,16 @@ def is_damage(error: CheckpointError) -> bool:
     return error.__cause__ is None or isinstance(error.__cause__, SafetensorError)
 
 
-def _confirm(header: Header) -> None:
-    status = header.path.stat()
-    if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
-        raise CheckpointError(f"{header.path} changed while it was being read: run the command again")
+@contextmanager
+def _reading(name: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"tensor {name!r} in {path} cannot be read: {error}") from error
 
 
 def _read_headers(folder: Path) -> list[Header]:
-    has_index = (folder / INDEX_FILE).exists()
-    if not has_index:
+    if not (folder / INDEX_FILE).exists():
         if not (folder / SINGLE_FILE).exists():
             raise no_weights(str(folder), (path.name for path in folder.iterdir()))
         return [read_header(regular_file(folder, SINGLE_FILE))]

@@ -107,7 +107,7 @@ def input_device(model: Any) -> torch.device:
 
 
 def quality(tokens: Tensor) -> dict[str, float]:
-    """How text-like sampled tokens are.
+    """Statistics of (sequences, length) token ids that tell text from a loop.
 
     Returns:
         ``distinct``: different tokens over all tokens; ``repeated_4grams``: fraction of 4-grams that stood before in
@@ -121,12 +121,12 @@ def quality(tokens: Tensor) -> dict[str, float]:
     return {"distinct": len(torch.unique(tokens)) / tokens.numel(), "repeated_4grams": repeated / max(total, 1)}
 
 
-def doubt(found: dict[str, float]) -> str | None:
-    """A sentence of warning where sampled tokens look like a loop rather than text."""
-    if found["repeated_4grams"] <= LOOPING:
+def doubt(statistics: dict[str, float]) -> str | None:
+    """A warning where the statistics of :func:`quality` look like a loop rather than text, else None."""
+    if statistics["repeated_4grams"] <= LOOPING:
         return None
     return (
-        f"{found['repeated_4grams']:.0%} of the sampled 4-grams repeat: the model falls into loops, and what was "
+        f"{statistics['repeated_4grams']:.0%} of the sampled 4-grams repeat: the model falls into loops, and what was "
         "measured on its own text may not hold elsewhere; try --method weights, or --method calibrated with your text"
     )
 

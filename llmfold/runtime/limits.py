@@ -32,7 +32,7 @@ def available_memory(proc: Path = _PROC) -> int:
 
     Files in the page cache count as free, since the kernel drops them when memory is wanted.
     """
-    return max(min(_free_on_machine(proc), *memory_groups(proc)), 0)
+    return max(0, min([_free_on_machine(proc), *memory_groups(proc)]))
 
 
 def _free_on_machine(proc: Path) -> int:

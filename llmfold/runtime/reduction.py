@@ -31,9 +31,9 @@ class OrderedReduce:
         self._ranks, self._device = ranks or Ranks(), device or torch.device("cpu")
         self.is_main, self.count, self.shard = self._ranks.is_main, self._ranks.count, self._ranks.shard
 
-    def with_oom_retry(self, work: Callable[[int], R], chunk: int, what: str) -> tuple[R, int]:
+    def with_oom_retry(self, work: Callable[[int], R], chunk: int, label: str) -> tuple[R, int]:
         """See :func:`llmfold.runtime.oom.in_smaller_chunks`; of several processes none changes its chunks."""
-        return in_smaller_chunks(work, chunk, what) if self.count == 1 else (work(chunk), chunk)
+        return in_smaller_chunks(work, chunk, label) if self.count == 1 else (work(chunk), chunk)
 
     def wait(self) -> None:
         """Return once all processes have called this."""

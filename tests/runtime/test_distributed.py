@@ -362,7 +362,7 @@ def test_seconds_of_processes_are_averaged() -> None:
 
 
 def moves_apart() -> None:
-    engine.neighbours = lambda: 1
+    engine.local_world_size = lambda: 1
 
 
 def test_processes_that_measure_together_must_share_a_machine(tmp_path: Path, source: Path) -> None:

@@ -30,9 +30,7 @@ def with_biases(plan: FoldPlan, *, bias: bool) -> FoldPlan:
     if bias:
         after = dataclasses.replace(after, qkv_bias=True, o_bias=True, mlp_bias=True)
     tensors = tuple(_tensors(plan.tensors, after))
-    return dataclasses.replace(
-        plan, after=after, tensors=tensors, written_as=written_as, bytes_after=sum(t.nbytes for t in tensors)
-    )
+    return dataclasses.replace(plan, after=after, tensors=tensors, written_as=written_as)
 
 
 def check_biases(family: Architecture) -> None:
