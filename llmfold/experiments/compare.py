@@ -15,7 +15,7 @@ from llmfold.checkpoint.locate import locate, public_name
 from llmfold.checkpoint.lock import acquire_lock, release_lock
 from llmfold.config import FoldConfig
 from llmfold.data.texts import Text, read_text
-from llmfold.data.tokens import digest, resolved
+from llmfold.data.tokens import resolve_effort, tokens_sha256
 from llmfold.environment import machine_words, versions
 from llmfold.errors import LlmfoldError, OutputError
 from llmfold.evaluation import fidelity
@@ -181,14 +181,14 @@ class _Comparing:
         tokens = self.windows.tokens
         return key_of(
             self.checkpoint.fingerprint(),
-            digest(tokens),
+            tokens_sha256(tokens),
             [self.text.name, *tokens.shape, self.windows.stride, self.loading.words, str(self.device)],
             [self.settings.fidelity_tokens, fidelity.LENGTH, fidelity.SEED],
             {name: versions()[name] for name in _DECIDING},
         )
 
     def _key(self, config: FoldConfig) -> str:
-        work = {**resolved(config, self.shape).work(), "model": None}
+        work = {**resolve_effort(config, self.shape).work(), "model": None}
         if config.data is not None:
             path = Path(config.data).expanduser()
             inside = file_sha256(path) if path.is_file() else None

@@ -78,22 +78,22 @@ def token_source(setting: Setting, say: Callable[[str], None]) -> TokenSource:
     else:
         say("reading calibration text")
         make, data = lambda: _calibration(setting, budget), f"outside text: {Path(str(setting.config.data)).name}"
-    tokens = tk.stored(setting.work / tk.TOKENS_FILE, make)
+    tokens = tk.stored_tokens(setting.work / tk.TOKENS_FILE, make)
     shutil.rmtree(setting.work / BATCH_FOLDER, ignore_errors=True)
-    quality = tk.quality(tokens)
+    quality = tk.token_statistics(tokens)
     facts = {
         "data": data,
         "sequences": budget.sequences,
         "sequence_length": budget.length,
         "documents": budget.documents if sampled else None,
-        "tokens_sha256": tk.digest(tokens),
+        "tokens_sha256": tk.tokens_sha256(tokens),
         "token_quality": quality,
-        "warning": tk.doubt(quality) if sampled else None,
+        "warning": tk.loop_warning(quality) if sampled else None,
     }
     on = Measurement(
         shape,
         TokenStream(forward_context(checkpoint.config, shape)),
-        lambda: tk.embedded(checkpoint, tokens, setting.device),
+        lambda: tk.embed(checkpoint, tokens, setting.device),
         (budget.sequences, budget.length),
         setting.work,
         setting.device,
@@ -135,7 +135,7 @@ def sample_batches(
         sampler = Sampler(setting.checkpoint.folder, model, place.caches)
         for index in missing:
             sample = partial(sampler.sample, sampling, index, batches[index], progress.add)
-            tk.stored(_batch_path(setting, index), sample)
+            tk.stored_tokens(_batch_path(setting, index), sample)
     finally:
         shutil.rmtree(offload, ignore_errors=True)
 
@@ -144,7 +144,9 @@ def _sampled(setting: Setting, say: Callable[[str], None]) -> Tensor:
     """All batches in one, sampled here where no process has sampled them yet."""
     sample_batches(setting, say)
     sampling, batches = _batches(setting)
-    return sampling.budget.cut(torch.cat([tk.load(_batch_path(setting, index)) for index in range(len(batches))]))
+    return sampling.budget.cut(
+        torch.cat([tk.load_tokens(_batch_path(setting, index)) for index in range(len(batches))])
+    )
 
 
 def _batches(setting: Setting) -> tuple[Sampling, list[range]]:

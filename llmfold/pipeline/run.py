@@ -21,7 +21,7 @@ from llmfold.checkpoint import (
 from llmfold.checkpoint.base_card import carried_over
 from llmfold.checkpoint.locate import locate
 from llmfold.config import FoldConfig
-from llmfold.data.tokens import TOKENS_FILE, resolved
+from llmfold.data.tokens import TOKENS_FILE, resolve_effort
 from llmfold.environment import machine
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
 from llmfold.methods.base import Independent, LayerMethod
@@ -72,7 +72,7 @@ class Run:
         self.device = pick_device(config.device)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
-        self.config = resolved(config, self.shape)
+        self.config = resolve_effort(config, self.shape)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config)
         self.data = public_data(config.data)
         self._done: set[str] = set()

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmfold.config import FoldConfig
-from llmfold.data.tokens import resolved
+from llmfold.data.tokens import resolve_effort
 from llmfold.models import LayerShape, ModelShape
 from llmfold.pipeline.estimate import Estimate, advice
 from llmfold.planning import FoldPlan
@@ -68,7 +68,7 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
     sizes.add_row("weights", f"{human_bytes(plan.bytes_before)} → {human_bytes(plan.bytes_after)}")
     sizes.add_row("method", describe_method(plan))
     if plan.config.uses("num_samples"):
-        sizes.add_row("measured on", _measured_on(resolved(plan.config, plan.before)))
+        sizes.add_row("measured on", _measured_on(resolve_effort(plan.config, plan.before)))
     sizes.add_row("loads as", f"{plan.written_as.causal_lm}{_loading_note(plan)}")
     if estimate is not None:
         sizes.add_row(

@@ -55,19 +55,10 @@ class Ranks:
         """
         if self.count == 1:
             return work()
-        outcome: Any = None
-        if self.is_main:
-            try:
-                outcome = (True, work())
-            except PeerLostError:
-                raise
-            except LlmfoldError as error:
-                self._broadcast((False, (str(error), error.exit_code)))
-                raise
-        succeeded, result = self._broadcast(outcome)
-        if not succeeded:
-            raise AbortedByMainError(*result)
-        return cast(T, result)
+        outcome = self._broadcast(_attempt(work) if self.is_main else None)
+        if isinstance(outcome, LlmfoldError):
+            raise self.reported(outcome)
+        return cast(T, outcome)
 
     def run_main_first(self, work: Callable[[], T]) -> T:
         """Call ``work`` on all processes, but on rank 0 first: it stores what the others then read.
@@ -88,19 +79,17 @@ class Ranks:
         """
         if self.count == 1:
             return [work()]
-        outcome: T | LlmfoldError
-        try:
-            outcome = work()
-        except PeerLostError:
-            raise
-        except LlmfoldError as error:
-            outcome = error
+        outcome = _attempt(work)
         outcomes = self.gather(outcome)
         outcomes[self.rank] = outcome  # the error itself, with its traceback
         for result in outcomes:
             if isinstance(result, LlmfoldError):
-                raise result if self.is_main else AbortedByMainError(str(result), result.exit_code)
+                raise self.reported(result)
         return cast(list[T], outcomes)
+
+    def reported(self, error: LlmfoldError) -> LlmfoldError:
+        """The error to raise where all processes know of ``error``: rank 0 raises it, the others end silently."""
+        return error if self.is_main else AbortedByMainError(str(error), error.exit_code)
 
     def gather(self, value: T) -> list[T]:
         """The value of every process, by rank; all wait for one another."""
@@ -136,11 +125,18 @@ def check_alike(ranks: Ranks, threads: int) -> None:
     """Raise UsageError unless all processes compute with as many threads: the bits of their sums depend on it."""
     counts = sorted(set(ranks.gather(threads)))
     if len(counts) > 1:
-        message = (
-            f"the processes of this run have {counts[0]} to {counts[-1]} threads each; "
-            "set OMP_NUM_THREADS alike everywhere"
-        )
-        raise UsageError(message) if ranks.is_main else AbortedByMainError(message, UsageError.exit_code)
+        message = f"the processes of this run have {counts[0]} to {counts[-1]} threads each"
+        raise ranks.reported(UsageError(f"{message}; set OMP_NUM_THREADS alike everywhere"))
+
+
+def _attempt(work: Callable[[], T]) -> T | LlmfoldError:
+    """The result of ``work``, or the error that the other processes are to know of."""
+    try:
+        return work()
+    except PeerLostError:
+        raise
+    except LlmfoldError as error:
+        return error
 
 
 @contextmanager

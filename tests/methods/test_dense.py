@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmfold.checkpoint import Source
-from llmfold.data.tokens import embedded
+from llmfold.data.tokens import embed
 from llmfold.methods.base import ReadLayer
 from llmfold.methods.dense import DenseStates, Measurement, row_weight
 from llmfold.methods.streams import PopulationStream, TokenStream
@@ -55,9 +55,7 @@ def prepare(model: Path, tmp_path: Path) -> Callable[..., Prepared]:
             roles = shape.layer_roles(shape.layers[index])
             return {role: checkpoint.read(tensor_name(index, role)) for role, _ in roles}
 
-        return Measurement(
-            shape, stream, lambda: embedded(checkpoint, TOKENS, device), SIZE, tmp_path, device
-        ), read_layer
+        return Measurement(shape, stream, lambda: embed(checkpoint, TOKENS, device), SIZE, tmp_path, device), read_layer
 
     return prepared
 

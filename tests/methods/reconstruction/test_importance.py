@@ -31,7 +31,7 @@ class Setup:
         shape = shape_of(checkpoint.config)
         context = forward_context(checkpoint.config, shape)
         size = (len(tokens), tokens.shape[1])
-        on = Measurement(shape, TokenStream(context), lambda: tk.embedded(checkpoint, tokens, CPU), size, work, CPU)
+        on = Measurement(shape, TokenStream(context), lambda: tk.embed(checkpoint, tokens, CPU), size, work, CPU)
         self.layers, self._checkpoint, self._shape = len(shape.layers), checkpoint, shape
         self.importance = Importance(on, lambda: LMHead.of(checkpoint, shape, context.eps, CPU), sequences, SEED)
 
