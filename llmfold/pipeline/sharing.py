@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmfold.data.tokens import TOKENS_FILE
+from llmfold.data.tokens import TOKENS_FILE, stored_tokens
 from llmfold.models import ModelShape
 from llmfold.planning import Sensitivities
 from llmfold.planning.sensitivity import SENSITIVITIES_FILE, kept_neurons
