@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfold.errors import OutputError, UsageError
+from llmfold.runtime.closing import Closing
 from llmfold.runtime.storage import fsync_path, pwrite_all, write_error, writing
 
 
@@ -25,7 +26,7 @@ def journal_of(path: Path, rank: int) -> Path:
     return path if rank == 0 else path.with_name(f"{path.stem}-{rank}{path.suffix}")
 
 
-class Journal:
+class Journal(Closing):
     """An append-only JSON-lines file: first the header (what is being made, from what), then one line per unit.
 
     One process appends; each process of a run has a file of its own, and :meth:`absorb` joins them. Whatever follows
@@ -37,6 +38,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, fd: int, end: int, done: dict[str, Entry]) -> None:
+        """Go on at byte ``end`` of the open file ``fd``; see :meth:`open`."""
         self.path = path
         self.done = done
         self._fd = fd
@@ -119,12 +121,6 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _write(self, line: bytes) -> None:
         with writing(self.path, len(line)):

@@ -15,12 +15,13 @@ from llmfold.checkpoint.lock import acquire_lock, release_lock
 from llmfold.checkpoint.preflight import check_apart, check_replaceable, check_writable, is_occupied, resolved
 from llmfold.checkpoint.replace import recover, replace_folder
 from llmfold.errors import OutputError, UsageError
+from llmfold.runtime.closing import Closing
 from llmfold.runtime.storage import fsync_path
 
 JOURNAL_FILE = "journal.jsonl"
 
 
-class WorkFolder:
+class WorkFolder(Closing):
     """A locked folder ``.NAME.llmfold-partial`` beside the output ``NAME``; it outlives a killed run.
 
     Attributes:
@@ -29,6 +30,7 @@ class WorkFolder:
     """
 
     def __init__(self, output: Path, folder: Path, lock: FileLock | None, overwrite: bool) -> None:
+        """Take a folder as it is; see :meth:`open` and :meth:`join`."""
         self.output = output
         self.folder = folder
         self._lock = lock
@@ -160,12 +162,6 @@ class WorkFolder:
         if self._lock.is_locked and self.folder.is_dir() and not is_occupied(self.folder):
             self.folder.rmdir()
         release_lock(self._lock)
-
-    def __enter__(self) -> "WorkFolder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @contextmanager

@@ -45,6 +45,11 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], config_sha256: str, headers: list[Header]) -> None:
+        """List the weights of validated headers; see :meth:`open`.
+
+        Raises:
+            CheckpointError: a tensor is quantised or not a weight.
+        """
         self.folder = folder
         self.config = config
         self.tensors: dict[str, TensorInfo] = {}

@@ -11,13 +11,15 @@ from llmfold.checkpoint.blocks import blocks, is_finite
 from llmfold.checkpoint.shards import Shard, ShardPlan
 from llmfold.checkpoint.weights import INDEX_FILE
 from llmfold.errors import OutputError
+from llmfold.runtime.closing import Closing
 from llmfold.runtime.storage import allocate, disk_full, forget, free_bytes, fsync_path, pwrite_all, writing
 
 
-class ShardWriter:
+class ShardWriter(Closing):
     """Writes the tensors of ``plan`` into ``folder``; one process calls ``create``, any number call ``write``."""
 
     def __init__(self, plan: ShardPlan, folder: Path) -> None:
+        """Set up; no file is opened yet."""
         self._plan = plan
         self._folder = folder
         self._sizes = {shard.name: shard.nbytes for shard in plan.shards}
@@ -88,12 +90,6 @@ class ShardWriter:
         """Close the files; written bytes stay, but only ``sync`` makes them durable."""
         while self._open:
             os.close(self._open.popitem()[1])
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _descriptor(self, shard: str) -> int:
         if shard not in self._open:

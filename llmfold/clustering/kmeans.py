@@ -204,17 +204,6 @@ def hartigan(gram: Tensor, labels: Tensor, k: int, max_passes: int = 10) -> Tens
     return torch.from_numpy(clusters).to(gram.device)
 
 
-def _assign_to_seeds(gram: Tensor, seeds: Tensor) -> Tensor:
-    k = len(seeds)
-    start = torch.zeros(len(gram), dtype=torch.int64, device=gram.device)
-    clusters = torch.arange(k, device=gram.device)
-    scale = torch.full((k,), 2.0, dtype=gram.dtype, device=gram.device)
-    labels, _ = _nearest_centre(gram, start, k, [(clusters, seeds[:, None])], gram.diagonal()[seeds], scale)
-    # A row equal to an earlier seed must still found its own cluster.
-    labels[seeds] = clusters
-    return labels
-
-
 def kmeans(gram: Tensor, k: int, *, seed: int) -> Tensor:
     """Run k-means++ and then Lloyd.
 
@@ -224,4 +213,11 @@ def kmeans(gram: Tensor, k: int, *, seed: int) -> Tensor:
     Raises:
         ValueError: k outside 1..n, or a Gram that is not finite.
     """
-    return lloyd(gram, _assign_to_seeds(gram, kmeans_plus_plus(gram, k, seed)), k)
+    seeds, device = kmeans_plus_plus(gram, k, seed), gram.device
+    clusters = torch.arange(k, device=device)
+    start = torch.zeros(len(gram), dtype=torch.int64, device=device)
+    scale = torch.full((k,), 2.0, dtype=gram.dtype, device=device)
+    labels, _ = _nearest_centre(gram, start, k, [(clusters, seeds[:, None])], gram.diagonal()[seeds], scale)
+    # A row equal to an earlier seed must still found its own cluster.
+    labels[seeds] = clusters
+    return lloyd(gram, labels, k)

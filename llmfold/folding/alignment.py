@@ -38,6 +38,7 @@ class HeadGroups:
     qk_norm: bool = False
 
     def __len__(self) -> int:
+        """Number of groups."""
         return self.k.shape[0]
 
     def squared_norms(self) -> Tensor:

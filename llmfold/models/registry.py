@@ -12,6 +12,7 @@ from llmfold.models.plain import plain_settings
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+_WIDTH_KEYS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in FAMILIES}
 
 
@@ -71,11 +72,7 @@ def _flag(config: "PretrainedConfig | SimpleNamespace", key: bool | str) -> bool
 
 
 def _layer_shape(widths: Mapping[str, Any], index: int) -> LayerShape:
-    layer = LayerShape(
-        _positive(widths["intermediate_size"], "intermediate_size"),
-        _positive(widths["num_attention_heads"], "num_attention_heads"),
-        _positive(widths["num_key_value_heads"], "num_key_value_heads"),
-    )
+    layer = LayerShape(*(_positive(widths[key], key) for key in _WIDTH_KEYS))
     if layer.heads % layer.kv_heads:
         raise CheckpointError(
             f"layer {index}: {layer.heads} query heads in config.json are not a multiple of {layer.kv_heads} KV heads"
@@ -83,7 +80,7 @@ def _layer_shape(widths: Mapping[str, Any], index: int) -> LayerShape:
     return layer
 
 
-def _per_layer(overrides: Any, count: int, known: tuple[str, ...]) -> dict[int, Mapping[str, Any]]:
+def _per_layer(overrides: Any, count: int) -> dict[int, Mapping[str, Any]]:
     """Widths by layer index; transformers pads the indices with zeros when it saves ten layers and more."""
     if not isinstance(overrides, Mapping) or not all(isinstance(o, Mapping) for o in overrides.values()):
         raise CheckpointError("per_layer_config in config.json does not map layers to {intermediate_size: …}")
@@ -94,10 +91,11 @@ def _per_layer(overrides: Any, count: int, known: tuple[str, ...]) -> dict[int, 
             raise CheckpointError(
                 f"per_layer_config in config.json names layer {key}, but the model has {count} layers"
             )
-        unknown = sorted(set(map(str, override)) - set(known))
+        unknown = sorted(set(map(str, override)) - set(_WIDTH_KEYS))
         if unknown:
             raise CheckpointError(
-                f"per_layer_config in config.json changes {unknown[0]} of layer {key}; supported are {', '.join(known)}"
+                f"per_layer_config in config.json changes {unknown[0]} of layer {key}; "
+                f"supported are {', '.join(_WIDTH_KEYS)}"
             )
         widths[index] = override
     return widths
@@ -113,13 +111,9 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     stock = plain_settings(config) or stock_config(config)
     hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
-    common = {
-        "intermediate_size": stock.intermediate_size,
-        "num_attention_heads": heads,
-        "num_key_value_heads": stock.num_key_value_heads or heads,
-    }
+    common = dict(zip(_WIDTH_KEYS, (stock.intermediate_size, heads, stock.num_key_value_heads or heads), strict=True))
     count = _positive(stock.num_hidden_layers, "num_hidden_layers")
-    overrides = _per_layer(config.get("per_layer_config") or {}, count, tuple(common))
+    overrides = _per_layer(config.get("per_layer_config") or {}, count)
     return ModelShape(
         architecture=architecture,
         hidden=hidden,

@@ -30,6 +30,7 @@ class Stage:
     disk: float = 0.0
 
     def __add__(self, other: "Stage") -> "Stage":
+        """Add the work of another stage; the name is that of this one."""
         sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "name"}
         return replace(self, **sums)
 

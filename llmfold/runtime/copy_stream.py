@@ -13,6 +13,7 @@ class CopyStream:
     """
 
     def __init__(self, device: torch.device) -> None:
+        """Make a stream on ``device``, or none for the CPU."""
         on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
 

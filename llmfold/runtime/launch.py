@@ -18,15 +18,17 @@ class PeerLostError(LlmfoldError):
     """Another process of the run has ended; what is journalled stays."""
 
     def __init__(self) -> None:
+        """Its sentence is the same whoever has ended."""
         super().__init__(
             "a process of this run has ended early; finished layers are kept: run the same command again to resume"
         )
 
 
 class AbortedByMainError(LlmfoldError):
-    """The run has been refused or has failed, and rank 0 says why; the other processes end without a word."""
+    """The run has been refused or has failed, and rank 0 reports why; the other processes end silently."""
 
     def __init__(self, message: str, exit_code: int) -> None:
+        """Take message and exit code of the error on rank 0."""
         super().__init__(message)
         self.exit_code = exit_code
 

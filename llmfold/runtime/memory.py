@@ -31,6 +31,7 @@ class PeakMemory:
     """Samples anonymous memory in a thread while it is open; ``bytes`` holds the largest value seen."""
 
     def __init__(self) -> None:
+        """Take the first sample."""
         self.bytes = anonymous_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="llmfold-memory", daemon=True)
@@ -40,10 +41,12 @@ class PeakMemory:
             self.bytes = max(self.bytes, anonymous_bytes())
 
     def __enter__(self) -> "PeakMemory":
+        """Start the thread."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the thread and take the last sample."""
         self._stop.set()
         self._thread.join()
         self.bytes = max(self.bytes, anonymous_bytes())
