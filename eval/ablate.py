@@ -35,7 +35,7 @@ from llmfold.data import tokens as tokens_module
 from llmfold.data.beginnings import Beginnings, Mixture
 from llmfold.data.sampling import Sampler, Sampling, strewn
 from llmfold.data.texts import Text, read_text
-from llmfold.data.tokens import TokenBudget, embedded, load_tokenizer
+from llmfold.data.tokens import TokenBudget, embed, load_tokenizer
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
 from llmfold.methods.dense import LayerInputs, Measurement
 from llmfold.methods.reconstruction.fold import RIDGES, SELECTION_RIDGE, split
@@ -149,7 +149,7 @@ class Bench:
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Hidden states before the first layer."""
-        return torch.cat([part.cpu() for part in embedded(self.checkpoint, tokens, self.device)])
+        return torch.cat([part.cpu() for part in embed(self.checkpoint, tokens, self.device)])
 
     def inputs(self, index: int, weights: dict[Role, Tensor], before: Tensor, goal: Tensor | None) -> LayerInputs:
         """A dense layer on some states; its MLP is to give what is missing to ``goal``, or its own output."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llmfold.config import FoldConfig, LayerOverride
     from llmfold.errors import CheckpointError, HubError, LlmfoldError, OutputError, UsageError, VerificationError
     from llmfold.folding.layer import LayerRecord
-    from llmfold.methods.base import Independent
+    from llmfold.methods.base import LayerMethod
     from llmfold.methods.method import Method
     from llmfold.models import Architecture, register_architecture
     from llmfold.planning import FoldPlan
@@ -26,7 +26,7 @@ __all__ = [
     "FoldPlan",
     "FoldReport",
     "HubError",
-    "Independent",
+    "LayerMethod",
     "LayerOverride",
     "LayerRecord",
     "LlmfoldError",
@@ -50,7 +50,7 @@ _HOMES = {
         *("CheckpointError", "HubError", "LlmfoldError", "OutputError", "UsageError", "VerificationError"),
     ),
     "llmfold.folding.layer": ("LayerRecord",),
-    "llmfold.methods.base": ("Independent",),
+    "llmfold.methods.base": ("LayerMethod",),
     "llmfold.methods.method": ("Method",),
     "llmfold.planning": ("FoldPlan",),
     "llmfold.registry": ("register_method",),

@@ -17,7 +17,7 @@ from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
 from llmfold.records.fold import FoldRecord
 from llmfold.report.files import save_report
-from llmfold.runtime.launch import leads
+from llmfold.runtime.launch import is_main
 
 
 class FoldReport(FoldRecord):
@@ -108,10 +108,10 @@ def fold_configs(
     """
     work = fold_sweep if len(configs) > 1 else fold_together
     suite = prepare_afterwards(configs[0])
-    shown = Listener if quiet or not leads() else Bar if on_terminal() else Lines if lines else Listener
+    shown = Listener if quiet or not is_main() else Bar if on_terminal() else Lines if lines else Listener
     with shown(announce) as listener:
         records = work(configs, listener, save_report)
-        if leads():
+        if is_main():
             with errors_name_outputs([record.output for record in records]):
                 for record, config in zip(records, configs, strict=True):
                     measure_afterwards(record, config, suite, listener.stage)

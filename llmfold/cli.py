@@ -32,7 +32,7 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for failures, 2 for usage, 130 for Ctrl-C."""
     from llmfold.errors import LlmfoldError, UsageError
-    from llmfold.runtime.launch import launched
+    from llmfold.runtime.launch import world_size
 
     _show_any_letter()
     try:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Command = options.pop("command")
     debug = options.get("debug", False)
     try:
-        if not command.shared and launched() > 1:
+        if not command.shared and world_size() > 1:
             raise UsageError("only folding is what several processes can share; all else runs in one")
         command.run(options)
     except LlmfoldError as error:
@@ -76,10 +76,10 @@ def _show_any_letter() -> None:
 
 
 def _complain(error: BaseException, message: str, debug: bool) -> None:
-    """Print a message in one line, from the process that speaks of ``error`` where there are several."""
-    from llmfold.runtime.launch import speaks
+    """Print a message in one line, from the process that should_report of ``error`` where there are several."""
+    from llmfold.runtime.launch import should_report
 
-    if not speaks(error):
+    if not should_report(error):
         return
     if debug:
         traceback.print_exc()

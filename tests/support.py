@@ -20,6 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import llmfold
 from llmfold import FoldReport
+from llmfold.data.sampling import Sampler, Sampling
+from llmfold.models.casting import load_model
 
 PREFIX = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 FAMILIES = tuple(PREFIX)
@@ -204,3 +206,8 @@ def _as_main(work: Callable[[], object], arguments: list[str]) -> int:
     sys.argv = arguments
     found = work()
     return found if isinstance(found, int) else 0
+
+
+def sample_tokens(folder: Path, sampling: Sampling) -> Tensor:
+    """Sample all sequences of a budget in this process, in float32 on the CPU."""
+    return Sampler(folder, load_model(folder, torch.float32, torch.device("cpu"))).sequences(sampling)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import ROOT, SINGLE, edit_json, fold, logits
+from support import ROOT, SINGLE, edit_json, fold, logits, sample_tokens
 
-from llmfold.data.sampling import Sampling, sample_tokens
+from llmfold.data.sampling import Sampling
 from llmfold.data.tokens import TokenBudget
 from llmfold.models import tensor_name
 from llmfold.repair import least_squares
@@ -54,7 +54,7 @@ def test_self_keeps_the_first_layers_close(head: Path, tmp_path: Path) -> None:
     report = fold(head, method="self", refine=0, output=tmp_path / "self", **common)
     fold(head, method="paper", mlp_ratio=0.25, output=tmp_path / "paper")
     assert [layer["mlp"]["after"] for layer in report.layers] == [1152] * LAYERS
-    tokens = sample_tokens(head, Sampling(TokenBudget(8, 128), seed=2**33), torch.device("cpu"))
+    tokens = sample_tokens(head, Sampling(TokenBudget(8, 128), seed=2**33))
     dense = logits(head, tokens).log_softmax(-1)
     found = {}
     for name in ("self", "paper"):

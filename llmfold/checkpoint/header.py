@@ -11,13 +11,12 @@ from llmfold.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor as its file declares it; ``nbytes`` is its length in the file."""
+class HeaderEntry:
+    """One tensor as its file declares it: ``dtype`` by its safetensors name, e.g. ``BF16``."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Header:
     size: int
     mtime_ns: int
     sha256: str
-    entries: tuple[Entry, ...]
+    entries: tuple[HeaderEntry, ...]
 
 
 def read_header(path: Path) -> Header:
@@ -57,8 +56,5 @@ def read_header(path: Path) -> Header:
     declared = parse_object(text, path, unique_keys=True)
     declared.pop("__metadata__", None)
     in_file_order = sorted(declared.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
-    entries = tuple(
-        Entry(name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in in_file_order
-    )
+    entries = tuple(HeaderEntry(name, entry["dtype"], tuple(entry["shape"])) for name, entry in in_file_order)
     return Header(path, status.st_size, status.st_mtime_ns, hashlib.sha256(text).hexdigest(), entries)

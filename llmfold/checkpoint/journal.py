@@ -5,11 +5,11 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from llmfold.errors import OutputError, UsageError
-from llmfold.runtime.storage import fsync_path, pwrite_all, write_error
+from llmfold.runtime.closing import Closing
+from llmfold.runtime.storage import fsync_path, pwrite_all, write_error, writing
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ def journal_of(path: Path, rank: int) -> Path:
     return path if rank == 0 else path.with_name(f"{path.stem}-{rank}{path.suffix}")
 
 
-class Journal:
-    """An append-only JSON-lines file: first the head (what is being made, from what), then one line per unit.
+class Journal(Closing):
+    """An append-only JSON-lines file: first the header (what is being made, from what), then one line per unit.
 
     One process appends; each process of a run has a file of its own, and :meth:`absorb` joins them. Whatever follows
     the last whole line is discarded on opening: those units are made again.
@@ -38,31 +38,32 @@ class Journal:
     """
 
     def __init__(self, path: Path, fd: int, end: int, done: dict[str, Entry]) -> None:
+        """Go on at byte ``end`` of the open file ``fd``; see :meth:`open`."""
         self.path = path
         self.done = done
         self._fd = fd
         self._end = end
 
     @classmethod
-    def open(cls, path: Path, head: dict[str, Any], *, lock: bool = False) -> "Journal":
-        """Resume the journal at ``path`` or begin one; ``head`` (JSON values) names options, source and version.
+    def open(cls, path: Path, header: dict[str, Any], *, lock: bool = False) -> "Journal":
+        """Resume the journal at ``path`` or begin one; ``header`` (JSON values) names options, source and version.
 
         With ``lock`` no other process can open it so before this one closes it or ends.
 
         Raises:
-            UsageError: the journal there has another head.
+            UsageError: the journal there has another header.
             OutputError: the file cannot be read or written.
         """
         try:
-            written = path.read_bytes() if path.exists() else b""
+            content = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise OutputError(f"{path} cannot be read: {error.strerror}") from error
-        first_line = _line(head)
-        found, done, end = _parse(written)
+        first_line = _line(header)
+        stored_header, done, end = _parse(content)
         wanted = json.loads(first_line)
-        if found is not None and found != wanted:
+        if stored_header is not None and stored_header != wanted:
             raise UsageError(
-                f"a partial run lies at {path.parent} that differs in its {_differences(found, wanted)}: "
+                f"a partial run lies at {path.parent} that differs in its {_differences(stored_header, wanted)}: "
                 "run as it was run, or pass --overwrite to discard it"
             )
         try:
@@ -78,7 +79,7 @@ class Journal:
         except OSError as error:
             raise write_error(error, path, len(first_line)) from error
         journal = cls(path, fd, end, done)
-        if found is None:
+        if stored_header is None:
             journal._write(first_line)
             fsync_path(path.parent)
         return journal
@@ -99,10 +100,10 @@ class Journal:
         Raises:
             OutputError: one of them is still at it, or a file cannot be read or written.
         """
-        head = _parse(self.path.read_bytes())[0]
+        header = _parse(self.path.read_bytes())[0]
         for path in self._beside():
-            if head is not None and _parse(path.read_bytes())[0] == head:
-                with Journal.open(path, head, lock=True) as other:
+            if header is not None and _parse(path.read_bytes())[0] == header:
+                with Journal.open(path, header, lock=True) as other:
                     for entry in other.done.values():
                         if entry.unit not in self.done:
                             self.append(entry.unit, entry.digests, entry.record)
@@ -121,20 +122,10 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _write(self, line: bytes) -> None:
-        try:
+        with writing(self.path, len(line)):
             pwrite_all(self._fd, line, self._end)
             os.fsync(self._fd)
-        except OSError as error:
-            raise write_error(error, self.path, len(line)) from error
         self._end += len(line)
 
 
@@ -152,33 +143,31 @@ def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _parse(written: bytes) -> tuple[dict[str, Any] | None, dict[str, Entry], int]:
-    """Return the head (None when there is no whole one), the finished units and where the last whole line ends."""
-    head: dict[str, Any] | None = None
+def _parse(content: bytes) -> tuple[dict[str, Any] | None, dict[str, Entry], int]:
+    """Return the header (None when there is no whole one), the finished units and where the last whole line ends."""
+    header: dict[str, Any] | None = None
     done: dict[str, Entry] = {}
     end = 0
-    for line in written.split(b"\n")[:-1]:
+    for line in content.split(b"\n")[:-1]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
             break
-        if head is None:
+        if header is None:
             if not isinstance(value, dict):
                 break
-            head = value
+            header = value
         else:
             entry = _entry(value)
             if entry is None:
                 break
             done[entry.unit] = entry
         end += len(line) + 1
-    return head, done, end
+    return header, done, end
 
 
 def _entry(value: Any) -> Entry | None:
-    if not isinstance(value, dict) or value.keys() != {"unit", "digests", "record"}:
-        return None
-    unit, digests, record = value["unit"], value["digests"], value["record"]
-    if not (isinstance(unit, str) and isinstance(digests, dict) and isinstance(record, dict)):
-        return None
-    return Entry(unit, digests, record)
+    match value:
+        case {"unit": str(unit), "digests": dict(digests), "record": dict(record), **others} if not others:
+            return Entry(unit, digests, record)
+    return None

@@ -32,12 +32,12 @@ def parse_object(text: bytes, path: Path, *, unique_keys: bool) -> dict[str, Any
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if unique_keys and len(found) < len(pairs):
+        value = dict(pairs)
+        if unique_keys and len(value) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
             raise CheckpointError(f"{path} names {twice!r} twice: download the file again")
-        return found
+        return value
 
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=unique)

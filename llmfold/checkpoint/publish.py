@@ -6,20 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from filelock import FileLock
+
 from llmfold.checkpoint.journal import Journal, journal_of
-from llmfold.checkpoint.lock import FileLock
+from llmfold.checkpoint.lock import acquire_lock, release_lock
 from llmfold.checkpoint.preflight import check_apart, check_replaceable, check_writable, is_occupied, resolved
 from llmfold.checkpoint.replace import recover, replace_folder
 from llmfold.errors import OutputError, UsageError
+from llmfold.runtime.closing import Closing
 from llmfold.runtime.storage import fsync_path
 
 JOURNAL_FILE = "journal.jsonl"
 
 
-class WorkFolder:
+class WorkFolder(Closing):
     """A locked folder ``.NAME.llmfold-partial`` beside the output ``NAME``; it outlives a killed run.
 
     Attributes:
@@ -28,6 +30,7 @@ class WorkFolder:
     """
 
     def __init__(self, output: Path, folder: Path, lock: FileLock | None, overwrite: bool) -> None:
+        """Take a folder as it is; see :meth:`open` and :meth:`join`."""
         self.output = output
         self.folder = folder
         self._lock = lock
@@ -56,26 +59,28 @@ class WorkFolder:
         except OSError as error:
             raise _not_writable(output.parent, error) from error
         busy = f"another llmfold run is writing {output}: wait for it, or choose another output"
-        lock = FileLock.acquire(output.with_name(f".{output.name}.llmfold-lock"), busy)
+        lock = acquire_lock(output.with_name(f".{output.name}.llmfold-lock"), busy)
+        work = cls(output, partial_folder(output), lock, overwrite)
         try:
-            recover(output)
-            folder = partial_folder(output)
-            _bring_back_journal(folder)
-            check_replaceable(output, overwrite)
-            work = cls(output, folder, lock, overwrite)
-            folder.mkdir(exist_ok=True)
-            if folder.is_symlink():
-                raise OutputError(f"{folder} is a link: remove it")
-            # Without a journal nothing says what these files are.
-            if not (folder / JOURNAL_FILE).exists():
-                work.discard()
-        except OSError as error:
-            lock.release()
-            raise _not_writable(output.parent, error) from error
-        except BaseException:
-            lock.release()
+            work._prepare()
+        except BaseException as error:
+            release_lock(lock)
+            if isinstance(error, OSError):
+                raise _not_writable(output.parent, error) from error
             raise
         return work
+
+    def _prepare(self) -> None:
+        """Undo what a crash left at the output, and have the folder: empty, or with the journal of a partial run."""
+        recover(self.output)
+        _bring_back_journal(self.folder)
+        check_replaceable(self.output, self._overwrite)
+        self.folder.mkdir(exist_ok=True)
+        if self.folder.is_symlink():
+            raise OutputError(f"{self.folder} is a link: remove it")
+        # Without a journal nothing says what these files are.
+        if not (self.folder / JOURNAL_FILE).exists():
+            self.discard()
 
     @classmethod
     def join(cls, output: Path) -> "WorkFolder":
@@ -83,31 +88,31 @@ class WorkFolder:
         output = resolved(output)
         return cls(output, partial_folder(output), None, overwrite=False)
 
-    def join_journal(self, head: dict[str, Any], rank: int) -> Journal:
-        """The journal of another rank; ``head`` as rank 0 has it.
+    def join_journal(self, header: dict[str, Any], rank: int) -> Journal:
+        """The journal of another rank; ``header`` as rank 0 has it.
 
         Raises:
             OutputError: a process of an interrupted run still writes it, or it cannot be written.
         """
-        return Journal.open(journal_of(self.folder / JOURNAL_FILE, rank), head, lock=True)
+        return Journal.open(journal_of(self.folder / JOURNAL_FILE, rank), header, lock=True)
 
-    def open_journal(self, head: dict[str, Any]) -> Journal:
-        """Resume the journal in the folder, or begin one; see ``Journal.open`` for ``head``.
+    def open_journal(self, header: dict[str, Any]) -> Journal:
+        """Resume the journal in the folder, or begin one; see ``Journal.open`` for ``header``.
 
-        With ``overwrite`` a partial run with another head is discarded.
+        With ``overwrite`` a partial run with another header is discarded.
 
         Raises:
-            UsageError: a partial run with another head is there and ``overwrite`` was not given.
+            UsageError: a partial run with another header is there and ``overwrite`` was not given.
             OutputError: the journal cannot be read or written.
         """
         path = self.folder / JOURNAL_FILE
         try:
-            journal = Journal.open(path, head)
+            journal = Journal.open(path, header)
         except UsageError:
             if not self._overwrite:
                 raise
             self.discard()
-            journal = Journal.open(path, head)
+            journal = Journal.open(path, header)
         journal.absorb()
         return journal
 
@@ -148,23 +153,15 @@ class WorkFolder:
         except OSError as error:
             raise OutputError(f"{self.output} cannot be put in place ({error.strerror}): choose another") from error
         if self._lock is not None:
-            self._lock.release()
+            release_lock(self._lock)
 
     def close(self) -> None:
         """Release the lock; an unfinished run stays for the next to resume, an empty folder goes."""
         if self._lock is None:
             return
-        if self._lock.held and self.folder.is_dir() and not is_occupied(self.folder):
+        if self._lock.is_locked and self.folder.is_dir() and not is_occupied(self.folder):
             self.folder.rmdir()
-        self._lock.release()
-
-    def __enter__(self) -> "WorkFolder":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        release_lock(self._lock)
 
 
 @contextmanager

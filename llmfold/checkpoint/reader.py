@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from llmfold.checkpoint.dtypes import TORCH_DTYPES
 from llmfold.checkpoint.header import Header, read_header
 from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.paths import regular_file
+from llmfold.checkpoint.shards import TensorSpec
 from llmfold.checkpoint.side_files import find_side_files
 from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE, no_weights, read_weight_map
 from llmfold.errors import CheckpointError
@@ -24,13 +28,9 @@ CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """A weight as its shard declares it; ``nbytes`` is its length in the file, ``shard`` the file's name."""
+class TensorInfo(TensorSpec):
+    """A weight as its shard declares it; ``shard`` is the file's name."""
 
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    nbytes: int
     shard: str
 
 
@@ -45,6 +45,11 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], config_sha256: str, headers: list[Header]) -> None:
+        """List the weights of validated headers; see :meth:`open`.
+
+        Raises:
+            CheckpointError: a tensor is quantised or not a weight.
+        """
         self.folder = folder
         self.config = config
         self.tensors: dict[str, TensorInfo] = {}
@@ -71,16 +76,14 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which most parameters are stored."""
-        counts: dict[torch.dtype, int] = {}
+        parameters: Counter[torch.dtype] = Counter()
         for info in self.tensors.values():
-            counts[info.dtype] = counts.get(info.dtype, 0) + info.nbytes // info.dtype.itemsize
-        return max(counts, key=lambda dtype: counts[dtype])
+            parameters[info.dtype] += info.numel
+        return parameters.most_common(1)[0][0]
 
     def size_in(self, dtype: torch.dtype | None) -> int:
         """Bytes of all weights in ``dtype``, None being their own."""
-        return sum(
-            t.nbytes if dtype is None else t.nbytes // t.dtype.itemsize * dtype.itemsize for t in self.tensors.values()
-        )
+        return sum(info.numel * (dtype or info.dtype).itemsize for info in self.tensors.values())
 
     def read(self, name: str, *, check_finite: bool = True) -> Tensor:
         """Return the weight ``name`` with its stored dtype and shape, mapped from the file without a copy.
@@ -92,25 +95,21 @@ class Checkpoint:
         """
         if name not in self.tensors:
             raise CheckpointError(f"{self.folder} has no tensor {name!r}")
-        info = self.tensors[name]
-        header = self._headers[info.shard]
-        try:
-            _confirm(header)
-            with safe_open(header.path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-            raise CheckpointError(f"tensor {name!r} in {header.path} cannot be read: {error}") from error
+        self.confirm(name)
+        path = self.folder / self.tensors[name].shard
+        with _reading(name, path), safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
         if check_finite and not is_finite(tensor):
-            raise CheckpointError(f"tensor {name!r} in {header.path} holds NaN or infinity: the model is damaged")
+            raise CheckpointError(f"tensor {name!r} in {path} holds NaN or infinity: the model is damaged")
         return tensor
 
     def confirm(self, name: str) -> None:
         """Raise CheckpointError if the shard of ``name`` changed since the checkpoint was opened."""
         header = self._headers[self.tensors[name].shard]
-        try:
-            _confirm(header)
-        except OSError as error:
-            raise CheckpointError(f"tensor {name!r} in {header.path} cannot be read: {error}") from error
+        with _reading(name, header.path):
+            status = header.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
+            raise CheckpointError(f"{header.path} changed while it was being read: run the command again")
 
     def fingerprint(self) -> str:
         """Return a sha256 that names this source: config and headers by content, shards by name, size and time."""
@@ -129,7 +128,7 @@ class Checkpoint:
                 continue
             refuse_quantised_tensor(entry.name, entry.dtype, shard)
             dtype = TORCH_DTYPES[entry.dtype]
-            self.tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, entry.nbytes, shard)
+            self.tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, shard)
 
 
 def is_damage(error: CheckpointError) -> bool:
@@ -137,15 +136,16 @@ def is_damage(error: CheckpointError) -> bool:
     return error.__cause__ is None or isinstance(error.__cause__, SafetensorError)
 
 
-def _confirm(header: Header) -> None:
-    status = header.path.stat()
-    if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
-        raise CheckpointError(f"{header.path} changed while it was being read: run the command again")
+@contextmanager
+def _reading(name: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"tensor {name!r} in {path} cannot be read: {error}") from error
 
 
 def _read_headers(folder: Path) -> list[Header]:
-    has_index = (folder / INDEX_FILE).exists()
-    if not has_index:
+    if not (folder / INDEX_FILE).exists():
         if not (folder / SINGLE_FILE).exists():
             raise no_weights(str(folder), (path.name for path in folder.iterdir()))
         return [read_header(regular_file(folder, SINGLE_FILE))]
@@ -160,17 +160,15 @@ def _read_headers(folder: Path) -> list[Header]:
 
 
 def _match_index(weight_map: dict[str, str], headers: list[Header]) -> None:
-    found: dict[str, str] = {}
-    for header in headers:
-        for entry in header.entries:
-            if entry.name in found:
-                raise CheckpointError(
-                    f"tensor {entry.name!r} is in both {found[entry.name]} and {header.path.name}: download them again"
-                )
-            found[entry.name] = header.path.name
+    shard_of: dict[str, str] = {}
+    for shard, entry in ((header.path.name, entry) for header in headers for entry in header.entries):
+        name = entry.name
+        if name in shard_of:
+            raise CheckpointError(f"tensor {name!r} is in both {shard_of[name]} and {shard}: download them again")
+        shard_of[name] = shard
     for name, shard in weight_map.items():
-        if found.get(name) != shard:
+        if shard_of.get(name) != shard:
             raise CheckpointError(f"{INDEX_FILE} places tensor {name!r} in {shard}, which does not hold it")
-    for name, shard in found.items():
+    for name, shard in shard_of.items():
         if name not in weight_map:
             raise CheckpointError(f"tensor {name!r} in {shard} is not listed in {INDEX_FILE}: download both again")

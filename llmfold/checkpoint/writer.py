@@ -3,7 +3,6 @@
 import hashlib
 import os
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -12,13 +11,15 @@ from llmfold.checkpoint.blocks import blocks, is_finite
 from llmfold.checkpoint.shards import Shard, ShardPlan
 from llmfold.checkpoint.weights import INDEX_FILE
 from llmfold.errors import OutputError
-from llmfold.runtime.storage import allocate, disk_full, forget, free_bytes, fsync_path, pwrite_all, write_error
+from llmfold.runtime.closing import Closing
+from llmfold.runtime.storage import allocate, disk_full, forget, free_bytes, fsync_path, pwrite_all, writing
 
 
-class ShardWriter:
+class ShardWriter(Closing):
     """Writes the tensors of ``plan`` into ``folder``; one process calls ``create``, any number call ``write``."""
 
     def __init__(self, plan: ShardPlan, folder: Path) -> None:
+        """Set up; no file is opened yet."""
         self._plan = plan
         self._folder = folder
         self._sizes = {shard.name: shard.nbytes for shard in plan.shards}
@@ -37,18 +38,14 @@ class ShardWriter:
             raise disk_full(self._folder, missing)
         for shard in todo:
             path = self._folder / shard.name
-            try:
+            with writing(path, shard.nbytes):
                 _create(path, shard)
-            except OSError as error:
-                raise write_error(error, path, shard.nbytes) from error
-        index = self._folder / INDEX_FILE
-        try:
-            if self._plan.index is not None:
-                index.write_bytes(self._plan.index)
+        index, content = self._folder / INDEX_FILE, self._plan.index
+        with writing(index, len(content or b"")):
+            if content is not None:
+                index.write_bytes(content)
                 fsync_path(index)
             fsync_path(self._folder)
-        except OSError as error:
-            raise write_error(error, index, len(self._plan.index or b"")) from error
 
     def write(self, name: str, tensor: Tensor) -> str:
         """Write ``tensor`` (any device, any layout) to its place and return the sha256 hex digest of its bytes.
@@ -74,10 +71,8 @@ class ShardWriter:
                 raise OutputError(f"tensor {name!r} came out with NaN or infinity: it was not written")
             data = block.cpu().view(torch.uint8).numpy().data
             digest.update(data)
-            try:
+            with writing(self._folder / place.shard, place.spec.nbytes):
                 pwrite_all(fd, data, offset)
-            except OSError as error:
-                raise write_error(error, self._folder / place.shard, place.spec.nbytes) from error
             offset += data.nbytes
         return digest.hexdigest()
 
@@ -87,34 +82,21 @@ class ShardWriter:
         What is read later comes from the disk, and the memory that the written bytes took serves the next ones.
         """
         for shard, fd in list(self._open.items()):  # another thread may be opening the next
-            try:
+            with writing(self._folder / shard, self._sizes[shard]):
                 os.fsync(fd)
                 forget(fd)
-            except OSError as error:
-                raise write_error(error, self._folder / shard, self._sizes[shard]) from error
 
     def close(self) -> None:
         """Close the files; written bytes stay, but only ``sync`` makes them durable."""
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _descriptor(self, shard: str) -> int:
         if shard not in self._open:
             path = self._folder / shard
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except OSError as error:
-                raise write_error(error, path, self._sizes[shard]) from error
-            self._open[shard] = fd
-            if os.fstat(fd).st_size != self._sizes[shard]:
+            with writing(path, self._sizes[shard]):
+                self._open[shard] = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            if os.fstat(self._open[shard]).st_size != self._sizes[shard]:
                 raise OutputError(f"{path} is not the file that was planned: run again with --overwrite")
         return self._open[shard]
 

@@ -1,6 +1,5 @@
 """Rows in, labels and a certificate out."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from llmfold.clustering.blocks import Blocks, row_count
 from llmfold.clustering.gram import gram, squared_distances
-from llmfold.clustering.host import Array
 from llmfold.clustering.kmeans import hartigan, kmeans
 from llmfold.clustering.partition import numbered_by_first_occurrence
 from llmfold.clustering.quality import forest_bound, inertias_of_rows, mst_edges
@@ -40,51 +38,35 @@ class Clustering:
         """Rows per cluster: int64, k."""
         return torch.bincount(self.labels, minlength=self.k)
 
-    @property
-    def ratio_to_bound(self) -> float | None:
-        """Inertia over its lower bound: 1 is optimal; None without a bound."""
-        if self.bound is None:
-            return None
-        if self.bound == 0:
-            return 1.0 if self.inertia == 0 else math.inf
-        return self.inertia / self.bound
 
-
-Clock = Callable[[str], None]
-"""Told of a stage when it ends."""
-
-
-def _untimed(stage: str) -> None:
-    """Nobody asked."""
+Notify = Callable[[str], None]
+"""Told the name of a stage when it ends."""
 
 
 def _partitions(
-    blocks: Blocks, ks: Sequence[int], method: Method, seed: int, certificate: bool, clock: Clock
+    blocks: Blocks, ks: Sequence[int], method: Method, seed: int, certificate: bool, notify: Notify
 ) -> list[tuple[Tensor, float | None]]:
+    """Labels and lower bound at every k below the number of rows."""
     products = gram(blocks, symmetric=method != "ward")
-    clock("gram")
+    notify("gram")
     if method == "kmeans":
         labels = [kmeans(products, k, seed=seed) for k in ks]
-        clock("cluster")
+        notify("cluster")
         edges = mst_edges(squared_distances(blocks, products)) if certificate else None
-        clock("bound")
-        return [(found, _bound(edges, k)) for found, k in zip(labels, ks, strict=True)]
-    # Hartigan needs the Gram after Ward has destroyed the distances: the only method that holds two matrices.
-    distances = squared_distances(blocks, products.clone() if method == "hartigan" else products)
-    clock("distances")
-    edges = mst_edges(distances) if certificate else None
-    clock("bound")
-    dendrogram = ward(distances, min(ks), overwrite=True)
-    del distances
-    labels = [dendrogram.labels(k) for k in ks]
-    if method == "hartigan":
-        labels = [hartigan(products, found, k) for found, k in zip(labels, ks, strict=True)]
-    clock("cluster")
-    return [(found, _bound(edges, k)) for found, k in zip(labels, ks, strict=True)]
-
-
-def _bound(edges: Array | None, k: int) -> float | None:
-    return None if edges is None else forest_bound(edges, k)
+        notify("bound")
+    else:
+        # Hartigan needs the Gram after Ward has destroyed the distances: the only method that holds two matrices.
+        distances = squared_distances(blocks, products.clone() if method == "hartigan" else products)
+        notify("distances")
+        edges = mst_edges(distances) if certificate else None
+        notify("bound")
+        dendrogram = ward(distances, min(ks), overwrite=True)
+        del distances
+        labels = [dendrogram.labels(k) for k in ks]
+        if method == "hartigan":
+            labels = [hartigan(products, start, k) for start, k in zip(labels, ks, strict=True)]
+        notify("cluster")
+    return [(at_k, None if edges is None else forest_bound(edges, k)) for at_k, k in zip(labels, ks, strict=True)]
 
 
 def cluster(blocks: Blocks, k: int, *, method: Method, seed: int = 0, certificate: bool = True) -> Clustering:
@@ -112,11 +94,11 @@ def cluster_at(
     method: Method,
     seed: int = 0,
     certificate: bool = True,
-    clock: Clock = _untimed,
+    notify: Notify = lambda stage: None,
 ) -> list[Clustering]:
-    """:func:`cluster` at several k, bit for bit, for little more than one: one Gram, one tree, one dendrogram cut.
+    """:func:`cluster` at several k, bit for bit: one Gram matrix, one spanning tree and one dendrogram serve all.
 
-    ``clock`` hears of the stages ``gram``, ``distances``, ``bound``, ``cluster`` and ``inertia``.
+    ``notify`` is told of the stages ``gram``, ``distances``, ``bound``, ``cluster`` and ``inertia``.
     """
     n = row_count(blocks)
     for k in ks:
@@ -125,11 +107,11 @@ def cluster_at(
     if method not in ("ward", "kmeans", "hartigan"):
         raise ValueError(f"method must be ward, kmeans or hartigan, got {method!r}")
     fewer = sorted({k for k in ks if k < n})
-    partitions = _partitions(blocks, fewer, method, seed, certificate, clock) if fewer else []
-    found = {n: Clustering(torch.arange(n), n, 0.0, 0.0 if certificate else None)}
-    labels = [numbered_by_first_occurrence(partition.cpu()) for partition, _ in partitions]
-    inertias = inertias_of_rows(blocks, labels)
-    clock("inertia")
-    for k, partition, inertia, (_, bound) in zip(fewer, labels, inertias, partitions, strict=True):
-        found[k] = Clustering(partition, k, inertia, bound)
-    return [found[k] for k in ks]
+    partitions = _partitions(blocks, fewer, method, seed, certificate, notify) if fewer else []
+    clusterings = {n: Clustering(torch.arange(n), n, 0.0, 0.0 if certificate else None)}
+    numbered = [numbered_by_first_occurrence(labels.cpu()) for labels, _ in partitions]
+    inertias = inertias_of_rows(blocks, numbered)
+    notify("inertia")
+    for k, labels, inertia, (_, bound) in zip(fewer, numbered, inertias, partitions, strict=True):
+        clusterings[k] = Clustering(labels, k, inertia, bound)
+    return [clusterings[k] for k in ks]

@@ -148,27 +148,6 @@ def _recompute(blocks: Blocks, part: Tensor, close: Tensor, rows: slice, columns
         part[i, j] = _direct(blocks, i + rows.start, j + columns.start, part.dtype)
 
 
-def _to_distances(gram: Tensor, blocks: Blocks | None, tile: int) -> Tensor:
-    norms = finite_norms(gram)
-    parts = spans(len(gram), tile)
-    for index, rows in enumerate(parts):
-        for columns in parts[: index + 1]:
-            total = norms[rows, None] + norms[columns]
-            part = total.sub(gram[rows, columns], alpha=2)
-            if blocks is not None:
-                close = part < total.mul_(_CANCELLATION)
-                close = close.tril(-1) if rows == columns else close
-                if bool(close.any()):
-                    _recompute(blocks, part, close, rows, columns)
-            part.clamp_(min=0)
-            if rows == columns:
-                part = part.tril(-1)
-                part = part + part.T
-            gram[rows, columns] = part
-            gram[columns, rows] = part.T.contiguous()
-    return gram
-
-
 def squared_distances(blocks: Blocks, gram: Tensor, *, tile: int | None = None) -> Tensor:
     """Turn ``gram`` IN PLACE into squared distances D_ij = S_ii + S_jj - 2 S_ij and return it.
 
@@ -189,15 +168,20 @@ def squared_distances(blocks: Blocks, gram: Tensor, *, tile: int | None = None) 
     """
     if row_count(blocks) != len(gram):
         raise ValueError(f"blocks of {len(blocks[0])} rows do not fit a Gram matrix of {len(gram)}")
-    return _to_distances(gram, blocks, tile or (4096 if gram.is_cuda else _TILE))
-
-
-def distance_from_gram(gram: Tensor, *, tile: int = 1024) -> Tensor:
-    """Return squared distances in a new n x n tensor when only the Gram is at hand.
-
-    Distances below about 1e-6 (S_ii + S_jj) are rounding in float32: use :func:`squared_distances` where rows exist.
-
-    Raises:
-        ValueError: a Gram that is not square or whose diagonal is not finite.
-    """
-    return _to_distances(gram.clone(), None, tile)
+    norms = finite_norms(gram)
+    parts = spans(len(gram), tile or (4096 if gram.is_cuda else _TILE))
+    for index, rows in enumerate(parts):
+        for columns in parts[: index + 1]:
+            total = norms[rows, None] + norms[columns]
+            part = total.sub(gram[rows, columns], alpha=2)
+            close = part < total.mul_(_CANCELLATION)
+            close = close.tril(-1) if rows == columns else close
+            if bool(close.any()):
+                _recompute(blocks, part, close, rows, columns)
+            part.clamp_(min=0)
+            if rows == columns:
+                part = part.tril(-1)
+                part = part + part.T
+            gram[rows, columns] = part
+            gram[columns, rows] = part.T.contiguous()
+    return gram

@@ -11,7 +11,7 @@ from llmfold.clustering.device import kernels_for
 from llmfold.clustering.gram import finite_norms
 from llmfold.clustering.host import host_matrix
 from llmfold.clustering.partition import cluster_sizes, cluster_sums, groups_by_size
-from llmfold.clustering.quality import cluster_inertias, inertia
+from llmfold.clustering.quality import cluster_inertias
 
 # Columns scored at once: an area that stays in cache is several times faster than one of fresh pages.
 _WORK = 2**20
@@ -85,18 +85,18 @@ def _nearest_centre(
     noise = _noise(gram, norms)
     kernels = kernels_for(gram, offset, scale)
     if kernels is not None:
-        best, there, here = kernels.nearest_centre(gram, kernels.from_groups(groups, k), offset, scale, labels)
-        stays = here - there <= noise
-        return torch.where(stays, labels, best), norms + torch.where(stays, here, there)
+        best, least, current = kernels.nearest_centre(gram, kernels.from_groups(groups, k), offset, scale, labels)
+        stays = current - least <= noise
+        return torch.where(stays, labels, best), norms + torch.where(stays, current, least)
     nearest, distance = torch.empty_like(labels), torch.empty_like(norms)
     for part in spans(len(gram), max(1, _WORK // len(gram))):
         score = cluster_sums(gram[:, part], groups, k).mul_(-scale[:, None]).add_(offset[:, None])
         best = score.argmin(0, keepdim=True)
-        there = score.gather(0, best).squeeze(0)
-        here = score.gather(0, labels[part][None]).squeeze(0)
-        stays = here - there <= noise[part]
+        least = score.gather(0, best).squeeze(0)
+        current = score.gather(0, labels[part][None]).squeeze(0)
+        stays = current - least <= noise[part]
         nearest[part] = torch.where(stays, labels[part], best.squeeze(0))
-        distance[part] = norms[part] + torch.where(stays, here, there)
+        distance[part] = norms[part] + torch.where(stays, current, least)
     return nearest, distance
 
 
@@ -107,11 +107,11 @@ def _fill_empty(labels: Tensor, distance: Tensor, k: int) -> Tensor:
     if not empty:
         return labels
     labels = labels.clone()
-    names = labels.tolist()
+    cluster_of = labels.tolist()
     farthest = iter(distance.argsort(descending=True, stable=True).tolist())
     for cluster in empty:
-        row = next(row for row in farthest if sizes[names[row]] > 1)
-        sizes[names[row]] -= 1
+        row = next(row for row in farthest if sizes[cluster_of[row]] > 1)
+        sizes[cluster_of[row]] -= 1
         labels[row] = cluster
     return labels
 
@@ -178,45 +178,34 @@ def hartigan(gram: Tensor, labels: Tensor, k: int, max_passes: int = 10) -> Tens
     matrix, norms = host_matrix(gram), finite_norms(gram).double().cpu()
     squares, noise = norms.numpy(), _noise(gram, norms).numpy()
     within = cluster_inertias(gram, labels, k).cpu().numpy()
-    home = labels.cpu().numpy().copy()
+    clusters = labels.cpu().numpy().copy()
     for _ in range(max_passes):
         moved = False
-        for row in np.flatnonzero(sizes[home] > 1).tolist():
-            own = home[row]
-            if sizes[own] == 1:
+        for row in np.flatnonzero(sizes[clusters] > 1).tolist():
+            source = clusters[row]
+            if sizes[source] == 1:
                 continue
             distances = squares + squares[row] - 2.0 * matrix[row].astype(np.float64)
-            excess = np.bincount(home, weights=distances, minlength=k) - within
-            freed = excess[own] / (sizes[own] - 1)
+            excess = np.bincount(clusters, weights=distances, minlength=k) - within
+            freed = excess[source] / (sizes[source] - 1)
             added = excess / (sizes + 1)
-            added[own] = np.inf
+            added[source] = np.inf
             target = int(added.argmin())
             if freed - added[target] <= noise[row]:
                 continue
-            within[own] -= freed
+            within[source] -= freed
             within[target] += added[target]
-            sizes[own] -= 1
+            sizes[source] -= 1
             sizes[target] += 1
-            home[row] = target
+            clusters[row] = target
             moved = True
         if not moved:
             break
-    return torch.from_numpy(home).to(gram.device)
+    return torch.from_numpy(clusters).to(gram.device)
 
 
-def _assign_to_seeds(gram: Tensor, seeds: Tensor) -> Tensor:
-    k = len(seeds)
-    start = torch.zeros(len(gram), dtype=torch.int64, device=gram.device)
-    own = torch.arange(k, device=gram.device)
-    scale = torch.full((k,), 2.0, dtype=gram.dtype, device=gram.device)
-    labels, _ = _nearest_centre(gram, start, k, [(own, seeds[:, None])], gram.diagonal()[seeds], scale)
-    # A row equal to an earlier seed must still found its own cluster.
-    labels[seeds] = own
-    return labels
-
-
-def kmeans(gram: Tensor, k: int, *, seed: int, restarts: int = 1) -> Tensor:
-    """Run k-means++ and Lloyd ``restarts`` times with seeds seed, seed + 1, ... and keep the least inertia.
+def kmeans(gram: Tensor, k: int, *, seed: int) -> Tensor:
+    """Run k-means++ and then Lloyd.
 
     Returns:
         int64, n, on the device of the Gram, exactly k clusters.
@@ -224,5 +213,11 @@ def kmeans(gram: Tensor, k: int, *, seed: int, restarts: int = 1) -> Tensor:
     Raises:
         ValueError: k outside 1..n, or a Gram that is not finite.
     """
-    runs = (lloyd(gram, _assign_to_seeds(gram, kmeans_plus_plus(gram, k, seed + run)), k) for run in range(restarts))
-    return min(runs, key=lambda labels: inertia(gram, labels))
+    seeds, device = kmeans_plus_plus(gram, k, seed), gram.device
+    clusters = torch.arange(k, device=device)
+    start = torch.zeros(len(gram), dtype=torch.int64, device=device)
+    scale = torch.full((k,), 2.0, dtype=gram.dtype, device=device)
+    labels, _ = _nearest_centre(gram, start, k, [(clusters, seeds[:, None])], gram.diagonal()[seeds], scale)
+    # A row equal to an earlier seed must still found its own cluster.
+    labels[seeds] = clusters
+    return lloyd(gram, labels, k)

@@ -77,8 +77,8 @@ def inertias_of_rows(blocks: Blocks, partitions: Sequence[Tensor]) -> list[float
     for size in sorted(clusters.keys() - {1}):
         stacked = torch.cat([members for _, members in clusters[size]])
         distinct, places = torch.unique(stacked, dim=0, return_inverse=True)
-        found = _row_inertias(blocks, distinct.to(blocks[0].device)).cpu()[places]
-        parts = torch.split(found, [len(members) for _, members in clusters[size]])
+        inertias = _row_inertias(blocks, distinct.to(blocks[0].device)).cpu()[places]
+        parts = torch.split(inertias, [len(members) for _, members in clusters[size]])
         for (partition, _), part in zip(clusters[size], parts, strict=True):
             totals[partition] += float(part.sum())
     return totals

@@ -12,16 +12,16 @@ from llmfold.clustering.ward import ward
 
 
 def cluster_distances(
-    distances: Tensor, k: int, *, method: Method, seed: int = 0, overwrite: bool = False
-) -> Clustering:
-    """Partition n units into k clusters from squared distances that need not come from points in space.
+    distances: Tensor, ks: Sequence[int], *, method: Method, seed: int = 0, overwrite: bool = False
+) -> list[Clustering]:
+    """Partition n units into k clusters, for every k, from squared distances that need not come from points in space.
 
     Ward works on the distances themselves; k-means and Hartigan on their double-centred Gram, whose distances to means
     are the same sums. The spanning-tree bound does not apply, so ``bound`` is None; ``inertia`` is Ward's own sum.
 
     Args:
         distances: n x n symmetric, nonnegative, zero diagonal.
-        k: clusters, from 1 to n.
+        ks: numbers of clusters, from 1 to n; one dendrogram serves all.
         method: as of :func:`llmfold.clustering.cluster`.
         seed: of k-means++.
         overwrite: may destroy ``distances``.
@@ -29,13 +29,6 @@ def cluster_distances(
     Raises:
         ValueError: k outside 1..n, an unknown method, or distances that are negative or not finite.
     """
-    return cluster_distances_at(distances, [k], method=method, seed=seed, overwrite=overwrite)[0]
-
-
-def cluster_distances_at(
-    distances: Tensor, ks: Sequence[int], *, method: Method, seed: int = 0, overwrite: bool = False
-) -> list[Clustering]:
-    """:func:`cluster_distances` at several k, bit for bit, with one dendrogram."""
     if method == "ward":
         dendrogram = ward(distances, min(ks), overwrite=overwrite)
         merges = [len(distances) - k for k in ks]
@@ -45,13 +38,13 @@ def cluster_distances_at(
         ]
     products = (distances - distances.mean(0) - distances.mean(1)[:, None] + distances.mean()).mul_(-0.5)
     if method == "kmeans":
-        labels = [kmeans(products, k, seed=seed) for k in ks]
+        partitions = [kmeans(products, k, seed=seed) for k in ks]
     elif method == "hartigan":
         dendrogram = ward(distances, min(ks), overwrite=overwrite)
-        labels = [hartigan(products, dendrogram.labels(k), k) for k in ks]
+        partitions = [hartigan(products, dendrogram.labels(k), k) for k in ks]
     else:
         raise ValueError(f"method must be ward, kmeans or hartigan, got {method!r}")
     return [
-        Clustering(numbered_by_first_occurrence(found.cpu()), k, max(inertia(products, found), 0.0), None)
-        for k, found in zip(ks, labels, strict=True)
+        Clustering(numbered_by_first_occurrence(labels.cpu()), k, max(inertia(products, labels), 0.0), None)
+        for k, labels in zip(ks, partitions, strict=True)
     ]

@@ -2,17 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llmfold.clustering.blocks import spans
 from llmfold.clustering.device import kernels_for
 from llmfold.clustering.host import Array, host_matrix
 from llmfold.clustering.partition import numbered_by_first_occurrence
 
-_DEVICE_ROWS = 1024
+_REFUSED = "squared distances must be finite and nonnegative"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +54,9 @@ class _Greedy:
     brought up to date in another row when that row is read.
     """
 
-    def __init__(self, cost: Array, weights: Array) -> None:
+    def __init__(self, cost: Array) -> None:
         n = len(cost)
-        self.cost, self.weights = cost, weights
+        self.cost, self.weights = cost, np.ones(n, cost.dtype)
         self.gone = np.zeros(n, cost.dtype)
         self.bound = np.full(n, np.inf, cost.dtype)
         self.neighbour = np.full(n, -1, np.int32)
@@ -116,72 +116,40 @@ class _Greedy:
         return a, b, float(price)
 
 
-def _to_costs(matrix: Array, weights: Array | None) -> None:
-    """Scale squared distances in place by w_a w_b / (w_a + w_b), and refuse what is not finite and nonnegative."""
-    rows = max(1, 2**22 // len(matrix))
-    for start in range(0, len(matrix), rows):
-        part = matrix[start : start + rows]
-        if weights is None:
-            part *= 0.5
-        else:
-            own = weights[start : start + rows, None]
-            part *= own * (weights / (own + weights))
-        if not (part.min() >= 0 and part.max() < np.inf):
-            raise ValueError("squared distances must be finite and nonnegative")
-
-
-def _on_device(
-    kernels: ModuleType, distances: Tensor, merges: int, weights: Tensor | None, overwrite: bool
-) -> tuple[Tensor, Tensor]:
-    """All merges in one launch; returns pairs and costs."""
-    masses = torch.ones(len(distances)) if weights is None else weights.detach()
-    masses = masses.to(distances.device, torch.float32, copy=True)
-    if masses.shape != (len(distances),) or not bool(((masses > 0) & masses.isfinite()).all()):
-        raise ValueError(f"weights must be {len(distances)} positive finite numbers")
-    in_place = overwrite and distances.is_contiguous()
-    costs = distances if in_place else distances.clone(memory_format=torch.contiguous_format)
-    for start in range(0, len(costs), _DEVICE_ROWS):
-        own = masses[start : start + _DEVICE_ROWS, None]
-        costs[start : start + _DEVICE_ROWS] *= own * masses / (own + masses)
-    if not (float(costs.min()) >= 0 and math.isfinite(float(costs.max()))):
-        raise ValueError("squared distances must be finite and nonnegative")
-    found: tuple[Tensor, Tensor] = kernels.merge_greedily(costs, masses, merges)
-    return found
-
-
-def ward(distances: Tensor, k: int, *, weights: Tensor | None = None, overwrite: bool = False) -> Dendrogram:
+def ward(distances: Tensor, k: int, *, overwrite: bool = False) -> Dendrogram:
     """Merge the pair that adds least inertia until k clusters are left (Ward 1963, Lance and Williams 1967).
 
-    Joining clusters a and b of weights w adds w_a w_b / (w_a + w_b) times the squared distance of their means. Equal
-    costs go to the lowest rows. Each merge is a few passes over one row: on the host, or for float32 on CUDA in a
-    Triton kernel that does all merges in one launch.
+    Joining clusters a and b of m_a and m_b rows adds m_a m_b / (m_a + m_b) times the squared distance of their means.
+    Equal costs go to the lowest rows. Each merge is a few passes over one row: on the host, or for float32 on CUDA in
+    a Triton kernel that does all merges in one launch.
 
     Args:
         distances: n x n symmetric squared distances, floating point; float16 and bfloat16 are widened.
         k: clusters to leave.
-        weights: n positive masses; 1 each when left out.
         overwrite: may destroy ``distances`` instead of copying it (float32 or float64).
 
     Raises:
-        ValueError: k outside 1..n, distances that are negative or not finite, weights that are not positive and finite.
+        ValueError: k outside 1..n, or distances that are negative or not finite.
     """
     n, kernels = len(distances), kernels_for(distances)
     if kernels is not None and distances.dtype == torch.float32 and distances.shape == (n, n) and 1 <= k <= n:
-        pairs, costs = _on_device(kernels, distances, n - k, weights, overwrite)
-        return Dendrogram(n=n, pairs=pairs, costs=costs.double())
+        in_place = overwrite and distances.is_contiguous()
+        costs = distances if in_place else distances.clone(memory_format=torch.contiguous_format)
+        costs *= 0.5
+        if not (float(costs.min()) >= 0 and math.isfinite(float(costs.max()))):
+            raise ValueError(_REFUSED)
+        pairs, costs = kernels.merge_greedily(costs, torch.ones(n, device=costs.device), n - k)
+        return Dendrogram(n, pairs, costs.double())
     matrix = host_matrix(distances)
     if not 1 <= k <= n:
         raise ValueError(f"k must be from 1 to {n}, got {k}")
     if not overwrite:
         matrix = matrix.copy()
-    masses = None if weights is None else weights.detach().to("cpu", torch.float64).numpy().astype(matrix.dtype)
-    if masses is not None and (masses.shape != (n,) or not (masses.min() > 0 and masses.max() < np.inf)):
-        raise ValueError(f"weights must be {n} positive finite numbers")
-    _to_costs(matrix, masses)
-    greedy = _Greedy(matrix, np.ones(n, matrix.dtype) if masses is None else masses)
+    for rows in spans(n, max(1, 2**22 // n)):
+        matrix[rows] *= 0.5
+        if not (matrix[rows].min() >= 0 and matrix[rows].max() < np.inf):
+            raise ValueError(_REFUSED)
+    greedy = _Greedy(matrix)
     merges = [greedy.merge() for _ in range(n - k)]
-    return Dendrogram(
-        n=n,
-        pairs=torch.tensor([merge[:2] for merge in merges], dtype=torch.int64).view(-1, 2),
-        costs=torch.tensor([merge[2] for merge in merges], dtype=torch.float64),
-    )
+    pairs = torch.tensor([merge[:2] for merge in merges], dtype=torch.int64).view(-1, 2)
+    return Dendrogram(n, pairs, torch.tensor([merge[2] for merge in merges], dtype=torch.float64))

@@ -111,14 +111,14 @@ def read_target(options: dict[str, Any]) -> "Target | None":
 
 def _fold_or_plan(options: dict[str, Any]) -> None:
     from llmfold.errors import UsageError
-    from llmfold.runtime.launch import leads
+    from llmfold.runtime.launch import is_main
 
     configs, target = read_configs(options), read_target(options)
     if target and len(configs) > 1:
         raise UsageError("--push-to-hub pushes one result: pass one --ratio, or push each folder with llmfold push")
     if "dry_run" not in options:
-        _fold(configs, target, quiet=options.get("quiet", False) or not leads())
-    elif leads():
+        _fold(configs, target, quiet=options.get("quiet", False) or not is_main())
+    elif is_main():
         _plan(configs)
 
 
@@ -145,7 +145,7 @@ def _plan(configs: "list[FoldConfig]") -> None:
 def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) -> None:
     from llmfold.report.console import print_table
     from llmfold.report.terminal import plan_table, report_table
-    from llmfold.runtime.launch import launched, leads
+    from llmfold.runtime.launch import is_main, world_size
 
     def announce(plan: "FoldPlan") -> None:
         print_table(plan_table(plan))
@@ -156,8 +156,8 @@ def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) 
         check_login(target)
     if not quiet:
         _show_plans(configs)
-        if launched() > 1 and not configs[0].independent:
-            others = launched() - 1
+        if world_size() > 1 and not configs[0].independent:
+            others = world_size() - 1
             print_table(f"--method {configs[0].method} goes from layer to layer in one process; {others} more wait")
         if configs[0].measures:
             print_table("measuring where to remove what …")
@@ -169,7 +169,7 @@ def _fold(configs: "list[FoldConfig]", target: "Target | None", *, quiet: bool) 
         if not quiet:
             print_table("")
             print_table(report_table(report))
-    if target and leads():
+    if target and is_main():
         from llmfold.hub.push import push
 
         address = push(reports[0].output, target, quiet=quiet)

@@ -116,7 +116,7 @@ def _words(folder: Path, vocabulary: int) -> tuple[tuple[int, ...], tuple[int, .
     except Exception:  # a checkpoint may come without a tokenizer, or with one that lacks its own packages
         return (), ()
     marked = {i: t[1:] for i, t in enumerate(tokens) if t and t[0] in _WORD_MARKS}
-    found = {i: word for i, word in marked.items() if word.isascii() and word.isalpha()}
-    words = [word for word in found.values() if word[0].isupper()]
-    first = (ids[0] for ids in tokenizer(words, add_special_tokens=False).input_ids) if words else ()
-    return tuple(token for token in first if token < vocabulary), tuple(found)
+    words = {i: word for i, word in marked.items() if word.isascii() and word.isalpha()}
+    capitalised = [word for word in words.values() if word[0].isupper()]
+    first = (ids[0] for ids in tokenizer(capitalised, add_special_tokens=False).input_ids) if capitalised else ()
+    return tuple(token for token in first if token < vocabulary), tuple(words)

@@ -17,7 +17,6 @@ from transformers.cache_utils import DynamicLayer
 from llmfold.data.beginnings import PLAIN, UNSET, Beginnings, Mixture, starts
 from llmfold.data.tokens import TokenBudget, input_device
 from llmfold.errors import CheckpointError
-from llmfold.models.casting import load_model
 from llmfold.runtime.hidden_states import mapped_tensor
 from llmfold.runtime.limits import CACHE_BYTES
 from llmfold.runtime.seeding import seeded
@@ -61,27 +60,6 @@ def cache_bytes(config: Any, length: int) -> int:
     """Key/value cache of one document, counted in float32."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * 4 * config.num_hidden_layers * config.num_key_value_heads * head_dim * length)
-
-
-def sample_tokens(
-    folder: Path, sampling: Sampling, device: torch.device, dtype: torch.dtype = torch.float32, **loading: Any
-) -> Tensor:
-    """Sample all sequences of a budget in this process.
-
-    Args:
-        folder: the checkpoint.
-        sampling: what to sample.
-        device: where the model is held.
-        dtype: what it computes in.
-        loading: further arguments of :func:`llmfold.models.casting.load_model`, e.g. ``device_map`` and ``max_memory``.
-
-    Returns:
-        (sequences, length) int64 on the CPU.
-
-    Raises:
-        CheckpointError: the model computes NaN or infinity, or nothing says how a document begins.
-    """
-    return Sampler(folder, load_model(folder, dtype, device, **loading)).sequences(sampling)
 
 
 class Sampler:

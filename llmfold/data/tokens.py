@@ -85,7 +85,7 @@ def token_budget(config: FoldConfig, shape: ModelShape) -> TokenBudget:
     return TokenBudget.sampled(sequences, length, shape.positions, documents=BATCH)
 
 
-def resolved(config: FoldConfig, shape: ModelShape) -> FoldConfig:
+def resolve_effort(config: FoldConfig, shape: ModelShape) -> FoldConfig:
     """The same options with the numbers that its effort stands for; raises UsageError as :func:`token_budget`."""
     values: dict[str, Any] = {}
     if config.uses("num_samples"):
@@ -106,8 +106,8 @@ def input_device(model: Any) -> torch.device:
     return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
 
-def quality(tokens: Tensor) -> dict[str, float]:
-    """How text-like sampled tokens are.
+def token_statistics(tokens: Tensor) -> dict[str, float]:
+    """Statistics of (sequences, length) token ids that tell text from a loop.
 
     Returns:
         ``distinct``: different tokens over all tokens; ``repeated_4grams``: fraction of 4-grams that stood before in
@@ -121,12 +121,12 @@ def quality(tokens: Tensor) -> dict[str, float]:
     return {"distinct": len(torch.unique(tokens)) / tokens.numel(), "repeated_4grams": repeated / max(total, 1)}
 
 
-def doubt(found: dict[str, float]) -> str | None:
-    """A sentence of warning where sampled tokens look like a loop rather than text."""
-    if found["repeated_4grams"] <= LOOPING:
+def loop_warning(statistics: dict[str, float]) -> str | None:
+    """A warning where the statistics of :func:`token_statistics` look like a loop rather than text, else None."""
+    if statistics["repeated_4grams"] <= LOOPING:
         return None
     return (
-        f"{found['repeated_4grams']:.0%} of the sampled 4-grams repeat: the model falls into loops, and what was "
+        f"{statistics['repeated_4grams']:.0%} of the sampled 4-grams repeat: the model falls into loops, and what was "
         "measured on its own text may not hold elsewhere; try --method weights, or --method calibrated with your text"
     )
 
@@ -159,23 +159,23 @@ def text_tokens(folder: Path, text: str, budget: TokenBudget, origin: str) -> Te
     return torch.tensor(stream[:wanted]).view(budget.sequences, budget.length)
 
 
-def stored(path: Path, make: Callable[[], Tensor]) -> Tensor:
+def stored_tokens(path: Path, make: Callable[[], Tensor]) -> Tensor:
     """Tokens from ``path``; made and stored there if they are not yet."""
     stored_array(path, lambda: make().numpy().astype(np.int32))
-    return load(path)
+    return load_tokens(path)
 
 
-def load(path: Path) -> Tensor:
+def load_tokens(path: Path) -> Tensor:
     """Stored tokens, int64."""
     return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64))
 
 
-def digest(tokens: Tensor) -> str:
+def tokens_sha256(tokens: Tensor) -> str:
     """SHA-256 of the tokens as int32, which names them."""
     return hashlib.sha256(tokens.numpy().astype(np.int32).tobytes()).hexdigest()
 
 
-def embedded(checkpoint: Checkpoint, tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
+def embed(checkpoint: Checkpoint, tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
     """Hidden states before the first layer, in chunks of ``CHUNK`` sequences."""
     table = checkpoint.read(embedding_name(checkpoint.tensors), check_finite=False)
     for part in chunks(len(tokens)):

@@ -11,7 +11,7 @@ from accelerate.utils import find_executable_batch_size
 
 from llmfold.checkpoint import Checkpoint, Source
 from llmfold.checkpoint.locate import locate, public_name
-from llmfold.data.tokens import digest
+from llmfold.data.tokens import tokens_sha256
 from llmfold.environment import versions
 from llmfold.errors import LlmfoldError
 from llmfold.evaluation.cache import ResultCache, cache_key
@@ -86,7 +86,7 @@ class _Run:
         tokens = settings.fidelity_tokens if self.dense else 0
         if windows is None and not tokens:
             return
-        cut = windows and [windows.protocol, digest(windows.tokens)]
+        cut = windows and [windows.protocol, tokens_sha256(windows.tokens)]
         key = self._key("judge", [cut, tokens], self.source, self.dense)
         result = self.results.get(key, lambda: self._compare(windows, tokens))
         perplexities = {name: Perplexity(**value) for name, value in result["perplexity"].items()}

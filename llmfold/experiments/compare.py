@@ -12,10 +12,10 @@ from typing import Any
 from llmfold.api import fold
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.locate import locate, public_name
-from llmfold.checkpoint.lock import FileLock
+from llmfold.checkpoint.lock import acquire_lock, release_lock
 from llmfold.config import FoldConfig
 from llmfold.data.texts import read_text
-from llmfold.data.tokens import digest, resolved
+from llmfold.data.tokens import resolve_effort, tokens_sha256
 from llmfold.environment import machine_words, versions
 from llmfold.errors import LlmfoldError, OutputError
 from llmfold.evaluation import fidelity
@@ -68,11 +68,11 @@ def compare(settings: Settings, notify: Notify = lambda _: None, *, debug: bool 
     except OSError as error:
         raise OutputError(f"{settings.output} cannot be created: {error.strerror}") from error
     busy = f"another comparison is writing {settings.output}: wait for it, or choose another output"
-    lock = FileLock.acquire(settings.output / ".lock", busy)
+    lock = acquire_lock(settings.output / ".lock", busy)
     try:
         return _Comparing(settings, notify, debug).run()
     finally:
-        lock.release()
+        release_lock(lock)
 
 
 class _Comparing:
@@ -172,14 +172,14 @@ class _Comparing:
         tokens = self.windows.tokens
         return cache_key(
             self.checkpoint.fingerprint(),
-            digest(tokens),
+            tokens_sha256(tokens),
             [self.text.name, *tokens.shape, self.windows.stride, self.loading.words, str(self.loading.device)],
             [self.settings.fidelity_tokens, fidelity.LENGTH, fidelity.SEED],
             {name: versions()[name] for name in _DECIDING},
         )
 
     def _key(self, config: FoldConfig) -> str:
-        work = {**resolved(config, self.shape).work(), "model": None}
+        work = {**resolve_effort(config, self.shape).work(), "model": None}
         if config.data is not None:
             path = Path(config.data).expanduser()
             work["data"] = [public_file(config.data), file_sha256(path) if path.is_file() else None]

@@ -38,6 +38,7 @@ class HeadGroups:
     qk_norm: bool = False
 
     def __len__(self) -> int:
+        """Number of groups."""
         return self.k.shape[0]
 
     def squared_norms(self) -> Tensor:
@@ -127,10 +128,11 @@ class PairwiseAligner:
         """
         r = self.shape[1]
         if r <= _EXHAUSTIVE:
-            found = (self._solve(a, b, torch.tensor(heads)) for heads in itertools.permutations(range(r)))
-            return max(found, key=lambda alignment: alignment.gain)
-        starts = [torch.arange(r), self._invariant_matching(a, b)]
-        return max((self._refine(a, b, start) for start in starts), key=lambda found: found.gain)
+            alignments = (self._solve(a, b, torch.tensor(heads)) for heads in itertools.permutations(range(r)))
+        else:
+            starts = (torch.arange(r), self._invariant_matching(a, b))
+            alignments = (self._refine(a, b, start) for start in starts)
+        return max(alignments, key=lambda alignment: alignment.gain)
 
     def distances(self) -> Tensor:
         """(G, G) squared distances after alignment, symmetric, zero diagonal, on the CPU."""
@@ -148,22 +150,22 @@ class PairwiseAligner:
             matched = self._match(a, b, best)
             if torch.equal(matched, best.heads):
                 break
-            found = self._solve(a, b, matched)
-            if found.gain <= best.gain:
+            alignment = self._solve(a, b, matched)
+            if alignment.gain <= best.gain:
                 break
-            best = found
+            best = alignment
         return best
 
     def _solve(self, a: int, b: int, heads: Tensor) -> Alignment:
         """Best rotations for a given matching of heads."""
-        own = torch.arange(len(heads))
-        turn = self._kk[a, b] + self._qq[a, own, b, heads].sum(0)
+        heads_of_a = torch.arange(len(heads))
+        turn = self._kk[a, b] + self._qq[a, heads_of_a, b, heads].sum(0)
         if self.groups.qk_norm:
             angles = (turn.real < 0) * torch.full_like(turn.real, torch.pi)
             rope_gain = turn.real.abs().sum()
         else:
             angles, rope_gain = -turn.angle(), turn.abs().sum()
-        cross = self._vv[a, :, b] + self._oo[a, own, :, b, heads].sum(0)
+        cross = self._vv[a, :, b] + self._oo[a, heads_of_a, :, b, heads].sum(0)
         left, values, right = torch.linalg.svd(cross)
         return Alignment(heads, angles, left @ right, float(rope_gain + values.sum()))
 
@@ -176,16 +178,15 @@ class PairwiseAligner:
 
     def _invariant_matching(self, a: int, b: int) -> Tensor:
         """Matching by inner products that no gauge can change: of the heads' QK circuits and of their OV circuits."""
-        circuits = (self._qq[a, :, b] * self._kk[a, b].conj()).real.sum(-1)
-        outputs = torch.einsum("jxly,xy->jl", self._oo[a, :, :, b], self._vv[a, :, b])
-        scales = [(self._own(x, a) * self._own(x, b)).sqrt().clamp_min(_TINY) for x in (True, False)]
-        return _assign(circuits / scales[0] + outputs / scales[1])
+        norms = [[c.diagonal().mean() for c in self._circuits(group, group)] for group in (a, b)]
+        scales = [(of_a * of_b).sqrt().clamp_min(_TINY) for of_a, of_b in zip(*norms, strict=True)]
+        query_key, output_value = self._circuits(a, b)
+        return _assign(query_key / scales[0] + output_value / scales[1])
 
-    def _own(self, query_key: bool, group: int) -> Tensor:
-        if query_key:
-            return (self._qq[group, :, group] * self._kk[group, group].conj()).real.sum(-1).diagonal().mean()
-        own = torch.einsum("jxly,xy->jl", self._oo[group, :, :, group], self._vv[group, :, group])
-        return own.diagonal().mean()
+    def _circuits(self, a: int, b: int) -> tuple[Tensor, Tensor]:
+        """(r, r) inner products of the QK circuits, and of the OV circuits, of the heads of two groups."""
+        query_key = (self._qq[a, :, b] * self._kk[a, b].conj()).real.sum(-1)
+        return query_key, torch.einsum("jxly,xy->jl", self._oo[a, :, :, b], self._vv[a, :, b])
 
     def turn(self, b: int, alignment: Alignment) -> HeadGroups:
         """Group ``b`` alone, turned by an alignment."""

@@ -101,15 +101,11 @@ def merge_neurons(
         The MLP's tensors of width k, same dtypes; a neuron that stands alone keeps its bits.
     """
     inverse = None if factors is None else 1 / factors
-    merged: dict[Role, Tensor] = {}
-    for role in ("gate", "gate_bias"):
-        if role in weights:
-            merged[role] = merge_rows(weights[role], groups, mean=True)
-    for role in ("up", "up_bias"):
-        if role in weights:
-            rows = merge_rows(weights[role], groups, mean=True, scale=factors)
-            merged[role] = rows if scale is None else scale_rows(rows, groups, scale)
+    merged = dict(weights)  # the bias of the down projection stays
+    for role in merged.keys() & {"gate", "gate_bias"}:
+        merged[role] = merge_rows(weights[role], groups, mean=True)
+    for role in merged.keys() & {"up", "up_bias"}:
+        rows = merge_rows(weights[role], groups, mean=True, scale=factors)
+        merged[role] = rows if scale is None else scale_rows(rows, groups, scale)
     merged["down"] = merge_rows(weights["down"].T, groups, mean=False, scale=inverse).T.contiguous()
-    if "down_bias" in weights:
-        merged["down_bias"] = weights["down_bias"]
     return merged

@@ -16,7 +16,7 @@ from llmfold.models import LayerShape, ModelShape, Role
 from llmfold.planning import FoldPlan, Sensitivities
 from llmfold.planning.cost import Cost, Stage
 from llmfold.runtime.hidden_states import STATE_FOLDER
-from llmfold.runtime.reduction import Team
+from llmfold.runtime.reduction import OrderedReduce
 
 Weights = Mapping[Role, Tensor]
 ReadLayer = Callable[[int], dict[Role, Tensor]]
@@ -45,7 +45,7 @@ class FoldContext:
     shape: ModelShape
     work: Path
     device: torch.device
-    team: Team = field(default_factory=Team)
+    team: OrderedReduce = field(default_factory=OrderedReduce)
 
     @property
     def states(self) -> Path:

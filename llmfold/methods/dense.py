@@ -18,7 +18,7 @@ from llmfold.methods.base import ReadLayer, Weights
 from llmfold.models import LayerShape, ModelShape, Role
 from llmfold.models.forward import ForwardContext, attention_block, attention_heads, mlp_block, mlp_neurons, rms_norm
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, mapped, read, write
-from llmfold.runtime.reduction import Team
+from llmfold.runtime.reduction import OrderedReduce
 from llmfold.runtime.seeding import seeded
 
 _DIGITS = 5
@@ -45,7 +45,7 @@ class Measurement:
         work: folder for the states.
         device: where to compute.
         team: the processes that share them.
-        shuffle_seed: of a population, whose members meet new random neighbours in every layer; None of sequences.
+        shuffle_seed: of a population, whose members meet new random local_world_size in every layer; None of sequences.
     """
 
     context: ForwardContext
@@ -53,7 +53,7 @@ class Measurement:
     size: tuple[int, int]
     work: Path
     device: torch.device
-    team: Team = field(default_factory=Team)
+    team: OrderedReduce = field(default_factory=OrderedReduce)
     shuffle_seed: int | None = None
 
     @property
@@ -85,7 +85,7 @@ class Measurement:
                     write(states, part, hidden)
             return states
 
-        return self.team.made(make)
+        return self.team.create_or_open(make)
 
     def order(self, index: int) -> np.ndarray | None:
         """Permutation of all rows before layer ``index``, or None."""
@@ -197,7 +197,7 @@ class DenseStates:
         for index in range(self._next, layers[-1] + 1):
             self._drop(min(layers[0], index))
             for name in (_between(index), _before(index + 1)):
-                self._held[name] = team.made(partial(measurement.states, name))
+                self._held[name] = team.create_or_open(partial(measurement.states, name))
             inputs = self.around(index, measurement.wide(read_layer(index)))
             team.each(list(chunks(measurement.size[0], chunk)), inputs.forward)
         self._next = layers[-1] + 1
@@ -218,7 +218,7 @@ class DenseStates:
         """Drop the states of all layers before one."""
         for name in [name for name in self._held if int(name[:_DIGITS]) < first_kept]:
             del self._held[name]
-            if self.measurement.team.leads:
+            if self.measurement.team.is_main:
                 self.measurement.path(name).unlink(missing_ok=True)
 
 

@@ -48,8 +48,8 @@ class GradientPasses:
     def forward(self, stage: str, chunk: int = CHUNK) -> None:
         """Fill the states before every layer and after the last, ``chunk`` sequences at once."""
         measurement, team = self._measurement, self._measurement.team
-        self._states = team.made(self._create)
-        if team.leads:
+        self._states = team.create_or_open(self._create)
+        if team.is_main:
             for part, hidden in zip(chunks(self._sequences), measurement.start(), strict=False):
                 write(self._states[0], part, hidden[: part.stop - part.start])
         team.wait()
@@ -71,7 +71,7 @@ class GradientPasses:
         team, parts = self._measurement.team, list(chunks(self._sequences, chunk))
         for index in reversed(range(self._layers)):
             weights, sums = self._load(index, stage), list[Tensor]()
-            for terms in team.in_order(parts, partial(self._back, index, weights, differentiate)):
+            for terms in team.map_in_order(parts, partial(self._back, index, weights, differentiate)):
                 sums = sums or [torch.zeros_like(term) for term in terms]
                 for total, term in zip(sums, terms, strict=True):
                     total += term
@@ -110,5 +110,5 @@ class GradientPasses:
         return tuple(terms)
 
     def _drop(self, index: int) -> None:
-        if self._measurement.team.leads:
+        if self._measurement.team.is_main:
             self._path(index).unlink()

@@ -25,7 +25,7 @@ from llmfold.models.casting import load_model
 from llmfold.models.forward import forward_context
 from llmfold.runtime.devices import compute_dtype
 from llmfold.runtime.hidden_states import STATE_FOLDER
-from llmfold.runtime.launch import neighbours
+from llmfold.runtime.launch import local_world_size
 from llmfold.runtime.limits import available_memory, room
 
 BATCH_FOLDER = f"{STATE_FOLDER}/tokens"
@@ -61,21 +61,21 @@ def token_source(context: FoldContext, notify: Notify) -> TokenSource:
     else:
         notify("reading calibration text")
         make, data = lambda: _calibration(context, budget), f"outside text: {Path(str(context.config.data)).name}"
-    tokens = tk.stored(context.work / tk.TOKENS_FILE, make)
+    tokens = tk.stored_tokens(context.work / tk.TOKENS_FILE, make)
     shutil.rmtree(context.work / BATCH_FOLDER, ignore_errors=True)
-    quality = tk.quality(tokens)
+    quality = tk.token_statistics(tokens)
     facts = {
         "data": data,
         "sequences": budget.sequences,
         "sequence_length": budget.length,
         "documents": budget.documents if sampled else None,
-        "tokens_sha256": tk.digest(tokens),
+        "tokens_sha256": tk.tokens_sha256(tokens),
         "token_quality": quality,
-        "warning": tk.doubt(quality) if sampled else None,
+        "warning": tk.loop_warning(quality) if sampled else None,
     }
     measurement = Measurement(
         forward_context(checkpoint.config, shape),
-        lambda: tk.embedded(checkpoint, tokens, context.device),
+        lambda: tk.embed(checkpoint, tokens, context.device),
         (budget.sequences, budget.length),
         context.work,
         context.device,
@@ -108,14 +108,14 @@ def sample_batches(
     offload = context.work / f"offload-{mine[0]}"
     cache = max(map(len, batches)) * cache_bytes(stock_config(context.checkpoint.config), length)
     try:
-        loading, caches = _placement(context, cache, min(len(batches), neighbours()), offload)
+        loading, caches = _placement(context, cache, min(len(batches), local_world_size()), offload)
         model = load_model(context.checkpoint.folder, _dtype(context), context.device, **loading)
         if caches is not None:
             caches.mkdir(parents=True, exist_ok=True)
         sampler = Sampler(context.checkpoint.folder, model, caches)
         for index in missing:
             sample = partial(sampler.sample, sampling, index, batches[index], count_tokens)
-            tk.stored(_batch_path(context, index), sample)
+            tk.stored_tokens(_batch_path(context, index), sample)
     finally:
         shutil.rmtree(offload, ignore_errors=True)
 
@@ -124,7 +124,9 @@ def _sampled(context: FoldContext, notify: Notify) -> Tensor:
     """All batches in one, sampled here where no process has sampled them yet."""
     sample_batches(context, notify)
     sampling, batches = _batches(context)
-    return sampling.budget.cut(torch.cat([tk.load(_batch_path(context, index)) for index in range(len(batches))]))
+    return sampling.budget.cut(
+        torch.cat([tk.load_tokens(_batch_path(context, index)) for index in range(len(batches))])
+    )
 
 
 def _batches(context: FoldContext) -> tuple[Sampling, list[range]]:

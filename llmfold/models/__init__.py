@@ -1,49 +1,21 @@
-"""Model families as data. A new family is one short file and one entry in the registry."""
+"""Model families as data: a family that works as Llama does is one entry in families.py."""
 
-from llmfold.models.base import (
-    ATTENTION_ROLES,
-    EMBEDDING,
-    FINAL_NORM,
-    HEAD,
-    MLP_ROLES,
-    Architecture,
-    LayerShape,
-    ModelShape,
-    Role,
-    embedding_name,
-    head_name,
-    tensor_name,
-)
-from llmfold.models.registry import (
-    ARCHITECTURES,
-    architecture_of,
-    check_tensors,
-    count_parameters,
-    expected_tensors,
-    register_architecture,
-    shape_of,
-    stock_config,
-)
-
-__all__ = [
-    "ARCHITECTURES",
-    "ATTENTION_ROLES",
-    "EMBEDDING",
-    "FINAL_NORM",
-    "HEAD",
-    "MLP_ROLES",
-    "Architecture",
-    "LayerShape",
-    "ModelShape",
-    "Role",
-    "architecture_of",
-    "check_tensors",
-    "count_parameters",
-    "embedding_name",
-    "expected_tensors",
-    "head_name",
-    "register_architecture",
-    "shape_of",
-    "stock_config",
-    "tensor_name",
-]
+from llmfold.models.base import ATTENTION_ROLES as ATTENTION_ROLES
+from llmfold.models.base import EMBEDDING as EMBEDDING
+from llmfold.models.base import FINAL_NORM as FINAL_NORM
+from llmfold.models.base import HEAD as HEAD
+from llmfold.models.base import MLP_ROLES as MLP_ROLES
+from llmfold.models.base import Architecture as Architecture
+from llmfold.models.base import LayerShape as LayerShape
+from llmfold.models.base import ModelShape as ModelShape
+from llmfold.models.base import Role as Role
+from llmfold.models.base import embedding_name as embedding_name
+from llmfold.models.base import head_name as head_name
+from llmfold.models.base import tensor_name as tensor_name
+from llmfold.models.registry import ARCHITECTURES as ARCHITECTURES
+from llmfold.models.registry import architecture_of as architecture_of
+from llmfold.models.registry import check_tensors as check_tensors
+from llmfold.models.registry import expected_tensors as expected_tensors
+from llmfold.models.registry import register_architecture as register_architecture
+from llmfold.models.registry import shape_of as shape_of
+from llmfold.models.registry import stock_config as stock_config

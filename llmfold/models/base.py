@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 Role = str
-"""Short name of a tensor inside a decoder layer, e.g. ``"q"``, ``"q_bias"``, ``"gate"``, ``"post_norm"``."""
+"""Short name of a tensor in a decoder layer, e.g. ``"q"``, ``"q_bias"``; ``"post_norm"`` is the norm before the MLP."""
 
 ROLE_NAMES: dict[Role, str] = {
     "input_norm": "input_layernorm.weight",
@@ -51,6 +51,10 @@ class Architecture:
     def causal_lm(self) -> str:
         """Name of the transformers class, e.g. ``LlamaForCausalLM``."""
         return f"{self.prefix}ForCausalLM"
+
+    def allows_heads(self, hidden: int, *heads: int) -> bool:
+        """Whether a stock config with this hidden size can hold each of these query head counts."""
+        return not self.heads_divide_hidden or not any(hidden % count for count in heads)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardCont
         raise CheckpointError(f"rope_type {rope['rope_type']!r} in config.json is not supported; supported are {known}")
     else:
         frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](stock, torch.device("cpu"))
-    windows = _windows(stock, len(shape.layers)) if hasattr(stock, "sliding_window") else (None,) * len(shape.layers)
+    windows = _windows(stock, len(shape.layers))
     return ForwardContext(shape, stock.rms_norm_eps, ACT2FN[stock.hidden_act], frequencies, float(scale), windows)
 
 

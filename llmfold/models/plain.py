@@ -9,28 +9,16 @@ _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROPE_TYPES = ("default", "llama3")
 
 
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    """A check for values of exactly these types, so that True is no number."""
+    return lambda value: type(value) in kinds
+
+
+_flag, _number, _text, _token = _is(bool), _is(int, float), _is(str), _is(int, type(None))
+
+
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _maybe_count(value: Any) -> bool:
-    return value is None or _count(value)
-
-
-def _token(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+    return type(value) is int and value > 0
 
 
 def _tokens(value: Any) -> bool:
@@ -45,17 +33,15 @@ def _rope(value: Any) -> bool:
     return all(_number(number) for name, number in value.items() if name != "rope_type")
 
 
+_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "use_sliding_window", "is_llama_config")
+_NUMBERS = ("rms_norm_eps", "rope_theta", "initializer_range", "attention_dropout", "max_window_layers")
 _KNOWN: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys((*_SIZES, "vocab_size", "max_position_embeddings", "pretraining_tp"), _count),
-    **dict.fromkeys(
-        ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "use_sliding_window", "is_llama_config"),
-        _flag,
-    ),
-    **dict.fromkeys(("rms_norm_eps", "rope_theta", "initializer_range", "attention_dropout"), _number),
+    **dict.fromkeys(_FLAGS, _flag),
+    **dict.fromkeys(_NUMBERS, _number),
     **dict.fromkeys(("model_type", "transformers_version", "dtype", "torch_dtype", "_model_name_or_path"), _text),
-    **dict.fromkeys(("head_dim", "sliding_window"), _maybe_count),
+    **dict.fromkeys(("head_dim", "sliding_window"), lambda value: value is None or _count(value)),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), _rope),
-    "max_window_layers": _number,
     **dict.fromkeys(("bos_token_id", "pad_token_id", "unk_token_id"), _token),
     "eos_token_id": _tokens,
     "architectures": lambda value: isinstance(value, list) and all(map(_text, value)),

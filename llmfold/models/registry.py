@@ -1,22 +1,19 @@
 """From a config.json to a validated :class:`ModelShape`."""
 
-import math
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from llmfold.errors import CheckpointError
 from llmfold.models.base import EMBEDDING, FINAL_NORM, HEAD, Architecture, LayerShape, ModelShape, tensor_name
-from llmfold.models.families.llama import LLAMA
-from llmfold.models.families.mistral import MISTRAL
-from llmfold.models.families.qwen2 import QWEN2
-from llmfold.models.families.qwen3 import QWEN3
+from llmfold.models.families import FAMILIES
 from llmfold.models.plain import plain_settings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+_WIDTH_KEYS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
+ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in FAMILIES}
 
 
 def register_architecture(architecture: Architecture) -> None:
@@ -75,11 +72,7 @@ def _flag(config: "PretrainedConfig | SimpleNamespace", key: bool | str) -> bool
 
 
 def _layer_shape(widths: Mapping[str, Any], index: int) -> LayerShape:
-    layer = LayerShape(
-        _positive(widths["intermediate_size"], "intermediate_size"),
-        _positive(widths["num_attention_heads"], "num_attention_heads"),
-        _positive(widths["num_key_value_heads"], "num_key_value_heads"),
-    )
+    layer = LayerShape(*(_positive(widths[key], key) for key in _WIDTH_KEYS))
     if layer.heads % layer.kv_heads:
         raise CheckpointError(
             f"layer {index}: {layer.heads} query heads in config.json are not a multiple of {layer.kv_heads} KV heads"
@@ -87,7 +80,7 @@ def _layer_shape(widths: Mapping[str, Any], index: int) -> LayerShape:
     return layer
 
 
-def _per_layer(overrides: Any, count: int, known: tuple[str, ...]) -> dict[int, Mapping[str, Any]]:
+def _per_layer(overrides: Any, count: int) -> dict[int, Mapping[str, Any]]:
     """Widths by layer index; transformers pads the indices with zeros when it saves ten layers and more."""
     if not isinstance(overrides, Mapping) or not all(isinstance(o, Mapping) for o in overrides.values()):
         raise CheckpointError("per_layer_config in config.json does not map layers to {intermediate_size: …}")
@@ -98,10 +91,11 @@ def _per_layer(overrides: Any, count: int, known: tuple[str, ...]) -> dict[int, 
             raise CheckpointError(
                 f"per_layer_config in config.json names layer {key}, but the model has {count} layers"
             )
-        unknown = sorted(set(map(str, override)) - set(known))
+        unknown = sorted(set(map(str, override)) - set(_WIDTH_KEYS))
         if unknown:
             raise CheckpointError(
-                f"per_layer_config in config.json changes {unknown[0]} of layer {key}; supported are {', '.join(known)}"
+                f"per_layer_config in config.json changes {unknown[0]} of layer {key}; "
+                f"supported are {', '.join(_WIDTH_KEYS)}"
             )
         widths[index] = override
     return widths
@@ -117,13 +111,9 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     stock = plain_settings(config) or stock_config(config)
     hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
-    common = {
-        "intermediate_size": stock.intermediate_size,
-        "num_attention_heads": heads,
-        "num_key_value_heads": stock.num_key_value_heads or heads,
-    }
+    common = dict(zip(_WIDTH_KEYS, (stock.intermediate_size, heads, stock.num_key_value_heads or heads), strict=True))
     count = _positive(stock.num_hidden_layers, "num_hidden_layers")
-    overrides = _per_layer(config.get("per_layer_config") or {}, count, tuple(common))
+    overrides = _per_layer(config.get("per_layer_config") or {}, count)
     return ModelShape(
         architecture=architecture,
         hidden=hidden,
@@ -149,30 +139,24 @@ def expected_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-def check_tensors(shape: ModelShape, found: Mapping[str, tuple[int, ...]]) -> None:
+def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> None:
     """Check the tensors of a checkpoint against its config. Tied embeddings may be stored under either name or both.
 
     Raises:
         CheckpointError: naming the first tensor that is missing, of the wrong shape, or unknown.
     """
     expected = expected_tensors(shape)
-    if shape.tied and HEAD in found:
+    if shape.tied and HEAD in stored:
         expected[HEAD] = expected[EMBEDDING]
-        if EMBEDDING not in found:
+        if EMBEDDING not in stored:
             del expected[EMBEDDING]
     for name, size in expected.items():
-        if name not in found:
+        if name not in stored:
             raise CheckpointError(f"tensor {name} is missing from the checkpoint; the download may be incomplete")
-        if tuple(found[name]) != size:
-            raise CheckpointError(f"tensor {name} has shape {list(found[name])} but config.json implies {list(size)}")
-    unknown = sorted(set(found) - set(expected))
+        if tuple(stored[name]) != size:
+            raise CheckpointError(f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}")
+    unknown = sorted(set(stored) - set(expected))
     if unknown:
         raise CheckpointError(
             f"tensor {unknown[0]} is not part of {shape.architecture.causal_lm}; llmfold will not guess what it does"
         )
-
-
-def count_parameters(tensors: Mapping[str, tuple[int, ...]], *, tied: bool) -> int:
-    """Parameters of a set of named shapes, a tied head counted once."""
-    both = tied and EMBEDDING in tensors and HEAD in tensors
-    return sum(math.prod(size) for name, size in tensors.items() if not (both and name == HEAD))

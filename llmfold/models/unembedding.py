@@ -16,7 +16,7 @@ _ROWS = 512
 
 
 @dataclass(frozen=True)
-class Output:
+class LMHead:
     """Final gain (d,) float32 and unembedding (vocabulary, d) in its stored dtype, widened block by block."""
 
     gain: Tensor
@@ -24,7 +24,7 @@ class Output:
     eps: float
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, shape: ModelShape, eps: float, device: torch.device) -> "Output":
+    def of(cls, checkpoint: Checkpoint, shape: ModelShape, eps: float, device: torch.device) -> "LMHead":
         """Read both from a checkpoint."""
         table = checkpoint.read(head_name(checkpoint.tensors, shape.tied))
         return cls(checkpoint.read(FINAL_NORM).to(device, torch.float32), table.to(device), eps)
@@ -56,7 +56,7 @@ class Output:
 
     def _back(self, weights: Tensor) -> Tensor:
         """(t, d): rows of the unembedding summed with weights (t, vocabulary)."""
-        found = torch.zeros(len(weights), self.table.shape[1], device=weights.device)
+        sums = torch.zeros(len(weights), self.table.shape[1], device=weights.device)
         for part, block in zip(torch.split(weights, _BLOCK, -1), torch.split(self.table, _BLOCK), strict=True):
-            found += part @ block.float()
-        return found
+            sums += part @ block.float()
+        return sums

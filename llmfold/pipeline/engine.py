@@ -20,11 +20,11 @@ from llmfold.planning import FoldPlan
 from llmfold.records.fold import FoldRecord
 from llmfold.records.saved import Save, save_record
 from llmfold.runtime.distributed import Ranks, check_alike, join_ranks
-from llmfold.runtime.launch import neighbours
+from llmfold.runtime.launch import local_world_size
 from llmfold.runtime.memory import PeakMemory, return_freed_blocks
-from llmfold.runtime.oom import said_plainly
+from llmfold.runtime.oom import explain_oom
 from llmfold.runtime.prefetch import ReadAhead
-from llmfold.runtime.timing import Stages
+from llmfold.runtime.timing import StageTimer
 
 
 def fold_together(
@@ -37,7 +37,7 @@ def fold_together(
 
     Memory is bounded by one decoder layer and the clustering's work area. An output has the bytes of a run of its own,
     and appears in one rename after it has been reloaded and checked; a killed run resumes at the last whole layer. Of
-    several launched processes each folds its share of the layers where the method allows it. A method that carries
+    several world_size processes each folds its share of the layers where the method allows it. A method that carries
     something from layer to layer takes one config.
 
     Args:
@@ -53,16 +53,16 @@ def fold_together(
     return_freed_blocks()
     ranks = join_ranks()
     check_alike(ranks, torch.get_num_threads())
-    with said_plainly(), PeakMemory() as memory, ExitStack() as stack:
-        stages = Stages()
+    with explain_oom(), PeakMemory() as memory, ExitStack() as stack:
+        stages = StageTimer()
         runs = [Run(config, listener or Listener(), ranks, stages, save) for config in configs]
-        ranks.lead(partial(_check_resources, runs))
+        ranks.run_on_main(partial(_check_resources, runs))
         runs[0].listener.opened(len(runs[0].shape.layers))
         for run in runs:
             run.open(stack)
             if reuse_from is not None:
                 ratio = float(run.config.ratio or 0.0)
-                ranks.lead(partial(reuse_measurements, run.work.folder, reuse_from, run.shape, ratio))
+                ranks.run_on_main(partial(reuse_measurements, run.work.folder, reuse_from, run.shape, ratio))
         method = _prepare(runs, ranks)
         for run in runs:
             run.listener.start(run.plan, runs[0].resumed)
@@ -75,12 +75,12 @@ def fold_together(
 def _check_resources(runs: Sequence[Run]) -> None:
     """Refuse, before anything is done, what the processes cannot do or this machine's disk or memory cannot hold."""
     config, count = runs[0].config, runs[0].ranks.count
-    if config.together and neighbours() < count:
+    if config.together and local_world_size() < count:
         raise UsageError(
             f"--method {config.method} shares hidden states between its processes, which one machine must hold, but "
             f"{count} were started on several; start them all on one, or use --method paper"
         )
-    check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=neighbours())
+    check_machine([run.plan for run in runs], on_host=runs[0].device.type == "cpu", processes=local_world_size())
 
 
 def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
@@ -103,12 +103,12 @@ def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
     first.time_forward_pass()
     for run in runs:
         run.forward_pass = first.forward_pass
-        ranks.everyone(run.sample)
+        ranks.run_on_all(run.sample)
     if not first.config.independent:
-        for run, plan in zip(runs, ranks.lead(build_on_main), strict=True):
+        for run, plan in zip(runs, ranks.run_on_main(build_on_main), strict=True):
             run.plan = plan
         return method
-    method = ranks.first(build)
+    method = ranks.run_main_first(build)
     if method is not None and first.config.facts.weighs:
         with first.stages("importance"), torch.no_grad():
             method.ready(first.context.read_layer, first.listener.stage)
@@ -125,7 +125,7 @@ def _fold_layers(runs: Sequence[Run], method: LayerMethod | None, ranks: Ranks) 
         return
     method.start(min(pending))
     groups = list(method.groups(sorted(pending)))
-    shares = [ranks.mine(group) if first.config.independent else group for group in groups]
+    shares = [ranks.shard(group) if first.config.independent else group for group in groups]
     on_gpu, read_layer = first.device.type == "cuda", first.context.read_layer
     with ExitStack() as stack:
         order = list(chain(*shares))

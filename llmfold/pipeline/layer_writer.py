@@ -12,7 +12,7 @@ from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import LayerMethod
 from llmfold.models import Role
 from llmfold.pipeline.run import Run, layer_unit
-from llmfold.runtime.copy_stream import Lane
+from llmfold.runtime.copy_stream import CopyStream
 from llmfold.runtime.prefetch import WriteBehind
 
 
@@ -24,7 +24,7 @@ class LayerWriter:
 
     def __init__(self, runs: Sequence[Run], method: LayerMethod, stack: ExitStack) -> None:
         """Start the threads, which end with ``stack``."""
-        self._first, self._method, self._lane = runs[0], method, Lane(runs[0].device)
+        self._first, self._method, self._lane = runs[0], method, CopyStream(runs[0].device)
         enabled = runs[0].config.independent
         self._commits = stack.enter_context(WriteBehind(enabled=enabled, waiting=2 * len(runs)))
         self._copies = stack.enter_context(WriteBehind(enabled=enabled))  # left first: what is copied is committed yet
@@ -35,12 +35,12 @@ class LayerWriter:
             run.stages.add(stage, seconds)
         run.listener.stage(f"layer {index}: write")
         with run.stages("write"):
-            self._copies.submit(partial(self._copy, run, index, folded, record, self._lane.mark()))
+            self._copies.submit(partial(self._copy, run, index, folded, record, self._lane.record()))
 
     def _copy(
         self, run: Run, index: int, folded: dict[Role, Tensor], record: LayerRecord, mark: torch.cuda.Event | None
     ) -> None:
-        with self._lane.after(mark):
+        with self._lane.wait(mark):
             digests = run.write_layer(index, folded)
         self._method.sync_state()
         self._commits.submit(partial(self._commit, run, index, digests, record))

@@ -1,7 +1,6 @@
 """Opening the model that is to be folded, and planning a fold of it."""
 
 import json
-import math
 import os
 
 import torch
@@ -53,8 +52,5 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     shape = shape_of(raw)
     stored = str(raw.get("dtype") or raw.get("torch_dtype"))
     dtype = getattr(torch, stored) if stored in DTYPES[1:] else torch.float32
-    tensors = {
-        name: TensorInfo(name, dtype, size, math.prod(size) * dtype.itemsize, "")
-        for name, size in expected_tensors(shape).items()
-    }
+    tensors = {name: TensorInfo(name, dtype, size, shard="") for name, size in expected_tensors(shape).items()}
     return make_plan(shape, tensors, config)

@@ -27,7 +27,7 @@ def source_name(source: Source) -> dict[str, Any]:
 def origin(config: FoldConfig, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
     """All that can move a bit of the result: the source's files, options, text, versions, device and threads.
 
-    Options are those of :func:`llmfold.data.tokens.resolved`.
+    Options are those of :func:`llmfold.data.tokens.resolve_effort`.
     """
     options = {**config.work(), "model": public_name(source), "data": public_data(config.data)}
     return {

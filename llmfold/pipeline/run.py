@@ -14,7 +14,7 @@ from llmfold.checkpoint import MARKER_FILE, Journal, ShardWriter, WorkFolder, is
 from llmfold.checkpoint.base_card import carried_over
 from llmfold.checkpoint.locate import locate
 from llmfold.config import FoldConfig
-from llmfold.data.tokens import TOKENS_FILE, resolved
+from llmfold.data.tokens import TOKENS_FILE, resolve_effort
 from llmfold.environment import machine
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
 from llmfold.methods.base import FoldContext, LayerMethod
@@ -36,11 +36,11 @@ from llmfold.records.saved import Save
 from llmfold.registry import SELF_DATA
 from llmfold.runtime.devices import pick_device
 from llmfold.runtime.distributed import Ranks
-from llmfold.runtime.launch import LostError
+from llmfold.runtime.launch import PeerLostError
 from llmfold.runtime.memory import PeakMemory
-from llmfold.runtime.reduction import Team
+from llmfold.runtime.reduction import OrderedReduce
 from llmfold.runtime.storage import write_error
-from llmfold.runtime.timing import Stages, mean_seconds
+from llmfold.runtime.timing import StageTimer, mean_seconds
 
 METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
 
@@ -59,14 +59,14 @@ class Run:
     context: FoldContext
     _head: dict[str, Any]
 
-    def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: Stages, save: Save) -> None:
+    def __init__(self, config: FoldConfig, listener: Listener, ranks: Ranks, stages: StageTimer, save: Save) -> None:
         """Open the source and plan; raises LlmfoldError where either cannot be."""
         self.listener, self.ranks, self._save = listener, ranks, save
-        self.stages, self._checks = stages, Stages()
+        self.stages, self._checks = stages, StageTimer()
         self.device = pick_device(config.device)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
-        self.config = resolved(config, self.shape)
+        self.config = resolve_effort(config, self.shape)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config)
         self.data = public_data(config.data)
         self._done: set[str] = set()
@@ -85,11 +85,11 @@ class Run:
             stack.enter_context(_tidy(self.work, self.journal))
             return head, set(self.journal.done)
 
-        self._head, self._done = ranks.lead(open_on_main)
-        if not ranks.leads:
+        self._head, self._done = ranks.run_on_main(open_on_main)
+        if not ranks.is_main:
             self.work = WorkFolder.join(output)
             self.journal = stack.enter_context(self.work.join_journal(self._head, ranks.rank))
-        team = Team(ranks if self.config.together else None, self.device)
+        team = OrderedReduce(ranks if self.config.together else None, self.device)
         self.context = FoldContext(self.config, self.checkpoint, self.shape, self.work.folder, self.device, team)
 
     def is_done(self, index: int) -> bool:
@@ -121,7 +121,7 @@ class Run:
         """Sample this process's share of the tokens that the method measures on, if it measures on such."""
         if self.config.samples and self.plan.folded_layers and not self._folded:
             with self.stages("sample"):
-                sample_batches(self.context, self.listener.stage, self.ranks.mine)
+                sample_batches(self.context, self.listener.stage, self.ranks.shard)
 
     @property
     def _folded(self) -> bool:
@@ -137,7 +137,7 @@ class Run:
                 curves = self._curves(method)
                 self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
             self.plan = method_of(self.config.method).replan(self.plan, method)
-        if self.ranks.leads and METHOD not in self.journal.done:
+        if self.ranks.is_main and METHOD not in self.journal.done:
             self.journal.append(METHOD, {}, method.data_facts())
 
     def _curves(self, method: LayerMethod) -> Sensitivities | None:
@@ -145,7 +145,7 @@ class Run:
         if path.exists():
             return Sensitivities.load(path)
         curves = method.measure(self.context.read_layer, float(self.config.ratio or 0.0), self.listener.stage)
-        if curves is not None and self.ranks.leads:
+        if curves is not None and self.ranks.is_main:
             curves.save(path)
         return curves
 
@@ -155,8 +155,8 @@ class Run:
         if OUTSIDE in self._done:
             _check_shards_are_there(self.work.folder, [shard.name for shard in shards.shards])
         self.writer = ShardWriter(shards, self.work.folder)
-        self.ranks.lead(self.writer.create)
-        if self.ranks.leads and OUTSIDE not in self._done:
+        self.ranks.run_on_main(self.writer.create)
+        if self.ranks.is_main and OUTSIDE not in self._done:
             self.listener.stage("embeddings")
             self._copy_outside()
 
@@ -183,23 +183,23 @@ class Run:
         try:
             return self._finish(memory)
         except DamagedError:
-            if self.ranks.leads:
+            if self.ranks.is_main:
                 self.work.discard()
             raise
 
     def _finish(self, memory: PeakMemory) -> FoldRecord:
         self.writer.close()
-        if not self.ranks.leads:
+        if not self.ranks.is_main:
             self.journal.close()
         self.ranks.gather(None)
-        digests = self.ranks.lead(self._complete_folder)
-        if self.ranks.leads:
+        digests = self.ranks.run_on_main(self._complete_folder)
+        if self.ranks.is_main:
             self.count_layers()
         self.listener.stage("reload check")
         with self._checks("check"):
             verification = verify(self.work.folder, self.plan, self.checkpoint.config, digests, self.ranks)
         spent = self.ranks.gather((self.stages.seconds, memory.bytes))
-        return self.ranks.lead(lambda: self._publish(memory, spent, verification))
+        return self.ranks.run_on_main(lambda: self._publish(memory, spent, verification))
 
     def _complete_folder(self) -> dict[str, str]:
         """Write what is not tensors, and drop hidden states; digests of all tensors by name."""
@@ -283,7 +283,7 @@ def _tidy(work: WorkFolder, journal: Journal) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | LostError)
+        interrupted = isinstance(error, KeyboardInterrupt | PeerLostError)
         kept = interrupted or not work.folder.exists() or bool(journal.units_beside())
         damaged = isinstance(error, CheckpointError) and is_damage(error)  # what was not read may be next time
         if not kept and (damaged or not _worth_keeping(work, journal, error)):

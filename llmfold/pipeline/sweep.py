@@ -7,7 +7,7 @@ from llmfold.checkpoint import MARKER_FILE
 from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.locate import locate
 from llmfold.config import FoldConfig
-from llmfold.data.tokens import resolved
+from llmfold.data.tokens import resolve_effort
 from llmfold.pipeline.engine import fold_together
 from llmfold.pipeline.opening import open_source
 from llmfold.pipeline.progress import Listener
@@ -48,7 +48,7 @@ def finished_report(config: FoldConfig) -> FoldRecord | None:
         return None
     source = locate(config.model, config.revision)
     checkpoint, shape = open_source(source)
-    wanted = origin_digest(origin(resolved(config, shape), source, checkpoint))
+    wanted = origin_digest(origin(resolve_effort(config, shape), source, checkpoint))
     if read_object(folder / MARKER_FILE, unique_keys=False).get("origin_sha256") != wanted:
         return None
     return load_record(folder) if (folder / REPORT_FILE).is_file() else None

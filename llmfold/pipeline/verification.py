@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmfold.checkpoint import Checkpoint, is_damage, sha256
 from llmfold.checkpoint.dtypes import dtype_name
-from llmfold.data.tokens import embedded
+from llmfold.data.tokens import embed
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.methods.base import read_layer
 from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check_tensors, head_name, shape_of
@@ -23,9 +23,9 @@ from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULAR
 from llmfold.planning import FoldPlan
 from llmfold.runtime.devices import compute_dtype
 from llmfold.runtime.distributed import Ranks
-from llmfold.runtime.launch import LostError
+from llmfold.runtime.launch import PeerLostError
 from llmfold.runtime.quiet import quiet_transformers
-from llmfold.runtime.reduction import Team
+from llmfold.runtime.reduction import OrderedReduce
 from llmfold.runtime.storage import write_error
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1.5e-1}
@@ -67,8 +67,8 @@ def verify(
     if mode == "off":
         return {"mode": mode}
     if mode == "full":
-        ranks.everyone(lambda: read_back(folder, digests, ranks.mine(sorted(digests))))
-    ranks.lead(lambda: check_structure(folder, plan, source_config))
+        ranks.run_on_all(lambda: read_back(folder, digests, ranks.shard(sorted(digests))))
+    ranks.run_on_main(lambda: check_structure(folder, plan, source_config))
     if mode == "shapes":
         return {"mode": mode}
     tokens = probe_tokens(plan.after.vocabulary)
@@ -85,10 +85,12 @@ def verify(
 
     passes = [_OWN, *dtypes]
     computed_here: dict[str, tuple[Tensor]] = {}
-    ranks.everyone(lambda: computed_here.update({name: logits(name) for name in ranks.mine(passes)}))
-    reference, *others = (result for (result,) in Team(ranks).in_order(passes, computed_here.__getitem__))
+    ranks.run_on_all(lambda: computed_here.update({name: logits(name) for name in ranks.shard(passes)}))
+    reference, *others = (result for (result,) in OrderedReduce(ranks).map_in_order(passes, computed_here.__getitem__))
     compared = zip(dtypes.items(), others, strict=True)
-    differences = ranks.lead(lambda: {name: _compare(x, reference, dtype, folder) for (name, dtype), x in compared})
+    differences = ranks.run_on_main(
+        lambda: {name: _compare(x, reference, dtype, folder) for (name, dtype), x in compared}
+    )
     return {
         "mode": mode,
         "tensors": len(digests),
@@ -129,7 +131,7 @@ def _transformers_must(do: str) -> Iterator[None]:
     """Whatever stops transformers, which raises errors of many kinds, would stop a user too."""
     try:
         yield
-    except LostError:
+    except PeerLostError:
         raise
     except Exception as error:
         raise VerificationError(f"transformers cannot {do}: {' '.join(str(error).split())}") from error
@@ -208,7 +210,7 @@ def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape:
     """
     context, cpu = forward_context(config, shape), torch.device("cpu")
     with torch.inference_mode():
-        x = torch.cat(list(embedded(checkpoint, tokens, cpu)))
+        x = torch.cat(list(embed(checkpoint, tokens, cpu)))
         for index, layer in enumerate(shape.layers):
             weights = {r: t.float() for r, t in read_layer(checkpoint, shape, index, check_finite=False).items()}
             x = decoder_layer(x, weights, layer, context, index)

@@ -1,19 +1,12 @@
 """Planning: ratio to widths, legal shapes, and how a method says what it costs."""
 
-from llmfold.planning.legal import Rules, head_options, snap, width_multiple
-from llmfold.planning.plan import FoldPlan, family_of, make_plan
-from llmfold.planning.sensitivity import LayerCurves, Sensitivities
-from llmfold.planning.widths import plan_widths
-
-__all__ = [
-    "FoldPlan",
-    "LayerCurves",
-    "Rules",
-    "Sensitivities",
-    "family_of",
-    "head_options",
-    "make_plan",
-    "plan_widths",
-    "snap",
-    "width_multiple",
-]
+from llmfold.planning.legal import Rules as Rules
+from llmfold.planning.legal import head_options as head_options
+from llmfold.planning.legal import snap as snap
+from llmfold.planning.legal import width_multiple as width_multiple
+from llmfold.planning.plan import FoldPlan as FoldPlan
+from llmfold.planning.plan import family_of as family_of
+from llmfold.planning.plan import make_plan as make_plan
+from llmfold.planning.sensitivity import LayerCurves as LayerCurves
+from llmfold.planning.sensitivity import Sensitivities as Sensitivities
+from llmfold.planning.widths import plan_widths as plan_widths

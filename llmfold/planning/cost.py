@@ -30,6 +30,7 @@ class Stage:
     disk: float = 0.0
 
     def __add__(self, other: "Stage") -> "Stage":
+        """Add the work of another stage; the name is that of this one."""
         sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "name"}
         return replace(self, **sums)
 
@@ -72,10 +73,10 @@ class Cost:
     @classmethod
     def of(cls, stages: Iterable[Stage], **others: int) -> "Cost":
         """Sum stages of one name; ``others`` are the other attributes."""
-        found: dict[str, Stage] = {}
+        sums: dict[str, Stage] = {}
         for stage in stages:
-            found[stage.name] = found[stage.name] + stage if stage.name in found else stage
-        return cls(tuple(found.values()), **others)
+            sums[stage.name] = sums[stage.name] + stage if stage.name in sums else stage
+        return cls(tuple(sums.values()), **others)
 
     def stage(self, name: str) -> Stage:
         """The stage of a name; without work where there is none."""

@@ -67,7 +67,7 @@ def head_options(shape: ModelShape, layer: LayerShape, rules: Rules = Rules()) -
     config wants the head count to divide the hidden size is restricted to such counts, unless another can hold it.
     """
     narrower = (layer.with_units(layer.intermediate, units) for units in range(layer.head_units, 0, -1))
-    options = [(found.heads, found.kv_heads) for found in narrower]
+    options = [(widths.heads, widths.kv_heads) for widths in narrower]
     legal = [o for o in options if o[0] == layer.heads or heads_are_legal(shape, o[0])]
     return [o for o in legal if rules.allows_heads(layer, *o)] or legal[:1]
 
@@ -75,5 +75,4 @@ def head_options(shape: ModelShape, layer: LayerShape, rules: Rules = Rules()) -
 def heads_are_legal(shape: ModelShape, heads: int) -> bool:
     """Whether some stock config can express ``heads`` query heads for this model."""
     family = shape.architecture
-    divides = not family.heads_divide_hidden or shape.hidden % heads == 0
-    return divides or (family.fallback is not None and not shape.biased)
+    return family.allows_heads(shape.hidden, heads) or (family.fallback is not None and not shape.biased)

@@ -32,7 +32,6 @@ class FoldPlan:
     tensors: tuple[TensorSpec, ...]
     written_as: Architecture
     bytes_before: int
-    bytes_after: int
 
     @property
     def parameters_before(self) -> int:
@@ -43,6 +42,11 @@ class FoldPlan:
     def parameters_after(self) -> int:
         """Parameters of the model written."""
         return self.after.parameters
+
+    @property
+    def bytes_after(self) -> int:
+        """Tensor bytes of the model written."""
+        return sum(spec.nbytes for spec in self.tensors)
 
     @property
     def ratio(self) -> float:
@@ -57,8 +61,8 @@ class FoldPlan:
     @property
     def needs_remote_code(self) -> bool:
         """Whether no stock config holds the widths, so that the result carries its own modelling file."""
-        divides = all(self.after.hidden % layer.heads == 0 for layer in self.after.layers)
-        return not self.after.uniform or (self.written_as.heads_divide_hidden and not divides)
+        heads = (layer.heads for layer in self.after.layers)
+        return not self.after.uniform or not self.written_as.allows_heads(self.after.hidden, *heads)
 
     @property
     def folded_layers(self) -> list[int]:
@@ -66,7 +70,7 @@ class FoldPlan:
         return [i for i, (a, b) in enumerate(zip(self.before.layers, self.after.layers, strict=True)) if a != b]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for report.json."""
+        """The plan as report.json holds it: sizes before and after, the family written, widths of every layer."""
         return {
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
@@ -95,29 +99,15 @@ def make_plan(
         for index, layer in enumerate(after.layers)
         for role, size in after.layer_roles(layer)
     }
-    specs = tuple(
-        TensorSpec(
-            name=t.name,
-            dtype=t.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
-            shape=new_shapes.get(t.name, t.shape),
-        )
-        for t in tensors.values()
-    )
-    return FoldPlan(
-        config=config,
-        before=shape,
-        after=after,
-        tensors=specs,
-        written_as=family_of(after),
-        bytes_before=sum(t.nbytes for t in tensors.values()),
-        bytes_after=sum(s.nbytes for s in specs),
-    )
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    specs = (TensorSpec(t.name, dtype or t.dtype, new_shapes.get(t.name, t.shape)) for t in tensors.values())
+    return FoldPlan(config, shape, after, tuple(specs), family_of(after), sum(t.nbytes for t in tensors.values()))
 
 
 def family_of(after: ModelShape) -> Architecture:
     """The family whose stock config takes these widths: the own one, or its fallback if that refuses a head count."""
     family = after.architecture
-    if family.heads_divide_hidden and any(after.hidden % layer.heads for layer in after.layers):
-        assert family.fallback is not None
-        return ARCHITECTURES[family.fallback]
-    return family
+    if family.allows_heads(after.hidden, *(layer.heads for layer in after.layers)):
+        return family
+    assert family.fallback is not None
+    return ARCHITECTURES[family.fallback]

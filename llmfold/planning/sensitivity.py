@@ -3,14 +3,13 @@
 import heapq
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from llmfold.models import LayerShape, ModelShape
 from llmfold.planning.legal import Rules, head_options
-from llmfold.runtime.storage import fsync_path
+from llmfold.runtime.storage import replace_text
 
 SENSITIVITIES_FILE = "llmfold_sensitivities.json"
 _BEYOND = 3.0
@@ -65,18 +64,12 @@ class Sensitivities:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        content = [{"neurons": c.neurons, "heads": c.heads} for c in self.layers]
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        fsync_path(partial)
-        partial.rename(path)
-        fsync_path(path.parent)
+        replace_text(path, json.dumps([asdict(curves) for curves in self.layers]))
 
     @classmethod
     def load(cls, path: Path) -> "Sensitivities":
         """Read what :meth:`save` wrote."""
-        content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return cls([LayerCurves(c["neurons"], c["heads"]) for c in content])
+        return cls([LayerCurves(**curves) for curves in json.loads(path.read_text(encoding="utf-8"))])
 
 
 def adaptive_widths(
@@ -93,13 +86,13 @@ def adaptive_widths(
     makes that greedy choice optimal up to the last step. The number of head steps with the least error wins.
     """
     layers = [pinned.get(i, layer) for i, layer in enumerate(shape.layers)]
-    free = [i for i in range(len(layers)) if i not in pinned]
-    best = _fill(shape, curves, wanted, layers, free, rules)
-    for step in _cheapest(_HeadSteps(shape, curves, rules), layers, free):
+    search = _Search(shape, curves, rules, wanted, [i for i in range(len(layers)) if i not in pinned])
+    best = search.fill(layers)
+    for step in search.cheapest(search.fewer_heads, layers):
         layers[step.layer] = step.after
-        if _removed(shape, layers) > wanted + _slack(shape, free, rules):
+        if search.removed(layers) > wanted + search.slack:
             break
-        best = min(best, _fill(shape, curves, wanted, layers, free, rules))
+        best = min(best, search.fill(layers))
     return best.layers
 
 
@@ -121,82 +114,66 @@ class _Step:
     after: LayerShape = field(compare=False)
 
 
-class _Steps(Protocol):
-    def __call__(self, index: int, now: LayerShape) -> _Step | None:
-        """The next step of layer ``index`` from widths ``now``, or None at its end."""
-
-
-def _step(shape: ModelShape, curves: Sensitivities, index: int, now: LayerShape, after: LayerShape) -> _Step | None:
-    curve, original = curves.layers[index], shape.layers[index]
-    rise = curve.error(original, after) - curve.error(original, now)
-    saved = shape.layer_parameters(now) - shape.layer_parameters(after)
-    return _Step(max(rise, 0.0) / saved, index, after) if rise < math.inf else None
+_Narrow = Callable[[int, LayerShape], LayerShape | None]
+"""The next narrower widths of a layer by its index and widths, None at its end."""
 
 
 @dataclass(frozen=True)
-class _HeadSteps:
+class _Search:
+    """Greedy narrowing of the ``free`` layers until ``wanted`` parameters have gone."""
+
     shape: ModelShape
     curves: Sensitivities
     rules: Rules
+    wanted: int
+    free: list[int]
 
-    def __call__(self, index: int, now: LayerShape) -> _Step | None:
-        fewer = [o for o in head_options(self.shape, self.shape.layers[index], self.rules) if o[0] < now.heads]
-        if not fewer:
-            return None
-        return _step(self.shape, self.curves, index, now, LayerShape(now.intermediate, *fewer[0]))
+    def fewer_heads(self, index: int, now: LayerShape) -> LayerShape | None:
+        options = head_options(self.shape, self.shape.layers[index], self.rules)
+        return next((LayerShape(now.intermediate, *option) for option in options if option[0] < now.heads), None)
 
-
-@dataclass(frozen=True)
-class _NeuronSteps:
-    shape: ModelShape
-    curves: Sensitivities
-    rules: Rules
-
-    def __call__(self, index: int, now: LayerShape) -> _Step | None:
+    def fewer_neurons(self, index: int, now: LayerShape) -> LayerShape | None:
         multiple = self.rules.width_step(self.shape.layers[index].intermediate)
         narrower = (now.intermediate - 1) // multiple * multiple
-        if narrower < multiple:
+        return replace(now, intermediate=narrower) if narrower >= multiple else None
+
+    def cheapest(self, narrow: _Narrow, layers: list[LayerShape]) -> Iterator[_Step]:
+        """Steps of all free layers in the order of their price; the caller need not apply them."""
+        queue = [step for index in self.free if (step := self._step(narrow, index, layers[index]))]
+        heapq.heapify(queue)
+        while queue:
+            step = heapq.heappop(queue)
+            yield step
+            following = self._step(narrow, step.layer, step.after)
+            if following:
+                heapq.heappush(queue, following)
+
+    def _step(self, narrow: _Narrow, index: int, now: LayerShape) -> _Step | None:
+        after = narrow(index, now)
+        if after is None:
             return None
-        return _step(self.shape, self.curves, index, now, LayerShape(narrower, now.heads, now.kv_heads))
+        curve, original = self.curves.layers[index], self.shape.layers[index]
+        rise = curve.error(original, after) - curve.error(original, now)
+        saved = self.shape.layer_parameters(now) - self.shape.layer_parameters(after)
+        return _Step(max(rise, 0.0) / saved, index, after) if rise < math.inf else None
 
+    def fill(self, layers: list[LayerShape]) -> _Filled:
+        """Take neurons, cheapest first, until the budget is met as nearly as whole steps allow."""
+        narrowed, removed = list(layers), self.removed(layers)
+        for step in self.cheapest(self.fewer_neurons, layers):
+            saved = self.shape.layer_parameters(narrowed[step.layer]) - self.shape.layer_parameters(step.after)
+            if removed + saved / 2 > self.wanted:
+                break
+            narrowed[step.layer] = step.after
+            removed += saved
+        missing = max(0, round(abs(removed - self.wanted) - self.slack))
+        return _Filled(missing, self.curves.error(self.shape.layers, tuple(narrowed)), tuple(narrowed))
 
-def _cheapest(steps: _Steps, layers: list[LayerShape], free: list[int]) -> Iterator[_Step]:
-    """Steps of all free layers in the order of their price; the caller need not apply them."""
-    queue = [step for index in free if (step := steps(index, layers[index]))]
-    heapq.heapify(queue)
-    while queue:
-        step = heapq.heappop(queue)
-        yield step
-        following = steps(step.layer, step.after)
-        if following:
-            heapq.heappush(queue, following)
+    def removed(self, layers: list[LayerShape]) -> int:
+        return self.shape.decoder_parameters - sum(map(self.shape.layer_parameters, layers))
 
-
-def _fill(
-    shape: ModelShape,
-    curves: Sensitivities,
-    wanted: int,
-    layers: list[LayerShape],
-    free: list[int],
-    rules: Rules,
-) -> _Filled:
-    """Take neurons, cheapest first, until the budget is met as nearly as whole steps allow."""
-    narrowed, removed = list(layers), _removed(shape, layers)
-    for step in _cheapest(_NeuronSteps(shape, curves, rules), layers, free):
-        saved = shape.layer_parameters(narrowed[step.layer]) - shape.layer_parameters(step.after)
-        if removed + saved / 2 > wanted:
-            break
-        narrowed[step.layer] = step.after
-        removed += saved
-    missing = max(0, round(abs(removed - wanted) - _slack(shape, free, rules)))
-    return _Filled(missing, curves.error(shape.layers, tuple(narrowed)), tuple(narrowed))
-
-
-def _removed(shape: ModelShape, layers: list[LayerShape]) -> int:
-    return shape.decoder_parameters - sum(map(shape.layer_parameters, layers))
-
-
-def _slack(shape: ModelShape, free: list[int], rules: Rules) -> float:
-    """Half the largest neuron step of any free layer."""
-    steps = (rules.width_step(shape.layers[i].intermediate) for i in free)
-    return shape.neuron_parameters * max(steps, default=0) / 2
+    @property
+    def slack(self) -> float:
+        """Half the largest neuron step of any free layer, in parameters."""
+        steps = (self.rules.width_step(self.shape.layers[i].intermediate) for i in self.free)
+        return self.shape.neuron_parameters * max(steps, default=0) / 2

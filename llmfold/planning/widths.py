@@ -1,180 +1,179 @@
 """From a ratio to the widths of every layer: which shapes are legal, and which of them meets the budget."""
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from llmfold.config import FoldConfig, LayerOverride
+from llmfold.config import FoldConfig
 from llmfold.errors import UsageError
 from llmfold.models import LayerShape, ModelShape
 from llmfold.planning.legal import Rules, head_options
 from llmfold.planning.sensitivity import Sensitivities, adaptive_widths
 
-HALF = 0.5
-FOREIGN = 1.05
+_HALF = 0.5
+_FALLBACK_PENALTY = 1.05
 """A plan that must be written as another family has to predict this much less error."""
 _BISECTIONS = 40
 
 
-def rules_of(config: FoldConfig) -> Rules:
-    """What the options say of legal widths."""
-    return Rules(config.multiple_of, config.tensor_parallel)
-
-
-def drop_heads(shape: ModelShape, layer: LayerShape, fraction: float, rules: Rules) -> tuple[int, int]:
-    """Legal (query heads, KV heads) whose removed fraction is nearest to ``fraction``; ties keep more."""
-    return min(head_options(shape, layer, rules), key=lambda o: (abs(1 - o[0] / layer.heads - fraction), -o[0]))
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Budget:
-    """The layers that the planner may shape, and how many parameters must go from them."""
+    """The layers that the planner may shape, and how many parameters must go from them.
+
+    Fractions of neurons (``mlp``) and heads (``attention``) are removed fractions of the free layers.
+    """
 
     shape: ModelShape
     config: FoldConfig
-    pinned: Mapping[int, LayerShape]
 
-    def layers(self, mlp: float, attention: float) -> tuple[LayerShape, ...]:
-        """Widths of all layers when every free one loses these fractions."""
-        return tuple(
-            self.pinned.get(i) or fold_layer_shape(self.shape, layer, self.config, LayerOverride(mlp, attention))
-            for i, layer in enumerate(self.shape.layers)
-        )
+    @cached_property
+    def rules(self) -> Rules:
+        return Rules(self.config.multiple_of, self.config.tensor_parallel)
 
-    def removed(self, mlp: float, attention: float) -> int:
-        after = sum(map(self.shape.layer_parameters, self.layers(mlp, attention)))
-        return self.shape.decoder_parameters - after
+    @cached_property
+    def pinned(self) -> dict[int, LayerShape]:
+        """Widths of the layers that the recipe names."""
+        mlp, attention = self.config.mlp_ratio, self.config.attention_ratio
+        return {
+            i: self._narrow(
+                self.shape.layers[i],
+                override.mlp if override.mlp is not None else mlp,
+                override.attention if override.attention is not None else attention,
+            )
+            for i, override in self.config.layers.items()
+        }
 
-    def burden(self, curves: Sensitivities, attention: float, mlp: float) -> float:
-        """Predicted error of a uniform plan, a little more where it cannot keep the model's own class."""
-        layers = self.layers(mlp, attention)
-        native = not self.shape.architecture.heads_divide_hidden or not any(self.shape.hidden % a.heads for a in layers)
-        return curves.error(self.shape.layers, layers) * (1.0 if native else FOREIGN)
+    @cached_property
+    def free(self) -> list[LayerShape]:
+        """Widths, before the fold, of the layers that are not pinned."""
+        return [layer for i, layer in enumerate(self.shape.layers) if i not in self.pinned]
 
-    @property
-    def free_neurons(self) -> int:
-        return sum(layer.intermediate for i, layer in enumerate(self.shape.layers) if i not in self.pinned)
+    @cached_property
+    def base(self) -> int:
+        """Parameters that the ratio is of."""
+        return self.shape.parameters if self.config.ratio_of == "model" else self.shape.decoder_parameters
 
-    @property
+    @cached_property
+    def wanted(self) -> int:
+        """Parameters that must go."""
+        return round((self.config.ratio or 0.0) * self.base)
+
+    @cached_property
     def step(self) -> int:
         """Parameters of one MLP step taken in all free layers."""
-        return self.shape.neuron_parameters * sum(
-            rules_of(self.config).width_step(layer.intermediate)
-            for i, layer in enumerate(self.shape.layers)
-            if i not in self.pinned
-        )
+        return self.shape.neuron_parameters * sum(self.rules.width_step(layer.intermediate) for layer in self.free)
 
-    def mlp_fraction(self, wanted: int, attention: float) -> float:
+    def _narrow(self, layer: LayerShape, mlp: float | None, attention: float | None) -> LayerShape:
+        """The legal widths nearest to what these fractions leave of a layer; equally near head counts keep more."""
+        mlp, attention = mlp or 0.0, attention or 0.0
+        options = head_options(self.shape, layer, self.rules)
+        heads, kv_heads = min(options, key=lambda o: (abs(1 - o[0] / layer.heads - attention), -o[0]))
+        return LayerShape(self.rules.width(layer.intermediate, 1 - mlp), heads, kv_heads)
+
+    def layers(self, mlp: float | None, attention: float | None) -> tuple[LayerShape, ...]:
+        """Widths of all layers when every free one loses these fractions."""
+        layers = enumerate(self.shape.layers)
+        return tuple(self.pinned.get(i) or self._narrow(layer, mlp, attention) for i, layer in layers)
+
+    def removed(self, mlp: float, attention: float) -> int:
+        return self.removed_by(self.layers(mlp, attention))
+
+    def removed_by(self, layers: Sequence[LayerShape]) -> int:
+        return self.shape.decoder_parameters - sum(map(self.shape.layer_parameters, layers))
+
+    def error(self, curves: Sensitivities, attention: float, mlp: float) -> float:
+        """Predicted error of a uniform plan, a little more where it cannot keep the model's own class."""
+        layers = self.layers(mlp, attention)
+        native = self.shape.architecture.allows_heads(self.shape.hidden, *(layer.heads for layer in layers))
+        return curves.error(self.shape.layers, layers) * (1.0 if native else _FALLBACK_PENALTY)
+
+    def attention_fractions(self) -> list[float]:
+        """Fractions of heads that legal head counts of the free layers remove, ascending."""
+        options = ((layer, head_options(self.shape, layer, self.rules)) for layer in self.free)
+        return sorted({1 - heads / layer.heads for layer, counts in options for heads, _ in counts}) or [0.0]
+
+    def mlp_fraction(self, attention: float) -> float:
         """Fraction of the free layers' neurons that must go once ``attention`` of the heads has gone."""
-        missing = wanted - self.removed(0.0, attention)
-        return missing / (self.shape.neuron_parameters * self.free_neurons) if self.free_neurons else 0.0
+        missing = self.wanted - self.removed(0.0, attention)
+        neurons = sum(layer.intermediate for layer in self.free)
+        return missing / (self.shape.neuron_parameters * neurons) if neurons else 0.0
 
-    def nearest(self, wanted: int, attention: float) -> float:
-        """Fraction of neurons in [0, 1] whose removal comes nearest to ``wanted`` once widths are legal."""
-        need = min(max(self.mlp_fraction(wanted, attention), 0.0), 1.0)
-        if abs(self.removed(need, attention) - wanted) <= self.step / 2:
+    def nearest(self, attention: float) -> float:
+        """Fraction of neurons in [0, 1] whose removal comes nearest to the budget once widths are legal."""
+        need = min(max(self.mlp_fraction(attention), 0.0), 1.0)
+        if abs(self.removed(need, attention) - self.wanted) <= self.step / 2:
             return need
         low, high = 0.0, 1.0  # layers of different widths are not rounded alike
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            low, high = (low, middle) if self.removed(middle, attention) >= wanted else (middle, high)
-        return min((high, low), key=lambda m: abs(self.removed(m, attention) - wanted))
+            low, high = (low, middle) if self.removed(middle, attention) >= self.wanted else (middle, high)
+        return min((high, low), key=lambda m: abs(self.removed(m, attention) - self.wanted))
 
-
-def fold_layer_shape(shape: ModelShape, layer: LayerShape, config: FoldConfig, fractions: LayerOverride) -> LayerShape:
-    """Widths of one layer after removing these fractions of its neurons and heads."""
-    rules = rules_of(config)
-    heads, kv_heads = drop_heads(shape, layer, fractions.attention or 0.0, rules)
-    return LayerShape(rules.width(layer.intermediate, 1 - (fractions.mlp or 0.0)), heads, kv_heads)
+    def best_attention(self, fractions: list[float], curves: Sensitivities | None) -> float:
+        """The fraction of heads that predicts least error; without curves the least that leaves half of the MLPs."""
+        needs = [(a, self.mlp_fraction(a)) for a in fractions]
+        slack = self.step / 2 / (self.shape.neuron_parameters * max(sum(layer.intermediate for layer in self.free), 1))
+        possible = [(a, m) for a, m in needs if m >= -slack] or needs[:1]
+        best = next((a for a, m in possible if m <= max(_HALF, a)), possible[-1][0])
+        if curves is None:
+            return best
+        plans = [(a, self.nearest(a)) for a, _ in possible]
+        met = [(a, m) for a, m in plans if abs(self.removed(m, a) - self.wanted) <= self.step / 2 + 1]
+        return min(met, key=lambda plan: self.error(curves, *plan), default=(best, 0.0))[0]
 
 
 def plan_widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | None = None) -> tuple[LayerShape, ...]:
-    """Widths of every layer after folding, all of which ``tensor_parallel`` devices can share; see :func:`_widths`.
+    """Widths of every layer after folding, all of which ``tensor_parallel`` devices can share.
+
+    Without measured curves the MLPs give first; heads go when the MLPs alone would lose more than half, until both lose
+    alike. With curves the split between MLPs and heads is the one of least predicted error, and so are the widths of
+    single layers under ``allocation="adaptive"``. Layers that the recipe names are pinned to what it says.
 
     Raises:
         UsageError: layers that do not exist, a ratio that cannot be met (naming the largest that can), widths that
             cannot be shared, or options that contradict each other.
     """
-    widths = _widths(shape, config, curves)
-    rules_of(config).check(shape.layers, widths)
-    return widths
-
-
-def _widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | None) -> tuple[LayerShape, ...]:
-    """Widths of every layer after folding.
-
-    Without measured curves the MLPs give first; heads go when the MLPs alone would lose more than half, until both lose
-    alike. With curves the split between MLPs and heads is the one of least predicted error, and so are the widths of
-    single layers under ``allocation="adaptive"``. Layers that the recipe names are pinned to what it says.
-    """
+    mlp, attention = config.mlp_ratio, config.attention_ratio
     absent = [i for i in config.layers if i >= len(shape.layers)]
     if absent:
         raise UsageError(f"layer {absent[0]} of the recipe does not exist; the model has {len(shape.layers)} layers")
-    if config.ratio is not None and config.mlp_ratio is not None and config.attention_ratio is not None:
+    if config.ratio is not None and mlp is not None and attention is not None:
         raise UsageError("--ratio, --mlp-ratio and --attention-ratio say the same thing twice; give at most two")
-    mlp, attention = config.mlp_ratio, config.attention_ratio
-    pinned = {
-        i: fold_layer_shape(
-            shape,
-            shape.layers[i],
-            config,
-            LayerOverride(o.mlp if o.mlp is not None else mlp, o.attention if o.attention is not None else attention),
-        )
-        for i, o in config.layers.items()
-    }
-    budget = _Budget(shape, config, pinned)
+    budget = _Budget(shape, config)
     if config.ratio is None:
-        return budget.layers(mlp or 0.0, attention or 0.0)
-    if config.ratio == 0 and not pinned and not mlp and not attention:
-        return shape.layers
-    return _meet(budget, config.ratio, mlp, attention, curves)
+        widths = budget.layers(mlp, attention)
+    elif config.ratio == 0 and not budget.pinned and not mlp and not attention:
+        widths = shape.layers
+    else:
+        widths = _meet(budget, mlp, attention, curves)
+    budget.rules.check(shape.layers, widths)
+    return widths
 
 
 def _meet(
-    budget: _Budget, ratio: float, mlp: float | None, attention: float | None, curves: Sensitivities | None
+    budget: _Budget, mlp: float | None, attention: float | None, curves: Sensitivities | None
 ) -> tuple[LayerShape, ...]:
-    shape, rules = budget.shape, rules_of(budget.config)
-    base = shape.parameters if budget.config.ratio_of == "model" else shape.decoder_parameters
-    wanted = round(ratio * base)
-    free = [layer for i, layer in enumerate(shape.layers) if i not in budget.pinned]
-    fractions = sorted({1 - o[0] / layer.heads for layer in free for o in head_options(shape, layer, rules)}) or [0.0]
-    if attention is not None:
-        fractions = [attention]
+    fractions = budget.attention_fractions() if attention is None else [attention]
     if mlp is not None:
-        best = min(fractions, key=lambda a: (abs(budget.removed(mlp, a) - wanted), a))
+        best = min(fractions, key=lambda a: (abs(budget.removed(mlp, a) - budget.wanted), a))
         layers = budget.layers(mlp, best)
     elif curves is not None and attention is None and budget.config.allocation == "adaptive":
-        layers = adaptive_widths(shape, curves, wanted, budget.pinned, rules)
+        layers = adaptive_widths(budget.shape, curves, budget.wanted, budget.pinned, budget.rules)
     else:
-        needs = [(a, budget.mlp_fraction(wanted, a)) for a in fractions]
-        slack = budget.step / 2 / (shape.neuron_parameters * max(budget.free_neurons, 1))
-        possible = [(a, m) for a, m in needs if m >= -slack] or needs[:1]
-        best = next((a for a, m in possible if m <= max(HALF, a)), possible[-1][0])
-        if curves is not None:
-            plans = [(a, budget.nearest(wanted, a)) for a, _ in possible]
-            met = [(a, m) for a, m in plans if abs(budget.removed(m, a) - wanted) <= budget.step / 2 + 1]
-            best = min(met, key=lambda plan: budget.burden(curves, *plan), default=(best, 0.0))[0]
-        layers = budget.layers(budget.nearest(wanted, best), best)
-    _check_met(budget, layers, wanted, base, ratio, mlp, fractions)
+        best = budget.best_attention(fractions, curves)
+        layers = budget.layers(budget.nearest(best), best)
+    _check_met(budget, layers, mlp, fractions)
     return layers
 
 
-def _check_met(
-    budget: _Budget,
-    layers: tuple[LayerShape, ...],
-    wanted: int,
-    base: int,
-    ratio: float,
-    mlp: float | None,
-    fractions: list[float],
-) -> None:
+def _check_met(budget: _Budget, layers: tuple[LayerShape, ...], mlp: float | None, fractions: list[float]) -> None:
     """Hold the promise on the ratio: within half an MLP step, or half a head step where the MLPs are fixed."""
-    shape = budget.shape
-    removed = shape.decoder_parameters - sum(map(shape.layer_parameters, layers))
+    wanted, base = budget.wanted, budget.base
     steps = [budget.removed(mlp, a) for a in fractions] if mlp is not None else []
     step = max((b - a for a, b in itertools.pairwise(steps)), default=budget.step)
-    if abs(removed - wanted) <= step / 2 + 1:
+    if abs(budget.removed_by(layers) - wanted) <= step / 2 + 1:
         return
     reached = {budget.removed(m, a) for a in fractions for m in ((0.0, 1.0) if mlp is None else (mlp,))}
     below = [_name(max(x for x in reached if x <= wanted), base, step, math.floor)] if min(reached) <= wanted else []
@@ -182,8 +181,8 @@ def _check_met(
     word = "nearest that can" if below and above else "largest that can" if below else "smallest that can"
     verb = "are" if below and above else "is"
     raise UsageError(
-        f"--ratio {ratio:g} cannot be met: the {word} with these options {verb} {' and '.join(below + above)} "
-        f"of the {budget.config.ratio_of}"
+        f"--ratio {budget.config.ratio:g} cannot be met: the {word} with these options {verb} "
+        f"{' and '.join(below + above)} of the {budget.config.ratio_of}"
     )
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmfold.config import FoldConfig
-from llmfold.data.tokens import resolved
+from llmfold.data.tokens import resolve_effort
 from llmfold.pipeline.estimate import Estimate, advice
 from llmfold.planning import FoldPlan
 from llmfold.records.fold import PAGE_FILE, FoldRecord
@@ -43,7 +43,7 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
         ("method", _method(plan)),
     ]
     if config.uses("num_samples"):
-        rows.append(("measured on", _measured_on(resolved(config, plan.before))))
+        rows.append(("measured on", _measured_on(resolve_effort(config, plan.before))))
     rows.append(("loads as", f"{plan.written_as.causal_lm}{_loading_note(plan)}"))
     if estimate is not None:
         memory, disk = human_bytes(estimate.memory_bytes), human_bytes(estimate.disk_bytes)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmfold.runtime.storage import allocate, disk_full, free_bytes, fsync_path, write_error
+from llmfold.runtime.storage import allocate, disk_full, free_bytes, replacing, writing
 
 STATE_FOLDER = "states"
 CHUNK = 8
@@ -52,11 +52,8 @@ def _check_room(path: Path, needed: int) -> None:
 
 
 def _allocate(path: Path, size: int) -> None:
-    try:
-        with path.open("r+b") as file:
-            allocate(file.fileno(), size)
-    except OSError as error:
-        raise write_error(error, path, size) from error
+    with writing(path, size), path.open("r+b") as file:
+        allocate(file.fileno(), size)
 
 
 def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -66,25 +63,23 @@ def stored_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
         with partial.open("wb") as file:
             np.save(file, make())
 
-    found: np.ndarray = np.load(_stored(path, save), allow_pickle=False)
-    return found
+    _store_once(path, save)
+    array: np.ndarray = np.load(path, allow_pickle=False)
+    return array
 
 
 def stored_tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors in ``path``; made and stored there, whole or not at all, if they are not there yet."""
-    found: dict[str, Tensor] = load_file(_stored(path, lambda partial: save_file(make(), partial)))
-    return found
+    _store_once(path, lambda partial: save_file(make(), partial))
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
 
 
-def _stored(path: Path, save: Callable[[Path], None]) -> Path:
+def _store_once(path: Path, save: Callable[[Path], None]) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save(partial)
-        fsync_path(partial)
-        partial.rename(path)
-        fsync_path(path.parent)
-    return path
+        with replacing(path) as partial:
+            save(partial)
 
 
 def read(stream: np.ndarray, sequences: slice | np.ndarray, device: torch.device) -> Tensor:

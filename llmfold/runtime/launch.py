@@ -10,60 +10,62 @@ from typing import Any
 
 from llmfold.errors import LlmfoldError, UsageError
 
-joined: list[Any] = []
-"""The group that speaks for the run, once its processes have met."""
+gloo_groups: list[Any] = []
+"""The process group of the run, once its processes have met."""
 
 
-class LostError(LlmfoldError):
+class PeerLostError(LlmfoldError):
     """Another process of the run has ended; what is journalled stays."""
 
     def __init__(self) -> None:
+        """Its sentence is the same whoever has ended."""
         super().__init__(
             "a process of this run has ended early; finished layers are kept: run the same command again to resume"
         )
 
 
-class FollowerError(LlmfoldError):
-    """The run has been refused or has failed, and rank 0 says why; the other processes end without a word."""
+class AbortedByMainError(LlmfoldError):
+    """The run has been refused or has failed, and rank 0 reports why; the other processes end silently."""
 
     def __init__(self, message: str, exit_code: int) -> None:
+        """Take message and exit code of the error on rank 0."""
         super().__init__(message)
         self.exit_code = exit_code
 
 
-def launched() -> int:
+def world_size() -> int:
     """Number of processes that a launcher has started for this run; 1 without one."""
     named = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
     count = os.environ.get("WORLD_SIZE", "1")
     return int(count) if named and count.isdecimal() else 1
 
 
-def neighbours() -> int:
+def local_world_size() -> int:
     """Processes of the run on this machine, this one included."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", launched())) if launched() > 1 else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
 
 
-def leads() -> bool:
-    """Whether this process is the one that talks, known before the processes have met."""
-    return launched() == 1 or os.environ["RANK"] == "0"
+def is_main() -> bool:
+    """Whether this is rank 0, known before the processes have met."""
+    return world_size() == 1 or os.environ["RANK"] == "0"
 
 
-def speaks(error: BaseException) -> bool:
+def should_report(error: BaseException) -> bool:
     """Whether this process is the one to tell of an error that ends the run: the first that comes to know of it."""
-    if isinstance(error, FollowerError):
+    if isinstance(error, AbortedByMainError):
         return False
-    if not joined:  # bad options are bad in every process
-        return leads() or not isinstance(error, UsageError)
+    if not gloo_groups:  # bad options are bad in every process
+        return is_main() or not isinstance(error, UsageError)
     import torch.distributed as dist
 
-    end_undisturbed()
+    ignore_sigterm()
     try:
         return bool(dist.distributed_c10d._get_default_store().add("llmfold/told", 1) == 1)
     except RuntimeError:  # the store went with the process that held it
         return True
 
 
-def end_undisturbed() -> None:
-    """From here on the process ends by itself: another SIGTERM must not cut its last words off."""
+def ignore_sigterm() -> None:
+    """From here on the process ends by itself: another SIGTERM must not cut its error message off."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmfold.errors import OutputError
@@ -33,9 +32,7 @@ def available_memory(proc: Path = _PROC) -> int:
 
     Files in the page cache count as free, since the kernel drops them when memory is wanted.
     """
-    free = [_free_on_machine(proc)]
-    free += [group.limit - group.used for group in memory_groups(proc)]
-    return max(min(free), 0)
+    return max(0, min([_free_on_machine(proc), *memory_groups(proc)]))
 
 
 def _free_on_machine(proc: Path) -> int:
@@ -47,70 +44,60 @@ def _free_on_machine(proc: Path) -> int:
     return values.get("MemAvailable", values.get("MemFree", 0))
 
 
-@dataclass(frozen=True)
-class MemoryGroup:
-    """A control group with a memory limit, and what its processes hold beside reclaimable files; bytes."""
-
-    limit: int
-    used: int
+_Names = tuple[str, str, str]
+"""What a cgroup version calls its files of the limit and of the usage, and the reclaimable part in memory.stat."""
+_V2: _Names = ("memory.max", "memory.current", "inactive_file")
+_V1: _Names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-@dataclass(frozen=True)
-class _Files:
-    """What the files of a cgroup version are called."""
+def memory_groups(proc: Path = _PROC) -> Iterator[int]:
+    """Bytes left in the control groups that limit the memory of this process, its own first and then its parents.
 
-    limit: str
-    usage: str
-    reclaimable: str
-
-
-_V2 = _Files("memory.max", "memory.current", "inactive_file")
-_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-
-
-def memory_groups(proc: Path = _PROC) -> Iterator[MemoryGroup]:
-    """The groups of this process that limit memory, the own one first and then its parents; cgroup versions 1 and 2."""
-    for files, root, path in _hierarchies(proc):
+    Reclaimable files do not count as used; cgroup versions 1 and 2.
+    """
+    for names, root, path in _hierarchies(proc):
         folder = root / path.lstrip("/")
         if not folder.is_dir():  # inside a container the path may be that of the host
             folder = root
-        while True:
-            group = _read_group(folder, files)
-            if group is not None:
-                yield group
-            if folder == root:
+        for group in (folder, *folder.parents):
+            left = _left_in(group, names)
+            if left is not None:
+                yield left
+            if group == root:
                 break
-            folder = folder.parent
 
 
-def _hierarchies(proc: Path) -> Iterator[tuple[_Files, Path, str]]:
-    """Mount point and path of this process in every hierarchy that may limit memory."""
+def _hierarchies(proc: Path) -> Iterator[tuple[_Names, Path, str]]:
+    """Names of files, mount point and path of this process in every hierarchy that may limit memory."""
     try:
         paths = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
         mounts = (proc / "self/mountinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
-    own = {controllers: path for _, controllers, path in (line.split(":", 2) for line in paths)}
+    path_by_controllers = {names: path for _, names, path in (line.split(":", 2) for line in paths)}
     for mount in mounts:
         left, _, right = mount.partition(" - ")
         point, (kind, _, *options) = Path(left.split()[4]), right.split()
-        if kind == "cgroup2" and "" in own:
-            yield _V2, point, own[""]
+        if kind == "cgroup2" and "" in path_by_controllers:
+            yield _V2, point, path_by_controllers[""]
         elif kind == "cgroup" and "memory" in options[0].split(","):
-            yield from ((_V1, point, path) for names, path in own.items() if "memory" in names.split(","))
+            named = path_by_controllers.items()
+            yield from ((_V1, point, path) for names, path in named if "memory" in names.split(","))
 
 
-def _read_group(folder: Path, files: _Files) -> MemoryGroup | None:
+def _left_in(group: Path, names: _Names) -> int | None:
+    """Bytes left in a group, None where it has no limit."""
+    limit_file, usage_file, reclaimable = names
     try:
-        limit = (folder / files.limit).read_text(encoding="ascii").strip()
-        used = int((folder / files.usage).read_text(encoding="ascii"))
-        stat = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        limit = (group / limit_file).read_text(encoding="ascii").strip()
+        used = int((group / usage_file).read_text(encoding="ascii"))
+        stat = (group / "memory.stat").read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):
         return None
     if not limit.isdecimal():  # "max"
         return None
     counters = dict(line.split() for line in stat)
-    return MemoryGroup(int(limit), used - int(counters.get(files.reclaimable, 0)))
+    return int(limit) - used + int(counters.get(reclaimable, 0))
 
 
 def check_memory(needed: int, available: int) -> None:

@@ -1,12 +1,10 @@
 """Peak anonymous memory of this process: mapped files count as resident, but the kernel can drop them at will."""
 
 import ctypes
-import os
 import resource
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 
 _STATUS = Path("/proc/self/status")
 _PERIOD = 0.02
@@ -33,6 +31,7 @@ class PeakMemory:
     """Samples anonymous memory in a thread while it is open; ``bytes`` holds the largest value seen."""
 
     def __init__(self) -> None:
+        """Take the first sample."""
         self.bytes = anonymous_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="llmfold-memory", daemon=True)
@@ -42,12 +41,12 @@ class PeakMemory:
             self.bytes = max(self.bytes, anonymous_bytes())
 
     def __enter__(self) -> "PeakMemory":
+        """Start the thread."""
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        """End the thread and take the last sample."""
         self._stop.set()
         self._thread.join()
         self.bytes = max(self.bytes, anonymous_bytes())
@@ -62,8 +61,3 @@ def return_freed_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES)
-
-
-def host_memory_bytes() -> int:
-    """Physical memory of this machine in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -11,17 +11,15 @@ from llmfold.errors import DeviceError
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
 _ADVICE = "pass --device cpu, or free what else uses the GPU"
 
 
 @contextmanager
-def said_plainly() -> Iterator[None]:
-    """Say in a sentence that the GPU's memory has run out where nothing smaller could be tried.
+def explain_oom() -> Iterator[None]:
+    """Turn an OutOfMemoryError of the block, where nothing smaller can be tried, into a DeviceError.
 
     Raises:
-        DeviceError: it has.
+        DeviceError: the GPU's memory has run out.
     """
     try:
         yield
@@ -29,13 +27,13 @@ def said_plainly() -> Iterator[None]:
         raise DeviceError(f"the memory of the GPU does not suffice: {_ADVICE}") from error
 
 
-def in_smaller_chunks(work: Callable[[int], T], size: int, what: str) -> tuple[T, int]:
+def in_smaller_chunks(work: Callable[[int], T], size: int, label: str) -> tuple[T, int]:
     """Do ``work(size)``; while the device's memory does not suffice, again from its start with half the size.
 
     Args:
         work: leaves what it started from as it was when it fails.
         size: sequences at once, to begin with.
-        what: the work in words, for the notice.
+        label: the work in words, for the notice.
 
     Returns:
         The result, and the size that it took.
@@ -49,14 +47,14 @@ def in_smaller_chunks(work: Callable[[int], T], size: int, what: str) -> tuple[T
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise DeviceError(
-                    f"{what} does not fit in the memory of the GPU, even one sequence at a time: {_ADVICE}"
+                    f"{label} does not fit in the memory of the GPU, even one sequence at a time: {_ADVICE}"
                 ) from error
         size //= 2
         torch.cuda.empty_cache()
-        _log.warning("%s does not fit in the memory of the GPU: going on with %d sequences at once", what, size)
+        _log.warning("%s does not fit in the memory of the GPU: going on with %d sequences at once", label, size)
 
 
-def on_host_instead(work: Callable[[torch.device], T], device: torch.device, what: str) -> T:
+def on_host_instead(work: Callable[[torch.device], T], device: torch.device, label: str) -> T:
     """Do ``work(device)``, or on the CPU if the device's memory does not suffice."""
     try:
         return work(device)
@@ -64,5 +62,5 @@ def on_host_instead(work: Callable[[torch.device], T], device: torch.device, wha
         if device.type == "cpu":
             raise
     torch.cuda.empty_cache()
-    _log.warning("%s does not fit in the memory of the GPU: doing it on the host", what)
+    _log.warning("%s does not fit in the memory of the GPU: doing it on the host", label)
     return work(torch.device("cpu"))

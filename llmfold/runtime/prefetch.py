@@ -3,15 +3,16 @@
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 from torch import Tensor
+
+from llmfold.runtime.closing import Closing
 
 Layer = dict[str, Tensor]
 """Tensors of a layer by role."""
 
 
-class ReadAhead:
+class ReadAhead(Closing):
     """Reads the next layer in a thread while one is being worked on.
 
     One layer waits at a time. A mapped layer takes no anonymous memory; a pinned one takes its size in host memory.
@@ -51,12 +52,8 @@ class ReadAhead:
         layer = self._read(index)
         return {role: tensor.pin_memory() for role, tensor in layer.items()} if self._pin else layer
 
-    def __enter__(self) -> "ReadAhead":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the thread, after the read under way."""
         self._next = None
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -105,11 +102,11 @@ class WriteBehind:
             self._pending.popleft().result()
 
     def __enter__(self) -> "WriteBehind":
+        """The object itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Finish the write under way, and after an error no other."""
         if self._pool is None:
             return
         # A write under way is finished even after an interrupt: what it journals is whole.

@@ -4,7 +4,8 @@ import errno
 import hashlib
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmfold.errors import OutputError
@@ -58,14 +59,27 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a small UTF-8 file whole or not at all, in place of what stands there; raises OSError."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the block another file to write, which takes the place of ``path`` on the disk whole or not at all.
+
+    Raises:
+        OSError: it cannot be flushed or renamed.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        yield partial
+        fsync_path(partial)
         os.replace(partial, path)
+        fsync_path(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small UTF-8 file whole or not at all, in place of what stands there; raises OSError."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def file_sha256(path: Path) -> str:
@@ -93,8 +107,17 @@ def write_error(error: OSError, path: Path, nbytes: int) -> OutputError:
     return OutputError(f"{path} cannot be written ({error.strerror}): check the disk, or choose another output folder")
 
 
+@contextmanager
+def writing(path: Path, nbytes: int) -> Iterator[None]:
+    """Turn an OSError of a block that writes ``nbytes`` to ``path`` into the OutputError of :func:`write_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error, path, nbytes) from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a small file in one rename.
+    """:func:`replace_text` for a file that the user asked for.
 
     Raises:
         OutputError: it cannot be written.

@@ -3,15 +3,19 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 
-@dataclass
-class Stages:
-    """Seconds by stage, in the order the stages were first entered."""
+class StageTimer:
+    """Adds up seconds by stage.
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    _last: float = field(default_factory=time.perf_counter, repr=False)
+    Attributes:
+        seconds: by stage, in the order the stages were first entered.
+    """
+
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        """Begin with no seconds, or go on adding to ``seconds``."""
+        self.seconds = {} if seconds is None else seconds
+        self._last = time.perf_counter()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -27,7 +31,7 @@ class Stages:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def lap(self, name: str) -> None:
-        """Add the time since the last lap, or since this was made, to a stage."""
+        """Add the time since the last call, or since this was made, to a stage."""
         now = time.perf_counter()
         self.add(name, now - self._last)
         self._last = now

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmfold.checkpoint import JOURNAL_FILE, MARKER_FILE, WorkFolder, free_bytes, replace
-from llmfold.checkpoint.lock import FileLock
+from llmfold.checkpoint.lock import acquire_lock, release_lock
 from llmfold.errors import LlmfoldError, OutputError, UsageError
 
 from .builders import one_sentence
@@ -340,13 +340,13 @@ def count_up(counter: Path) -> None:
     wins = 0
     while wins < 40:
         try:
-            lock = FileLock.acquire(counter.with_suffix(".lock"), "busy")
+            lock = acquire_lock(counter.with_suffix(".lock"), "busy")
         except OutputError:
             continue
         count = int(counter.read_text())
         time.sleep(0.0005)
         counter.write_text(str(count + 1))
-        lock.release()
+        release_lock(lock)
         wins += 1
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmfold.clustering import distance_from_gram, gram, squared_distances
+from llmfold.clustering import gram, squared_distances
 
 Rows = Callable[..., Tensor]
 
@@ -95,14 +95,6 @@ def test_translation_rotation_and_scale(rows: Rows) -> None:
     torch.testing.assert_close(squared_distances([moved], gram([moved])), 9 * plain)
 
 
-def test_distance_from_gram_leaves_the_gram(rows: Rows) -> None:
-    points = rows()
-    products = gram([points])
-    kept = products.clone()
-    torch.testing.assert_close(distance_from_gram(products, tile=16), exact_distances(points))
-    assert torch.equal(products, kept)
-
-
 def test_zero_rows_are_duplicates() -> None:
     points = torch.zeros(4, 3)
     assert not squared_distances([points], gram([points])).any()
@@ -128,4 +120,4 @@ def test_gram_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         squared_distances([torch.ones(3, 2)], torch.ones(4, 4))
     with pytest.raises(ValueError, match="square"):
-        distance_from_gram(torch.ones(4, 3))
+        squared_distances([torch.ones(4, 2)], torch.ones(4, 3))

@@ -47,8 +47,6 @@ def test_kmeans_is_seeding_then_lloyd(rows: Rows) -> None:
     products = gram([points])
     expected = lloyd(products, nearest_seed(points, kmeans_plus_plus(products, 25, 4)), 25)
     assert torch.equal(kmeans(products, 25, seed=4), expected)
-    best = min(inertia(products, kmeans(products, 25, seed=seed)) for seed in (4, 5, 6))
-    assert inertia(products, kmeans(products, 25, seed=4, restarts=3)) == best
 
 
 def test_float32_inertia_agrees_with_scikit_learn() -> None:

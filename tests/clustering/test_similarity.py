@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmfold.clustering import Method, cluster
+from llmfold.clustering import Clustering, Method, cluster
 from llmfold.clustering.similarity import cluster_distances
 
 Rows = Callable[..., Tensor]
 METHODS: list[Method] = ["ward", "kmeans", "hartigan"]
+
+
+def cluster_one(distances: Tensor, k: int, *, method: Method, seed: int = 0, overwrite: bool = False) -> Clustering:
+    return cluster_distances(distances, [k], method=method, seed=seed, overwrite=overwrite)[0]
 
 
 def metric(n: int = 12, seed: int = 0) -> Tensor:
@@ -48,7 +52,7 @@ def spread(distances: Tensor, labels: Tensor) -> float:
 def test_distances_of_points_cluster_like_the_points(rows: Rows, method: Method, k: int) -> None:
     points = rows(noise=0.3)
     distances = torch.cdist(points, points).square()
-    found = cluster_distances(distances, k, method=method, seed=4)
+    found = cluster_one(distances, k, method=method, seed=4)
     expected = cluster([points], k, method=method, seed=4)
     assert found.k == k
     assert sorted(set(found.labels.tolist())) == list(range(k))
@@ -63,7 +67,7 @@ def test_distances_of_points_cluster_like_the_points(rows: Rows, method: Method,
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ward_on_what_is_no_metric_merges_by_its_formula(k: int, seed: int) -> None:
     distances = metric(seed=seed)
-    found = cluster_distances(distances, k, method="ward")
+    found = cluster_one(distances, k, method="ward")
     clusters, total = naive_ward(distances, k)
     assert {frozenset(torch.nonzero(found.labels == c).flatten().tolist()) for c in range(k)} == set(
         map(frozenset, clusters)
@@ -76,7 +80,7 @@ def test_ward_on_what_is_no_metric_merges_by_its_formula(k: int, seed: int) -> N
 def test_every_clustering_of_what_is_no_metric_is_a_partition(method: Method) -> None:
     distances = metric(20)
     before = distances.clone()
-    found = cluster_distances(distances, 9, method=method)
+    found = cluster_one(distances, 9, method=method)
     assert torch.equal(distances, before)
     assert sorted(set(found.labels.tolist())) == list(range(9))
     assert found.labels.device.type == "cpu"
@@ -85,8 +89,8 @@ def test_every_clustering_of_what_is_no_metric_is_a_partition(method: Method) ->
 
 @pytest.mark.parametrize("method", METHODS)
 def test_overwriting_the_distances_changes_no_label(method: Method) -> None:
-    kept = cluster_distances(metric(30), 20, method=method)
-    destroyed = cluster_distances(metric(30), 20, method=method, overwrite=True)
+    kept = cluster_one(metric(30), 20, method=method)
+    destroyed = cluster_one(metric(30), 20, method=method, overwrite=True)
     assert torch.equal(kept.labels, destroyed.labels)
     assert kept.inertia == pytest.approx(destroyed.inertia)
 
@@ -94,7 +98,7 @@ def test_overwriting_the_distances_changes_no_label(method: Method) -> None:
 def test_hartigan_refines_ward() -> None:
     points = torch.randn(40, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     distances = torch.cdist(points, points).square()
-    ward, refined = (cluster_distances(distances, 8, method=m) for m in METHODS[::2])
+    ward, refined = (cluster_one(distances, 8, method=m) for m in METHODS[::2])
     assert refined.inertia < ward.inertia
 
 
@@ -102,20 +106,20 @@ def test_hartigan_refines_ward() -> None:
 def test_order_of_units_renames_clusters_only(method: Method) -> None:
     distances = metric(15)
     order = torch.randperm(15, generator=torch.Generator().manual_seed(2))
-    found = cluster_distances(distances, 6, method=method).labels
-    shuffled = cluster_distances(distances[order][:, order], 6, method=method).labels
+    found = cluster_one(distances, 6, method=method).labels
+    shuffled = cluster_one(distances[order][:, order], 6, method=method).labels
     together = found[:, None] == found
     assert torch.equal(together[order][:, order], shuffled[:, None] == shuffled)
 
 
 def test_unusable_input() -> None:
     with pytest.raises(ValueError, match="method must be ward, kmeans or hartigan"):
-        cluster_distances(metric(), 3, method="median")  # type: ignore[arg-type]
+        cluster_one(metric(), 3, method="median")  # type: ignore[arg-type]
     for method in METHODS:
         for k in (0, 13):
             with pytest.raises(ValueError, match="from 1 to 12"):
-                cluster_distances(metric(), k, method=method)
+                cluster_one(metric(), k, method=method)
         with pytest.raises(ValueError, match="finite"):
-            cluster_distances(torch.full((4, 4), torch.nan), 2, method=method)
+            cluster_one(torch.full((4, 4), torch.nan), 2, method=method)
     with pytest.raises(ValueError, match="nonnegative"):
-        cluster_distances(-metric(), 3, method="ward")
+        cluster_one(-metric(), 3, method="ward")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
-from llmfold.clustering import distance_from_gram, gram, inertia_of_rows, squared_distances, ward
+from llmfold.clustering import gram, inertia_of_rows, squared_distances, ward
 from llmfold.clustering.partition import numbered_by_first_occurrence
 
 Rows = Callable[..., Tensor]
@@ -20,10 +20,10 @@ def distances_of(points: Tensor) -> Tensor:
     return squared_distances([points], gram([points]))
 
 
-def greedy(distances: NDArray[np.float64], k: int, weights: NDArray[np.float64]) -> list[Merge]:
+def greedy(distances: NDArray[np.float64], k: int) -> list[Merge]:
     """Search the whole matrix before each merge, lowest pair first."""
-    n, w = len(distances), weights.copy()
-    cost = distances * (w[:, None] * (w / (w[:, None] + w)))
+    n, w = len(distances), np.ones(len(distances))
+    cost = distances / 2
     cost[np.tril_indices(n)] = np.inf
     alive = np.ones(n, bool)
     merges = []
@@ -41,9 +41,9 @@ def greedy(distances: NDArray[np.float64], k: int, weights: NDArray[np.float64])
     return merges
 
 
-def assert_same(distances: Tensor, k: int, weights: Tensor | None = None) -> None:
-    expected = greedy(distances.numpy(), k, np.ones(len(distances)) if weights is None else weights.double().numpy())
-    found = ward(distances, k, weights=weights)
+def assert_same(distances: Tensor, k: int) -> None:
+    expected = greedy(distances.numpy(), k)
+    found = ward(distances, k)
     assert found.pairs.tolist() == [list(merge[:2]) for merge in expected]
     torch.testing.assert_close(found.costs, torch.tensor([merge[2] for merge in expected], dtype=torch.float64))
 
@@ -60,23 +60,14 @@ def test_equals_naive_greedy_with_many_ties(points: list[tuple[int, int]], keep:
 
 @pytest.mark.parametrize("k", [1, 20, 59, 60])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_weighted_equals_naive_weighted_greedy(rows: Rows, k: int, seed: int) -> None:
-    weights = torch.rand(60, generator=torch.Generator().manual_seed(seed)) * 10 + 0.1
-    assert_same(distances_of(rows(seed=seed)), k, weights)
+def test_equals_naive_greedy(rows: Rows, k: int, seed: int) -> None:
+    assert_same(distances_of(rows(seed=seed)), k)
 
 
 def test_equals_naive_greedy_on_distances_that_are_no_gram() -> None:
     matrix = torch.rand(50, 50, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     matrix = (matrix + matrix.T).fill_diagonal_(0)
     assert_same(matrix, 1)
-
-
-def test_integer_weights_count_duplicates(rows: Rows) -> None:
-    points = rows(n=15, groups=15)
-    counts = torch.randint(1, 4, (15,), generator=torch.Generator().manual_seed(0))
-    repeated = points.repeat_interleave(counts, 0)
-    once = ward(distances_of(points), 5, weights=counts.double()).labels(5)
-    assert torch.equal(ward(distances_of(repeated), 5).labels(5), once.repeat_interleave(counts))
 
 
 @pytest.mark.parametrize("k", [1, 2, 15, 20, 40, 59])
@@ -154,19 +145,16 @@ def test_one_row() -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -1.0])
 def test_unusable_distances(bad: float) -> None:
-    distances = distance_from_gram(torch.eye(4))
+    distances = distances_of(torch.eye(4))
     distances[1, 2] = distances[2, 1] = bad
     with pytest.raises(ValueError, match="finite and nonnegative"):
         ward(distances, 2)
 
 
 def test_unusable_arguments() -> None:
-    distances = distance_from_gram(torch.eye(4))
+    distances = distances_of(torch.eye(4))
     for k in (0, 5):
         with pytest.raises(ValueError, match="from 1 to 4"):
             ward(distances, k)
     with pytest.raises(ValueError, match="square"):
         ward(distances[:3], 2)
-    for weights in (torch.ones(3), torch.zeros(4), torch.full((4,), torch.nan)):
-        with pytest.raises(ValueError, match="4 positive finite"):
-            ward(distances, 2, weights=weights)

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from support import SINGLE, edit_json, edit_tensors, file_hashes, fold, tiny_model
+from support import SINGLE, edit_json, edit_tensors, file_hashes, fold, sample_tokens, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmfold import CheckpointError
 from llmfold.data import sampling as sampling_module
 from llmfold.data import tokens as tokens_module
 from llmfold.data.beginnings import UNSET, Beginnings, Mixture, starts
-from llmfold.data.sampling import Sampler, Sampling, cache_bytes, draw, sample_tokens, strewn
+from llmfold.data.sampling import Sampler, Sampling, cache_bytes, draw, strewn
 from llmfold.data.tokens import TOKENS_FILE, TokenBudget
 from llmfold.models.casting import load_model
 
@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def sampled(model: Path, budget: TokenBudget, seed: int = 0, **options: Any) -> torch.Tensor:
-    return sample_tokens(model, Sampling(budget, seed, **options), CPU)
+    return sample_tokens(model, Sampling(budget, seed, **options))
 
 
 def test_samples_begin_with_bos_and_depend_on_the_seed_only(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_batch_depends_on_its_number_only(tmp_path: Path) -> None:
     counted: list[int] = []
     last = Sampler(model, load_model(model, torch.float32, CPU)).sample(asked, 2, batches[2], counted.append)
     assert sum(counted) == 2 * 11
-    assert torch.equal(sample_tokens(model, asked, CPU)[-4:].view(2, 12), last)
+    assert torch.equal(sample_tokens(model, asked)[-4:].view(2, 12), last)
     assert torch.isin(last[:, 0], torch.tensor([1, 2])).all()
 
 
@@ -195,7 +195,7 @@ def test_keys_and_values_may_lie_in_files(tmp_path: Path) -> None:
     caches = tmp_path / "caches"
     caches.mkdir()
     found = Sampler(model, load_model(model, torch.float32, CPU), caches).sequences(asked)
-    assert torch.equal(found, sample_tokens(model, asked, CPU))
+    assert torch.equal(found, sample_tokens(model, asked))
     config = AutoConfig.from_pretrained(model)
     sizes = [path.stat().st_size for path in sorted(caches.iterdir())]
     assert len(sizes) == config.num_hidden_layers

@@ -8,15 +8,14 @@ import torch
 from support import fold, tiny_model
 
 from llmfold import CheckpointError, FoldConfig, UsageError
-from llmfold.data.tokens import TokenBudget, doubt, quality, resolved, text_tokens, token_budget
+from llmfold.data.tokens import TokenBudget, loop_warning, resolve_effort, text_tokens, token_budget, token_statistics
 from llmfold.effort import EFFORTS
-from llmfold.models import LayerShape, ModelShape
-from llmfold.models.families.llama import LLAMA
+from llmfold.models import ARCHITECTURES, LayerShape, ModelShape
 
 
 def shape(intermediate: int, positions: int = 2048) -> ModelShape:
     layers = (LayerShape(intermediate, 8, 8),)
-    return ModelShape(LLAMA, 64, 8, 100, layers, True, False, False, False, positions)
+    return ModelShape(ARCHITECTURES["llama"], 64, 8, 100, layers, True, False, False, False, positions)
 
 
 def asked(effort: str = "normal", **options: Any) -> FoldConfig:
@@ -38,27 +37,27 @@ def test_budgets_are_those_of_the_effort(name: str) -> None:
 
 def test_every_token_is_refined_on_as_often_however_many_there_are() -> None:
     for neurons in (512, 700, 1024, 1536, 40_000):
-        found = resolved(asked(), shape(neurons))
+        found = resolve_effort(asked(), shape(neurons))
         assert found.num_samples is not None
         assert found.refine == pytest.approx(found.num_samples * 512 / 32_768 * 200, rel=0.03)
 
 
 def test_explicit_numbers_win() -> None:
     assert token_budget(asked(num_samples=1, sequence_length=100), shape(512)) == TokenBudget(1, 100, 1)
-    found = resolved(asked("best", num_samples=3, refine=7), shape(512, 256))
+    found = resolve_effort(asked("best", num_samples=3, refine=7), shape(512, 256))
     assert (found.num_samples, found.sequence_length, found.refine) == (3, 256, 7)
 
 
 def test_resolved_options_are_whole_and_tell_efforts_apart() -> None:
-    found = [resolved(asked(effort), shape(512)) for effort in EFFORTS]
+    found = [resolve_effort(asked(effort), shape(512)) for effort in EFFORTS]
     for config, effort in zip(found, EFFORTS.values(), strict=True):
         assert (config.sequence_length, config.refine) == (effort.length, effort.refine)
         assert config.num_samples == effort.tokens // effort.length
     assert len({str(c.work()) for c in found}) == len(found)
-    assert resolved(found[0], shape(512)) == found[0]
+    assert resolve_effort(found[0], shape(512)) == found[0]
     paper = asked(method="paper")
-    assert resolved(paper, shape(512)) == paper
-    own, pruner = (resolved(asked(**o), shape(512)) for o in ({}, {"method": "wanda-sp", "data": "self"}))
+    assert resolve_effort(paper, shape(512)) == paper
+    own, pruner = (resolve_effort(asked(**o), shape(512)) for o in ({}, {"method": "wanda-sp", "data": "self"}))
     assert (pruner.num_samples, pruner.sequence_length) == (own.num_samples, own.sequence_length)
     assert pruner.refine is None
 
@@ -78,10 +77,10 @@ def test_sequences_of_a_document_stand_side_by_side() -> None:
 def test_loops_are_told_from_text() -> None:
     loop = torch.tensor([[1, 2, 3, 4] * 16])
     varied = torch.randperm(64)[None]
-    assert quality(loop)["repeated_4grams"] > 0.9
-    assert quality(varied) == {"distinct": 1.0, "repeated_4grams": 0.0}
-    assert doubt(quality(varied)) is None
-    assert "loops" in str(doubt(quality(loop)))
+    assert token_statistics(loop)["repeated_4grams"] > 0.9
+    assert token_statistics(varied) == {"distinct": 1.0, "repeated_4grams": 0.0}
+    assert loop_warning(token_statistics(varied)) is None
+    assert "loops" in str(loop_warning(token_statistics(loop)))
 
 
 def test_short_text_is_refused(data_dir: Path) -> None:

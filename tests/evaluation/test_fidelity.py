@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import edit_tensors, tiny_model
+from support import edit_tensors, sample_tokens, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmfold import CheckpointError, UsageError
-from llmfold.data.sampling import Sampling, sample_tokens
+from llmfold.data.sampling import Sampling
 from llmfold.data.tokens import TokenBudget
 from llmfold.evaluation import fidelity as module
 from llmfold.evaluation.fidelity import Fidelity, fidelity, held_back_tokens, reference
@@ -71,7 +71,7 @@ def test_held_back_tokens_are_sampled_anew_but_always_the_same(session_model: Pa
     tokens = held_back(session_model, 400, 50)
     assert tokens.shape == (8, 50)
     assert torch.equal(tokens, held_back(session_model, 400, 50))
-    folded_with = sample_tokens(session_model, Sampling(TokenBudget(8, 50, 2), 0), torch.device("cpu"))
+    folded_with = sample_tokens(session_model, Sampling(TokenBudget(8, 50, 2), 0))
     assert not torch.equal(tokens, folded_with)
 
 

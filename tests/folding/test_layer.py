@@ -70,7 +70,7 @@ def group_copies(
 def fold(
     weights: dict[str, Tensor], shape: ModelShape, before: LayerShape, after: LayerShape, **options: Any
 ) -> dict[str, Tensor]:
-    folded, _ = fold_layer(weights, shape, before, after, MergeOptions(**options))
+    folded, _ = next(fold_layer(weights, shape, before, [after], MergeOptions(**options)))
     sizes = dict(shape.layer_roles(after))
     assert {role: tuple(t.shape) for role, t in folded.items()} == sizes
     return folded
@@ -209,11 +209,11 @@ def test_groups_that_stand_alone_keep_their_bits(case: str, align: str, dtype: t
 def test_parts_whose_width_stays_keep_their_tensors() -> None:
     _, shape, weights = random_layer("llama", dtype=torch.bfloat16)
     before = shape.layers[0]
-    folded, record = fold_layer(weights, shape, before, before, MergeOptions())
+    folded, record = next(fold_layer(weights, shape, before, [before], MergeOptions()))
     assert all(folded[role] is weights[role] for role in weights)
     assert record.mlp is None
     assert record.attention is None
-    only_mlp, record = fold_layer(weights, shape, before, replace(before, intermediate=30), MergeOptions())
+    only_mlp, record = next(fold_layer(weights, shape, before, [replace(before, intermediate=30)], MergeOptions()))
     assert {role for role in weights if only_mlp[role] is not weights[role]} == {"gate", "up", "down"}
     assert record.attention is None
 
@@ -233,7 +233,7 @@ def test_records_count_every_unit(align: str) -> None:
     _, shape, weights = random_layer("llama")
     before = shape.layers[0]
     after = replace(wider(before, 3), intermediate=29)
-    _, record = fold_layer(weights, shape, before, after, MergeOptions(align=align))
+    _, record = next(fold_layer(weights, shape, before, [after], MergeOptions(align=align)))
     assert record.mlp is not None
     assert record.attention is not None
     for part, (old, new) in ((record.mlp, (40, 29)), (record.attention, (4, 3))):

@@ -28,7 +28,7 @@ def fold_mlp(shape: ModelShape, weights: dict[str, Tensor], width: int, **option
     from dataclasses import replace
 
     before = replace(shape.layers[0], intermediate=len(weights["gate"]))
-    return fold_layer(weights, shape, before, replace(before, intermediate=width), MergeOptions(**options))[0]
+    return next(fold_layer(weights, shape, before, [replace(before, intermediate=width)], MergeOptions(**options)))[0]
 
 
 def rows_of(weights: dict[str, Tensor]) -> Tensor:

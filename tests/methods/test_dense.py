@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmfold.checkpoint import Source
-from llmfold.data.tokens import embedded
 from llmfold.methods.base import ReadLayer
 from llmfold.methods.dense import DenseStates, Measurement, row_weight
 from llmfold.models import Role, tensor_name
@@ -55,7 +54,7 @@ def prepare(model: Path, tmp_path: Path) -> Callable[..., Prepared]:
             return {role: checkpoint.read(tensor_name(index, role)) for role, _ in roles}
 
         seed = 0 if population else None
-        start = partial(embedded, checkpoint, TOKENS, device)
+        start = partial(embed, checkpoint, TOKENS, device)
         return Measurement(context, start, SIZE, tmp_path, device, shuffle_seed=seed), read_layer
 
     return prepared

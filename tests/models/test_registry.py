@@ -14,7 +14,6 @@ from llmfold.models import (
     ModelShape,
     architecture_of,
     check_tensors,
-    count_parameters,
     expected_tensors,
     shape_of,
     stock_config,
@@ -45,7 +44,6 @@ def test_tensors_and_counts_are_those_of_the_stock_model(variant: str) -> None:
     assert expected_tensors(shape) == stock
     total = sum(math.prod(size) for size in stock.values())
     assert shape.parameters == total
-    assert count_parameters(stock, tied=shape.tied) == total
     in_layers = sum(math.prod(size) for name, size in stock.items() if name.startswith("model.layers."))
     assert shape.decoder_parameters == in_layers
     assert shape.outside_parameters == total - in_layers
@@ -162,7 +160,6 @@ def test_tied_embeddings_may_be_stored_under_either_name_or_both() -> None:
     for stored in ({EMBEDDING: size}, {HEAD: size}, {EMBEDDING: size, HEAD: size}):
         found = {**tensors, **stored}
         check_tensors(shape, found)
-        assert count_parameters(found, tied=True) == shape.parameters
     with pytest.raises(CheckpointError, match=EMBEDDING):
         check_tensors(shape, tensors)
     with pytest.raises(CheckpointError, match=HEAD):
@@ -171,7 +168,7 @@ def test_tied_embeddings_may_be_stored_under_either_name_or_both() -> None:
 
 def test_an_untied_head_is_counted_and_needed() -> None:
     shape, tensors = shape_and_tensors()
-    assert count_parameters(tensors, tied=False) == shape.parameters
+    assert sum(map(math.prod, tensors.values())) == shape.parameters
     del tensors[HEAD]
     with pytest.raises(CheckpointError, match=f"tensor {HEAD} is missing"):
         check_tensors(shape, tensors)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from support import SINGLE, file_hashes, fold, tensor_hashes, tiny_model
 
 import llmfold
-from llmfold.runtime.copy_stream import Lane
+from llmfold.runtime.copy_stream import CopyStream
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SAMPLED: dict[str, Any] = {"ratio": 0.25, "num_samples": 16, "sequence_length": 16}
@@ -58,7 +58,7 @@ def test_several_ratios_give_the_bytes_of_one_each(tmp_path: Path, source: Path)
 
 
 def test_a_lane_waits_for_what_was_done_before_its_mark_and_for_nothing_after() -> None:
-    x, lane = torch.zeros(1000, device=DEVICE), Lane(DEVICE)
+    x, lane = torch.zeros(1000, device=DEVICE), CopyStream(DEVICE)
     found: list[torch.Tensor] = []
 
     def work_long() -> None:
@@ -67,14 +67,14 @@ def test_a_lane_waits_for_what_was_done_before_its_mark_and_for_nothing_after() 
 
     work_long()
     x += 1
-    mark = lane.mark()
+    mark = lane.record()
 
     def copy() -> None:
-        with lane.after(mark):
+        with lane.wait(mark):
             found.append(x.cpu())
 
     work_long()
-    later = lane.mark()
+    later = lane.record()
     thread = threading.Thread(target=copy)
     thread.start()
     thread.join()

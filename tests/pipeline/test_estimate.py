@@ -41,10 +41,7 @@ LLAMA_7B = {
 def plan_of(**options: Any) -> FoldPlan:
     shape = shape_of(LLAMA_7B)
     dtype = torch.bfloat16
-    tensors = {
-        name: TensorInfo(name, dtype, size, torch.Size(size).numel() * dtype.itemsize, "")
-        for name, size in expected_tensors(shape).items()
-    }
+    tensors = {name: TensorInfo(name, dtype, size, "") for name, size in expected_tensors(shape).items()}
     options = {"compute_dtype": "float32", **options}  # not what this machine multiplies natively
     return make_plan(shape, tensors, FoldConfig("m", ratio=0.2, **options))
 

@@ -49,14 +49,14 @@ FRACTIONS = [(0.3, 0.0), (0.0, 0.5), (0.3, 0.25), (0.25, 0.75)]
 
 def plan_of(raw: dict[str, Any], **options: Any) -> FoldPlan:
     shape = shape_of(raw)
-    tensors = {"lm_head.weight": TensorInfo("lm_head.weight", torch.float32, (1,), 4, "x")}
+    tensors = {"lm_head.weight": TensorInfo("lm_head.weight", torch.float32, (1,), "x")}
     return make_plan(shape, tensors, FoldConfig(model="none", **options))
 
 
 def folded_state(raw: dict[str, Any], plan: FoldPlan, seed: int = 0) -> dict[str, Tensor]:
     state, shape = state_of(stock_model(raw, seed)), plan.before
     for index, (before, after) in enumerate(zip(shape.layers, plan.after.layers, strict=True)):
-        folded, _ = fold_layer(layer_weights(state, shape, index), shape, before, after, MergeOptions())
+        folded, _ = next(fold_layer(layer_weights(state, shape, index), shape, before, [after], MergeOptions()))
         state = with_layer(state, index, folded)
     return state
 

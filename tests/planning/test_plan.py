@@ -20,7 +20,7 @@ SAME = ("vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "tie_word_
 
 def infos(raw: dict[str, Any], dtype: torch.dtype = torch.bfloat16) -> dict[str, TensorInfo]:
     return {
-        name: TensorInfo(name, dtype, size, torch.Size(size).numel() * dtype.itemsize, "model.safetensors")
+        name: TensorInfo(name, dtype, size, "model.safetensors")
         for name, size in expected_tensors(shape_of(raw)).items()
     }
 
@@ -58,7 +58,7 @@ def test_order_and_dtypes_of_tensors_are_kept_unless_asked_for() -> None:
     raw = raw_config("llama")
     tensors = dict(reversed(infos(raw).items()))
     name = next(iter(tensors))
-    tensors[name] = TensorInfo(name, torch.float32, tensors[name].shape, tensors[name].nbytes * 2, "x")
+    tensors[name] = TensorInfo(name, torch.float32, tensors[name].shape, "x")
     kept = make_plan(shape_of(raw), tensors, FoldConfig(model="none", mlp_ratio=0.5))
     assert [spec.name for spec in kept.tensors] == list(tensors)
     assert [spec.dtype for spec in kept.tensors] == [info.dtype for info in tensors.values()]

@@ -9,15 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmfold import FoldConfig, UsageError
-from llmfold.models import LayerShape, ModelShape
-from llmfold.models.families.llama import LLAMA
+from llmfold.models import ARCHITECTURES, LayerShape, ModelShape
 from llmfold.planning import LayerCurves, Sensitivities, plan_widths
 
 LAYER = LayerShape(intermediate=60, heads=8, kv_heads=4)
 
 
 def shape(layers: int = 3) -> ModelShape:
-    return ModelShape(LLAMA, 32, 8, 100, (LAYER,) * layers, True, False, False, False, 2048)
+    return ModelShape(ARCHITECTURES["llama"], 32, 8, 100, (LAYER,) * layers, True, False, False, False, 2048)
 
 
 def curves(neuron: list[float], head: list[float], power: float = 1.5) -> Sensitivities:
@@ -119,7 +118,7 @@ def test_adaptive_needs_a_method_that_measures() -> None:
 
 def test_a_plan_in_the_models_own_class_is_preferred_where_little_is_lost() -> None:
     layer = LayerShape(intermediate=60, heads=6, kv_heads=6)
-    model = ModelShape(LLAMA, 48, 8, 100, (layer,), True, False, False, False, 2048)
+    model = ModelShape(ARCHITECTURES["llama"], 48, 8, 100, (layer,), True, False, False, False, 2048)
 
     def chosen(price: float) -> int:
         five_heads_are_best = LayerCurves([float(n) for n in range(60)], [0.0, 1e-3, price, 1e9, 1e9, 1e9])

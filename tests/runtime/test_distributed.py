@@ -20,8 +20,8 @@ from llmfold.errors import LlmfoldError, OutputError, UsageError
 from llmfold.pipeline import engine, verification
 from llmfold.pipeline.verification import DamagedError
 from llmfold.runtime.distributed import Ranks, join_ranks
-from llmfold.runtime.launch import FollowerError, launched, leads, neighbours, speaks
-from llmfold.runtime.reduction import Team
+from llmfold.runtime.launch import AbortedByMainError, is_main, local_world_size, should_report, world_size
+from llmfold.runtime.reduction import OrderedReduce
 from llmfold.runtime.timing import mean_seconds
 
 from .launching import Ended, launch, launch_forks
@@ -179,7 +179,7 @@ def test_a_process_killed_while_all_measure_ends_the_run_and_any_number_resumes(
 
 def share_blocks() -> int:
     ranks = join_ranks()
-    team, computed = Team(ranks), []
+    team, computed = OrderedReduce(ranks), []
 
     def compute(block: int) -> tuple[torch.Tensor, torch.Tensor]:
         computed.append(block)
@@ -187,7 +187,7 @@ def share_blocks() -> int:
 
     for blocks in ([], [5], list(range(7)), list(range(3, 12))):
         computed.clear()
-        found = list(team.in_order(blocks, compute))
+        found = list(team.map_in_order(blocks, compute))
         assert [float(pair[0]) for pair, _ in found] == blocks
         assert all(
             rest.shape == (b % 3, 2) and bool((rest == b).all()) for b, (_, rest) in zip(blocks, found, strict=True)
@@ -196,14 +196,14 @@ def share_blocks() -> int:
         acted: list[int] = []
         team.each(blocks, acted.append)
         assert acted == computed
-    assert team.made(lambda first: first) == (ranks.rank == 0)
+    assert team.create_or_open(lambda first: first) == (ranks.rank == 0)
     print("agreed", flush=True)
     return 0
 
 
 def share_results_and_failures() -> int:
     ranks = join_ranks()
-    assert ranks.everyone(lambda: 10 * ranks.rank) == [0, 10, 20]
+    assert ranks.run_on_all(lambda: 10 * ranks.rank) == [0, 10, 20]
 
     def fail() -> None:
         if ranks.rank == 1:
@@ -211,8 +211,8 @@ def share_results_and_failures() -> int:
         if ranks.rank == 2:
             raise OutputError("never told")
 
-    with pytest.raises(DamagedError if ranks.leads else FollowerError) as heard:
-        ranks.everyone(fail)
+    with pytest.raises(DamagedError if ranks.is_main else AbortedByMainError) as heard:
+        ranks.run_on_all(fail)
     assert str(heard.value) == "tensor a is lost"
     assert heard.value.exit_code == DamagedError.exit_code
     print("agreed", flush=True)
@@ -308,29 +308,29 @@ def test_a_refusal_is_told_once(tmp_path: Path, source: Path) -> None:
 
 def test_units_are_dealt_out_whole_and_once() -> None:
     units = list(range(11))
-    dealt = [list(Ranks(rank, 3).mine(units)) for rank in range(3)]
+    dealt = [list(Ranks(rank, 3).shard(units)) for rank in range(3)]
     assert sorted(unit for part in dealt for unit in part) == units
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
-    assert Ranks().mine(units) == units
+    assert Ranks().shard(units) == units
 
 
 def test_alone_nothing_is_shared() -> None:
-    assert Ranks().everyone(lambda: 3) == [3]
-    assert (launched(), neighbours(), leads()) == (1, 1, True)
-    assert Ranks().lead(lambda: 3) == Ranks().first(lambda: 3) == 3
+    assert Ranks().run_on_all(lambda: 3) == [3]
+    assert (world_size(), local_world_size(), is_main()) == (1, 1, True)
+    assert Ranks().run_on_main(lambda: 3) == Ranks().run_main_first(lambda: 3) == 3
     assert Ranks().gather("x") == ["x"]
-    assert speaks(LlmfoldError("x"))
-    assert not speaks(FollowerError("x", 2))
+    assert should_report(LlmfoldError("x"))
+    assert not should_report(AbortedByMainError("x", 2))
 
 
 def test_a_launcher_is_told_by_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert launched() == 1
+    assert world_size() == 1
     for name, value in {"RANK": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    assert (launched(), neighbours(), leads()) == (4, 2, False)
-    assert not speaks(UsageError("the same everywhere"))
-    assert speaks(OutputError("here only"))
+    assert (world_size(), local_world_size(), is_main()) == (4, 2, False)
+    assert not should_report(UsageError("the same everywhere"))
+    assert should_report(OutputError("here only"))
 
 
 def test_journals_of_other_ranks_are_absorbed(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_seconds_of_processes_are_averaged() -> None:
 
 
 def moves_apart() -> None:
-    engine.neighbours = lambda: 1
+    engine.local_world_size = lambda: 1
 
 
 def test_processes_that_measure_together_must_share_a_machine(tmp_path: Path, source: Path) -> None:

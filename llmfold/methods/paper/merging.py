@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer_at
+from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer
 from llmfold.methods.base import FoldContext, Folded, LayerMethod, Weights
 from llmfold.methods.method import Notify
 from llmfold.models import LayerShape
@@ -20,7 +20,7 @@ class PaperMethod(LayerMethod):
         self._context = context
 
     def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
-        """See :func:`llmfold.folding.layer.fold_layer_at`."""
+        """See :func:`llmfold.folding.layer.fold_layer`."""
         return next(self.fold_at(index, weights, before, [after]))
 
     def fold_at(
@@ -35,7 +35,7 @@ class PaperMethod(LayerMethod):
 
         def begin(device: torch.device) -> tuple[Folded, Iterator[Folded]]:
             moved = {role: tensor.to(device) for role, tensor in weights.items()}
-            results = fold_layer_at(moved, shape, before, target_shapes, options)
+            results = fold_layer(moved, shape, before, target_shapes, options)
             return next(results), results  # the first needs the most memory: all clusters are found with it
 
         first, others = on_host_instead(begin, self._context.device, f"layer {index}")

@@ -13,7 +13,7 @@ from llmfold.methods.reconstruction.importance import Importance, sequences_for
 from llmfold.methods.reconstruction.population import Population, PopulationOptions, population_rows
 from llmfold.methods.source import token_source
 from llmfold.models.forward import forward_context
-from llmfold.models.unembedding import Output
+from llmfold.models.unembedding import LMHead
 from llmfold.repair.refine import Refinement
 from llmfold.runtime.hidden_states import stored_array
 
@@ -26,7 +26,7 @@ def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
     source, config, shape = token_source(context, notify), context.config, context.shape
     importance = Importance(
         source.measurement,
-        lambda: Output.of(context.checkpoint, shape, source.measurement.context.eps, context.device),
+        lambda: LMHead.of(context.checkpoint, shape, source.measurement.context.eps, context.device),
         sequences_for(tk.token_budget(config, shape)),
         config.seed,
     )

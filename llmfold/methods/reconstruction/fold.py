@@ -29,7 +29,7 @@ from llmfold.repair.least_squares import ActivationSums, activation_sums, refit,
 from llmfold.repair.refine import Refinement, refine
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, stored_tensors
 from llmfold.runtime.seeding import mixed_seed
-from llmfold.runtime.timing import Stages
+from llmfold.runtime.timing import StageTimer
 from llmfold.selection.elimination import Elimination, eliminate_blocks, eliminate_units
 
 SELECTION_RIDGE = 1e-3
@@ -96,10 +96,10 @@ class Reconstruction(LayerMethod):
         for group in self.groups(range(len(layers))):
             notify(f"layer {group[0]}: measure")
             self.prepare(group, read_layer)
-            for index in measurement.team.share(group):
+            for index in measurement.team.shard(group):
                 inputs = self._states.around(index, measurement.wide(read_layer(index)))
                 find_orders = partial(self._find_orders, inputs, kept_neurons(layers[index].intermediate, ratio))
-                measurement.team.within_memory(find_orders, self._chunk, f"layer {index}")
+                measurement.team.with_oom_retry(find_orders, self._chunk, f"layer {index}")
         self._states.close()
         rows = measurement.size[0] * measurement.size[1] * measurement.shape.hidden
         curves = []
@@ -121,7 +121,7 @@ class Reconstruction(LayerMethod):
     def prepare(self, layers: Sequence[int], read_layer: ReadLayer) -> None:
         """Move the dense states to a group of layers; all processes call this alike."""
         move = partial(self._states.move_to, layers, read_layer)
-        _, self._chunk = self.measurement.team.within_memory(move, self._chunk, f"layer {layers[0]}")
+        _, self._chunk = self.measurement.team.with_oom_retry(move, self._chunk, f"layer {layers[0]}")
 
     def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
         """Choose units, refit their consumers, and refine what is left of the MLP."""
@@ -132,7 +132,7 @@ class Reconstruction(LayerMethod):
         def attempt(chunk: int) -> Folded:
             return _Layer(self, inputs, chunk).fold(weights, after)
 
-        return self.measurement.team.within_memory(attempt, self._chunk, f"layer {index}")[0]
+        return self.measurement.team.with_oom_retry(attempt, self._chunk, f"layer {index}")[0]
 
     def data_facts(self) -> dict[str, Any]:
         """What the states are, for the report."""
@@ -189,7 +189,7 @@ class _Layer:
         self._train, self._held = split(owner.measurement.size[0], self._options.held_back, chunk)
         self._known: dict[Role, _Sums] = {}
         self._record = LayerRecord()
-        self._stages = Stages(self._record.seconds)
+        self._stages = StageTimer(self._record.seconds)
 
     def fold(self, stored: Weights, after: LayerShape) -> Folded:
         """The layer at widths ``after``, in the dtypes of ``stored`` or the one that is asked for."""

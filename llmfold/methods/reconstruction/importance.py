@@ -25,7 +25,7 @@ from llmfold.methods.gradients import GradientPasses
 from llmfold.methods.method import Notify
 from llmfold.models import Role
 from llmfold.models.forward import attention_block, mlp_block
-from llmfold.models.unembedding import Output
+from llmfold.models.unembedding import LMHead
 from llmfold.repair.least_squares import cholesky
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, stored_array
 from llmfold.runtime.seeding import seeded
@@ -63,7 +63,7 @@ class Importance:
     """
 
     measurement: Measurement
-    output: Callable[[], Output]
+    output: Callable[[], LMHead]
     sequences: int
     seed: int
 
@@ -78,7 +78,7 @@ class Importance:
             return
         folder = self.measurement.work / f"{_FOLDER}-partial"
         passes = GradientPasses(self.measurement, folder, self.sequences, read_layer, notify)
-        self.measurement.team.within_memory(partial(self._compute, passes, folder), CHUNK, "what directions matter")
+        self.measurement.team.with_oom_retry(partial(self._compute, passes, folder), CHUNK, "what directions matter")
 
     def metric(self, index: int, part: Part) -> Tensor:
         """(hidden, hidden) float64 on the CPU, see :func:`metric_of`, for the states that a layer's part adds to."""
@@ -91,11 +91,11 @@ class Importance:
         passes.forward("what directions matter, forward", chunk)
         passes.seed(self._label_gradients())  # by fixed blocks, whatever fits at once elsewhere
         for index, _, (squares,) in passes.backward("what directions matter, back", self._squares, chunk):
-            if team.leads:
+            if team.is_main:
                 squares /= self.sequences * self.measurement.size[1]
                 for part, moment in zip(PARTS, squares, strict=True):
                     stored_array(folder / _name(index, part), moment.cpu().numpy)
-        if team.leads:
+        if team.is_main:
             folder.rename(self.measurement.work / _FOLDER)
             fsync_path(folder.parent)
         team.wait()

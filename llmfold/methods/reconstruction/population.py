@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.config import FoldConfig
-from llmfold.data.tokens import embedded
+from llmfold.data.tokens import embed
 from llmfold.effort import EFFORTS
 from llmfold.methods.base import read_layer
 from llmfold.methods.dense import shuffled
@@ -81,7 +81,7 @@ class Population:
         context = self.options.context
         generator = torch.Generator().manual_seed((self.seed * 7919 + salt) % 2**63)
         tokens = torch.multinomial(prior, rows * context, True, generator=generator).view(rows, context)
-        return embedded(self.checkpoint, tokens, self.device)
+        return embed(self.checkpoint, tokens, self.device)
 
     def _through_layers(self, x: Tensor, salt: int) -> Tensor:
         """All members after the last layer, (rows, context, hidden)."""

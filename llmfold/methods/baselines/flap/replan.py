@@ -43,8 +43,7 @@ def with_biases(plan: FoldPlan, *, bias: bool) -> FoldPlan:
         name = tensor.name.removesuffix("weight") + "bias"
         if name in shapes and name not in known:
             tensors.append(dataclasses.replace(tensor, name=name, shape=shapes[name]))
-    size = sum(tensor.nbytes for tensor in tensors)
-    return dataclasses.replace(plan, after=after, tensors=tuple(tensors), written_as=written_as, bytes_after=size)
+    return dataclasses.replace(plan, after=after, tensors=tuple(tensors), written_as=written_as)
 
 
 def check_biases(family: Architecture) -> None:
