@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmfold.checkpoint import Source
+from llmfold.data.tokens import embed
 from llmfold.methods.base import ReadLayer
 from llmfold.methods.dense import DenseStates, Measurement, row_weight
 from llmfold.models import Role, tensor_name
