@@ -1,6 +1,7 @@
 """The command line: ``llmfold --model MODEL --ratio 0.2``, and the commands of llmfold/commands by their names."""
 
 import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         _complain(stop, str(stop) or command.interrupted, debug)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has gone, which is no failure of the work
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # a person at the prompt gets a sentence, whatever broke
         _complain(error, f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", debug)
         return 1
@@ -76,7 +79,7 @@ def _show_any_letter() -> None:
 
 
 def _complain(error: BaseException, message: str, debug: bool) -> None:
-    """Print a message in one line, from the process that should_report of ``error`` where there are several."""
+    """Print a message in one line; where several processes run, one of them reports an error."""
     from llmfold.runtime.launch import should_report
 
     if not should_report(error):

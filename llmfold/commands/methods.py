@@ -30,8 +30,12 @@ def run(options: dict[str, Any]) -> None:
 
 def describe(method: MethodFacts) -> list[str]:
     """What is known of a method, a line each."""
+    from llmfold.config import FoldConfig
+    from llmfold.options import options_of, spelled
+
     data = "--data TEXT" if method.needs_data else "text that the model writes itself" if method.samples else "none"
     lines = [method.summary, f"data: {data}"]
     if method.options:
-        lines.append(f"options: {', '.join('--' + name.replace('_', '-') for name in sorted(method.options))}")
+        flags = (spelled(field) for field, _ in options_of(FoldConfig) if field.name in method.options)
+        lines.append(f"options: {', '.join(flags)}")
     return [*lines, *([method.citation] if method.citation else [])]

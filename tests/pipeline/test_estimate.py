@@ -72,7 +72,8 @@ def test_every_process_has_layers_of_its_own_and_one_samples(free: Any) -> None:
     assert module.memory_needed(paper, 2) == 2 * module.memory_needed(paper)
 
 
-def test_disk_counts_what_waits_there() -> None:
+def test_disk_counts_what_waits_there(free: Any) -> None:
+    free(64 * GB)
     paper, pruner = plan_of(method="paper"), plan_of(method="llm-pruner", data="text")
     assert module.disk_needed(paper) == paper.bytes_after
     normal = EFFORTS["normal"]
