@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmfold.checkpoint.accept import is_legacy_buffer, refuse_quantised_config, refuse_quantised_tensor
+from llmfold.checkpoint.adapter import refuse_adapter
 from llmfold.checkpoint.blocks import is_finite
 from llmfold.checkpoint.dtypes import TORCH_DTYPES
 from llmfold.checkpoint.header import Header, read_header
@@ -64,10 +65,11 @@ class Checkpoint:
         """Open the checkpoint in ``folder``, reading its config, index and headers but no weight.
 
         Raises:
-            CheckpointError: something is missing, damaged, unsafe, quantised or contradicts itself.
+            CheckpointError: something is missing, damaged, unsafe, quantised, an adapter or contradicts itself.
         """
         if not folder.is_dir():
             raise CheckpointError(f"model folder {folder} does not exist")
+        refuse_adapter(folder, str(folder), (path.name for path in folder.iterdir()))
         path = regular_file(folder, CONFIG_FILE)
         config = read_object(path, unique_keys=False)
         refuse_quantised_config(config, str(folder))

@@ -21,8 +21,8 @@ def stored_shape(checkpoint: Checkpoint) -> ModelShape:
     computes with both, so the head counts as untied. Values are read for such a checkpoint only.
 
     Raises:
-        CheckpointError: as :func:`shape_of`; or a head differs and the transformers installed is older than 5, which takes
-            the embedding for it.
+        CheckpointError: as :func:`shape_of`; or a head differs and the transformers installed is older than 5, which
+            takes the embedding for it.
     """
     shape = shape_of(checkpoint.config)
     if not shape.tied or _same_values(checkpoint):
