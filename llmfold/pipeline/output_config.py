@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from llmfold.models import Architecture, LayerShape, shape_of, stock_config
+from llmfold.models import WINDOW_KEYS, Architecture, LayerShape, shape_of, stock_config
 from llmfold.models.forward import rope_parameters
 from llmfold.planning import FoldPlan
 
@@ -31,7 +31,8 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
     Returns:
         Contents of config.json. Widths that no stock config holds add ``per_layer_config`` and ``auto_map``.
     """
-    config = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, "_name_or_path")}
+    leftovers = () if plan.before.architecture.windows else WINDOW_KEYS  # other loaders and caches may read them
+    config = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, "_name_or_path", *leftovers)}
     family = plan.written_as
     if family.model_type != config["model_type"]:
         config = _rewritten(config, family)
