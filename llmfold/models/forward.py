@@ -79,12 +79,16 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardCont
     """Build the context of a raw config.
 
     Raises:
-        CheckpointError: transformers has no such rotary variant, or the layers' windows are not defined.
+        CheckpointError: transformers has no such rotary variant or activation, or the layers' windows are not defined.
     """
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     stock = stock_config(config)
+    if stock.hidden_act not in ACT2FN:
+        raise CheckpointError(
+            f"hidden_act {stock.hidden_act!r} in config.json is not known to transformers: silu is what Llama has"
+        )
     rope = rope_parameters(stock)
     if rope["rope_type"] == "default":
         exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
