@@ -14,6 +14,8 @@ _QUANTISED_PARTS = frozenset(
         *("weight_scale", "weight_scale_inv", "weight_packed", "weight_zero_point", "input_scale"),
     )
 )
+_DOUBLED = ("model.model.", "model.lm_head.")
+_BARE = ("layers.", "embed_tokens.", "norm.")
 _ADVICE = "llmfold folds bf16, fp16 and fp32 weights: take the unquantised model, fold it first and quantise after"
 
 
@@ -27,13 +29,28 @@ def is_legacy_buffer(name: str, shape: tuple[int, ...]) -> bool:
     return name.endswith(_RECOMPUTED) or (name.endswith(_MASK_FILLS) and shape == ())
 
 
+def stock_name(name: str) -> str:
+    """The name under which transformers loads a tensor: ``model.`` is added where it lacks, and removed if doubled."""
+    if name.startswith(_DOUBLED):
+        return name.removeprefix("model.")
+    return f"model.{name}" if name.startswith(_BARE) else name
+
+
 def refuse_quantised_config(config: dict[str, Any], model: str) -> None:
     """Raise CheckpointError when ``config`` declares quantised weights."""
-    if config.get("quantization_config") or config.get("compression_config"):
+    declared = config.get("quantization_config")
+    if declared or config.get("compression_config"):
         raise CheckpointError(f"{model} is quantised (its config.json says so); {_ADVICE}")
+    if declared is not None:
+        raise CheckpointError(
+            f"quantization_config in the config.json of {model} is {declared!r}, which transformers cannot load: "
+            "remove it if the weights are not quantised"
+        )
 
 
 def refuse_quantised_tensor(name: str, dtype: str, shard: str) -> None:
-    """Raise CheckpointError when the tensor's name or safetensors ``dtype`` is not that of a plain weight."""
+    """Raise CheckpointError when the tensor's name or safetensors ``dtype`` is not that of a weight llmfold folds."""
+    if dtype == "F64":
+        raise CheckpointError(f"tensor {name!r} in {shard} is float64: convert the model to float32 first")
     if name.rsplit(".", 1)[-1] in _QUANTISED_PARTS or dtype not in TORCH_DTYPES:
         raise CheckpointError(f"tensor {name!r} ({dtype}) in {shard} is quantised or not a weight; {_ADVICE}")

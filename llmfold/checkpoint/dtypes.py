@@ -6,6 +6,11 @@ TORCH_DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.flo
 SAFETENSORS_DTYPES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
+def is_dtype(name: str) -> bool:
+    """Whether torch has a dtype of this name."""
+    return isinstance(getattr(torch, name, None), torch.dtype)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llmfold.checkpoint.accept import is_legacy_buffer, refuse_quantised_config, refuse_quantised_tensor
+from llmfold.checkpoint.accept import is_legacy_buffer, refuse_quantised_config, refuse_quantised_tensor, stock_name
+from llmfold.checkpoint.adapter import refuse_adapter
 from llmfold.checkpoint.blocks import is_finite
 from llmfold.checkpoint.dtypes import TORCH_DTYPES
 from llmfold.checkpoint.header import Header, read_header
@@ -29,9 +30,10 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True)
 class TensorInfo(TensorSpec):
-    """A weight as its shard declares it; ``shard`` is the file's name."""
+    """A weight as its shard declares it; ``shard`` is the file's name, ``stored`` its name there where that is another."""
 
     shard: str
+    stored: str = ""
 
 
 class Checkpoint:
@@ -48,7 +50,7 @@ class Checkpoint:
         """List the weights of validated headers; see :meth:`open`.
 
         Raises:
-            CheckpointError: a tensor is quantised or not a weight.
+            CheckpointError: a tensor is quantised, not a weight, or stored twice.
         """
         self.folder = folder
         self.config = config
@@ -64,10 +66,11 @@ class Checkpoint:
         """Open the checkpoint in ``folder``, reading its config, index and headers but no weight.
 
         Raises:
-            CheckpointError: something is missing, damaged, unsafe, quantised or contradicts itself.
+            CheckpointError: something is missing, damaged, unsafe, quantised, an adapter or contradicts itself.
         """
         if not folder.is_dir():
             raise CheckpointError(f"model folder {folder} does not exist")
+        refuse_adapter(folder, str(folder), (path.name for path in folder.iterdir()))
         path = regular_file(folder, CONFIG_FILE)
         config = read_object(path, unique_keys=False)
         refuse_quantised_config(config, str(folder))
@@ -98,7 +101,7 @@ class Checkpoint:
         self.confirm(name)
         path = self.folder / self.tensors[name].shard
         with _reading(name, path), safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(self.tensors[name].stored or name)
         if check_finite and not is_finite(tensor):
             raise CheckpointError(f"tensor {name!r} in {path} holds NaN or infinity: the model is damaged")
         return tensor
@@ -128,7 +131,12 @@ class Checkpoint:
                 continue
             refuse_quantised_tensor(entry.name, entry.dtype, shard)
             dtype = TORCH_DTYPES[entry.dtype]
-            self.tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, shard)
+            name = stock_name(entry.name)
+            if name in self.tensors:
+                both = f"{self.tensors[name].stored or name} and {entry.name}"
+                raise CheckpointError(f"{self.folder} stores tensor {name!r} twice, as {both}: remove one of them")
+            stored = "" if entry.name == name else entry.name
+            self.tensors[name] = TensorInfo(name, dtype, entry.shape, shard, stored)
 
 
 def is_damage(error: CheckpointError) -> bool:

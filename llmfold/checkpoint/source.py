@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from llmfold.checkpoint.adapter import ADAPTER_CONFIG, refuse_adapter
 from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE, no_weights, read_weight_map
 from llmfold.errors import CheckpointError, LlmfoldError
 from llmfold.model_path import local_folder
@@ -60,6 +61,8 @@ def resolve(model: str, *, revision: str | None = None, weights: bool = True) ->
 def _download(model: str, revision: str | None, weights: bool) -> Source:
     folder = Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=_METADATA))
     commit = folder.name
+    if (folder / ADAPTER_CONFIG).exists():
+        refuse_adapter(folder, model, huggingface_hub.list_repo_files(model, revision=commit))
     if weights:
         index = folder / INDEX_FILE
         names = sorted(set(read_weight_map(index).values())) if index.exists() else [SINGLE_FILE]

@@ -20,8 +20,9 @@ from llmfold.data.sampling import Sampler, Sampling
 from llmfold.data.tokens import TokenBudget, input_device
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import FIDELITY_TOKENS
-from llmfold.models import head_name, shape_of
+from llmfold.models import head_name
 from llmfold.models.casting import cast_linear
+from llmfold.models.tying import stored_shape
 
 SEED = 2**40 + 17
 """Of the held-back tokens: none that a person would fold with."""
@@ -102,7 +103,7 @@ def reference(folder: Path, model: Any, tokens: Tensor, *, batch: int = 8) -> Re
             for part in torch.split(tokens, batch)
         ]
     checkpoint = Checkpoint.open(folder)
-    head = checkpoint.read(head_name(checkpoint.tensors, shape_of(checkpoint.config).tied))
+    head = checkpoint.read(head_name(checkpoint.tensors, stored_shape(checkpoint).tied))
     return Reference(tokens, torch.cat(hidden), head, layers)
 
 

@@ -28,7 +28,7 @@ from llmfold.experiments.results import Results, Row, Run, Spread, summarise
 from llmfold.experiments.settings import Amount, Settings, describe
 from llmfold.experiments.table import Section, document
 from llmfold.experiments.variants import Variant
-from llmfold.models import shape_of
+from llmfold.models.tying import stored_shape
 from llmfold.options import public_file
 from llmfold.runtime.devices import pick_device
 from llmfold.runtime.storage import file_sha256, write_text
@@ -83,7 +83,7 @@ class _Comparing:
         self.source = locate(settings.model, settings.revision)
         folder = self.source.folder
         self.checkpoint = Checkpoint.open(folder)
-        self.shape = shape_of(self.checkpoint.config)
+        self.shape = stored_shape(self.checkpoint)
         self.text = read_text(settings.text)
         self.windows = text_windows(folder, self.text, **settings.cut())
         self.loading = Loading.of(settings.compute_dtype, pick_device(settings.device), folder)

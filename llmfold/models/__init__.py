@@ -5,6 +5,7 @@ from llmfold.models.base import EMBEDDING as EMBEDDING
 from llmfold.models.base import FINAL_NORM as FINAL_NORM
 from llmfold.models.base import HEAD as HEAD
 from llmfold.models.base import MLP_ROLES as MLP_ROLES
+from llmfold.models.base import WINDOW_KEYS as WINDOW_KEYS
 from llmfold.models.base import Architecture as Architecture
 from llmfold.models.base import LayerShape as LayerShape
 from llmfold.models.base import ModelShape as ModelShape

@@ -29,13 +29,17 @@ ROLE_NAMES: dict[Role, str] = {
 ATTENTION_ROLES = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm")
 MLP_ROLES = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 
+WINDOW_KEYS = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers")
+"""Config keys of sliding windows."""
+
 
 @dataclass(frozen=True)
 class Architecture:
     """One model family.
 
-    ``qkv_bias``, ``o_bias`` and ``mlp_bias`` are either a constant or the config key that says so. ``fallback`` is the
-    family that the same tensors load under when this one's config refuses a head count.
+    ``qkv_bias``, ``o_bias`` and ``mlp_bias`` are either a constant or the config key that says so. ``windows``: whether
+    its layers read the :data:`WINDOW_KEYS` of a config, which are leftovers elsewhere. ``fallback`` is the family that
+    the same tensors load under when this one's config refuses a head count.
     """
 
     model_type: str
@@ -45,6 +49,7 @@ class Architecture:
     mlp_bias: bool | str = False
     qk_norm: bool = False
     heads_divide_hidden: bool = False
+    windows: bool = True
     fallback: str | None = None
 
     @property

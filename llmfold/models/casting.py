@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from llmfold.models import ARCHITECTURES, WINDOW_KEYS
 from llmfold.runtime.quiet import quiet_transformers
 
 BLOCK_BYTES = 64_000_000
@@ -38,11 +39,20 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto" if as_stored else dtype, trust_remote_code=remote_code, **placement
         ).eval()
+    _forget_leftovers(model.config)
     if "device_map" not in placement:
         model = model.to(device)
     if as_stored:
         cast_in_use(model, dtype)
     return model
+
+
+def _forget_leftovers(config: Any) -> None:
+    """Remove windows that the family does not read, but that caches of transformers would cut keys and values to."""
+    family = ARCHITECTURES.get(config.model_type)
+    if family is not None and not family.windows:
+        for key in WINDOW_KEYS:
+            vars(config).pop(key, None)
 
 
 def cast_in_use(model: nn.Module, dtype: torch.dtype) -> None:

@@ -11,6 +11,7 @@ FAMILIES = (
         o_bias="attention_bias",
         mlp_bias="mlp_bias",
         heads_divide_hidden=True,
+        windows=False,
         fallback="mistral",
     ),
     # Llama without biases, with an optional sliding window and any head count.

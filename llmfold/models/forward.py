@@ -54,11 +54,24 @@ def rope_parameters(config: "PretrainedConfig") -> dict[str, Any]:
     return {"rope_theta": float(getattr(config, "rope_theta", 10000.0)), **scaling}
 
 
-def _windows(config: "PretrainedConfig", count: int) -> tuple[int | None, ...]:
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
+def _windows(config: "PretrainedConfig", shape: ModelShape) -> tuple[int | None, ...]:
+    """Sliding window of every layer, by the settings that the family reads."""
+    count = len(shape.layers)
+    if not shape.architecture.windows:
+        return (None,) * count
+    window, types = (getattr(config, key, None) for key in ("sliding_window", "layer_types"))
     if types is None:
-        return (window,) * count
+        types = ["full_attention" if window is None else "sliding_attention"] * count
+    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise CheckpointError(
+            f"layer_types in config.json has {unknown[0]!r}; supported are full_attention and sliding_attention"
+        )
+    if "sliding_attention" in types and (window is None or window < 1):
+        raise CheckpointError(
+            "config.json gives layers a sliding window but sets none of 1 token or more: set sliding_window (and "
+            "use_sliding_window, where the family has it), or make all layer_types full_attention"
+        )
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
@@ -66,12 +79,16 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardCont
     """Build the context of a raw config.
 
     Raises:
-        CheckpointError: transformers has no such rotary variant.
+        CheckpointError: transformers has no such rotary variant or activation, or the layers' windows are not defined.
     """
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     stock = stock_config(config)
+    if stock.hidden_act not in ACT2FN:
+        raise CheckpointError(
+            f"hidden_act {stock.hidden_act!r} in config.json is not known to transformers: silu is what Llama has"
+        )
     rope = rope_parameters(stock)
     if rope["rope_type"] == "default":
         exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
@@ -81,7 +98,7 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardCont
         raise CheckpointError(f"rope_type {rope['rope_type']!r} in config.json is not supported; supported are {known}")
     else:
         frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](stock, torch.device("cpu"))
-    windows = _windows(stock, len(shape.layers))
+    windows = _windows(stock, shape)
     return ForwardContext(shape, stock.rms_norm_eps, ACT2FN[stock.hidden_act], frequencies, float(scale), windows)
 
 

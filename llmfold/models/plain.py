@@ -60,6 +60,8 @@ def plain_settings(config: Mapping[str, Any]) -> SimpleNamespace | None:
         return None
     if not all(name in _KNOWN and _KNOWN[name](value) for name, value in config.items()):
         return None
+    if len(config.get("layer_types", ())) not in (0, config["num_hidden_layers"]):
+        return None
     head_dim = config.get("head_dim")
     if config["hidden_size"] % config["num_attention_heads"] or (head_dim is None and config["model_type"] == "qwen3"):
         return None

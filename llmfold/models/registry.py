@@ -1,9 +1,10 @@
 """From a config.json to a validated :class:`ModelShape`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from llmfold.checkpoint.dtypes import is_dtype
 from llmfold.errors import CheckpointError
 from llmfold.models.base import EMBEDDING, FINAL_NORM, HEAD, Architecture, LayerShape, ModelShape, tensor_name
 from llmfold.models.families import FAMILIES
@@ -38,6 +39,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     if model_type not in ARCHITECTURES:
         raise CheckpointError(f"model_type {model_type!r} in config.json is not supported; supported are {supported}")
     names = config.get("architectures") or []
+    names = names if isinstance(names, list) else [names]
     if names and not any(isinstance(n, str) and n.endswith("ForCausalLM") for n in names):
         raise CheckpointError(
             f"config.json names {', '.join(map(str, names))}, which is not a causal language model (…ForCausalLM)"
@@ -59,6 +61,17 @@ def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
     except Exception as error:  # transformers raises many kinds for a bad field
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json is not a valid {config['model_type']} config: {reason}") from error
+
+
+def _check_dtype(config: Mapping[str, Any]) -> None:
+    for key in ("dtype", "torch_dtype"):
+        value = config.get(key)
+        known = value is None or isinstance(value, dict) or (isinstance(value, str) and is_dtype(value))
+        if not known:
+            raise CheckpointError(
+                f"{key} in config.json is {value!r}, which transformers cannot read: write the dtype of the weights as "
+                "torch names it, such as bfloat16, or remove it"
+            )
 
 
 def _positive(value: Any, key: str) -> int:
@@ -108,6 +121,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         CheckpointError: an unsupported family or a config that contradicts itself.
     """
     architecture = architecture_of(config)
+    _check_dtype(config)
     stock = plain_settings(config) or stock_config(config)
     hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
@@ -139,6 +153,17 @@ def expected_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
+def _explain_prefix(shape: ModelShape, missing: str, stored: Iterable[str]) -> None:
+    """Raise CheckpointError if a tensor that is missing is there under a longer name."""
+    for name in stored:
+        for expected in (missing, missing.removeprefix("model.")):
+            if name != expected and name.endswith(f".{expected}"):
+                raise CheckpointError(
+                    f"tensor {missing} is stored as {name}: {shape.architecture.causal_lm} has no prefix "
+                    f"{name.removesuffix(expected)!r}, so save the model without what wraps it, or rename the tensors"
+                )
+
+
 def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> None:
     """Check the tensors of a checkpoint against its config. Tied embeddings may be stored under either name or both.
 
@@ -152,6 +177,7 @@ def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> N
             del expected[EMBEDDING]
     for name, size in expected.items():
         if name not in stored:
+            _explain_prefix(shape, name, stored)
             raise CheckpointError(f"tensor {name} is missing from the checkpoint; the download may be incomplete")
         if tuple(stored[name]) != size:
             raise CheckpointError(f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}")

@@ -13,6 +13,7 @@ from llmfold.demo import DEMO_NAME
 from llmfold.models import ModelShape, check_tensors, expected_tensors, shape_of
 from llmfold.models.forward import forward_context
 from llmfold.models.plain import plain_settings
+from llmfold.models.tying import stored_shape
 from llmfold.planning import FoldPlan, make_plan
 
 
@@ -20,7 +21,8 @@ def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
     """Open a checkpoint and check every header against its config.
 
     Raises:
-        CheckpointError: see :mod:`llmfold.checkpoint` and :func:`llmfold.models.check_tensors`.
+        CheckpointError: see :mod:`llmfold.checkpoint`, :func:`llmfold.models.check_tensors` and
+            :func:`llmfold.models.tying.stored_shape`.
     """
     checkpoint, shape = _opened(source)
     forward_context(checkpoint.config, shape)  # refuses what the forward passes could not do, before any work
@@ -29,7 +31,7 @@ def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
 
 def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     checkpoint = Checkpoint.open(source.folder)
-    shape = shape_of(checkpoint.config)
+    shape = stored_shape(checkpoint)
     check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
     return checkpoint, shape
 

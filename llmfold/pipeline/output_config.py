@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from llmfold.models import Architecture, LayerShape, stock_config
+from llmfold.models import WINDOW_KEYS, Architecture, LayerShape, shape_of, stock_config
 from llmfold.models.forward import rope_parameters
 from llmfold.planning import FoldPlan
 
@@ -31,13 +31,16 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
     Returns:
         Contents of config.json. Widths that no stock config holds add ``per_layer_config`` and ``auto_map``.
     """
-    config = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, "_name_or_path")}
+    leftovers = () if plan.before.architecture.windows else WINDOW_KEYS  # other loaders and caches may read them
+    config = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, "_name_or_path", *leftovers)}
     family = plan.written_as
     if family.model_type != config["model_type"]:
         config = _rewritten(config, family)
     config.update(_widths(_global_widths(plan)), head_dim=plan.after.head_dim, architectures=[family.causal_lm])
     config.update(_rope(source), transformers_version=transformers.__version__)
     config.update(_new_biases(plan))
+    if shape_of(source).tied != plan.after.tied:  # loaders of any version then compute with the head that is stored
+        config["tie_word_embeddings"] = plan.after.tied
     if plan.config.dtype != "auto":
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = plan.config.dtype

@@ -1,0 +1,46 @@
+"""Whether a checkpoint's head is its embedding: what config.json says of it is believed where the tensors agree."""
+
+import dataclasses
+from importlib.metadata import version
+
+import torch
+
+from llmfold.checkpoint import Checkpoint
+from llmfold.errors import CheckpointError
+from llmfold.models.base import EMBEDDING, HEAD, ModelShape
+from llmfold.models.registry import shape_of
+
+_ROWS = 8192
+"""Rows of the two that are compared at once."""
+
+
+def stored_shape(checkpoint: Checkpoint) -> ModelShape:
+    """The shape of a checkpoint by its config and its tensors; all that asks whether a head is tied asks this.
+
+    Where config.json ties the embeddings, and both are stored with values that differ in any entry, transformers 5
+    computes with both, so the head counts as untied. Values are read for such a checkpoint only.
+
+    Raises:
+        CheckpointError: as :func:`shape_of`; or a head differs and the transformers installed is older than 5, which
+            takes the embedding for it.
+    """
+    shape = shape_of(checkpoint.config)
+    if not shape.tied or _same_values(checkpoint):
+        return shape
+    if int(version("transformers").split(".")[0]) < 5:
+        raise CheckpointError(
+            f"config.json ties the embeddings, but {HEAD} differs from {EMBEDDING}, which transformers 4 and 5 read "
+            "differently: set tie_word_embeddings to false if the head is meant, or remove it from the weights"
+        )
+    return dataclasses.replace(shape, tied=False)
+
+
+def _same_values(checkpoint: Checkpoint) -> bool:
+    """Whether the head that is stored beside the embedding, if one is, equals it in every entry."""
+    stored = checkpoint.tensors
+    if not stored.keys() >= {EMBEDDING, HEAD}:
+        return True
+    if stored[EMBEDDING].shape != stored[HEAD].shape:
+        return False
+    both = (torch.split(checkpoint.read(name, check_finite=False), _ROWS) for name in (EMBEDDING, HEAD))
+    return all(torch.equal(a.float(), b.float()) for a, b in zip(*both, strict=True))
