@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmfold.checkpoint.locate import locate
 from llmfold.config import FoldConfig
+from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.errors import LlmfoldError
 from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.loading import Loading, fits
@@ -24,7 +25,13 @@ def prepare_afterwards(config: FoldConfig) -> Suite:
     Raises:
         UsageError: an unknown task, data that cannot be had.
     """
-    return prepare(config.eval, text=config.eval_text, data_dir=config.eval_data_dir, limit=config.eval_limit)
+    return prepare(
+        config.eval,
+        text=config.eval_text,
+        column=config.text_column,
+        data_dir=config.eval_data_dir,
+        limit=config.eval_limit,
+    )
 
 
 @contextmanager
@@ -84,6 +91,7 @@ def _settings(config: FoldConfig, report: FoldRecord, tokens: int) -> Evaluation
         against=config.model,
         against_revision=config.revision,
         text=config.eval_text,
+        text_column=config.text_column if config.eval_text else TEXT_COLUMN,
         data_dir=config.eval_data_dir,
         limit=config.eval_limit,
         compute_dtype=config.compute_dtype,

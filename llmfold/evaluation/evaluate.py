@@ -51,7 +51,13 @@ def evaluate(
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
     results = ResultCache(output)
-    suite = suite or prepare(settings.tasks, text=settings.text, data_dir=settings.data_dir, limit=settings.limit)
+    suite = suite or prepare(
+        settings.tasks,
+        text=settings.text,
+        column=settings.text_column,
+        data_dir=settings.data_dir,
+        limit=settings.limit,
+    )
     run = _Run(settings, suite, results, notify, limit)
     run.compare()
     run.zero_shot()

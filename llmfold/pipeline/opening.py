@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import torch
 
@@ -9,6 +10,7 @@ from llmfold.checkpoint import Checkpoint, Source, TensorInfo, resolve
 from llmfold.checkpoint.accept import refuse_quantised_config
 from llmfold.checkpoint.locate import locate
 from llmfold.config import DTYPES, FoldConfig
+from llmfold.data.plain_text import read_plain_text
 from llmfold.demo import DEMO_NAME
 from llmfold.models import ModelShape, check_tensors, expected_tensors, shape_of
 from llmfold.models.forward import forward_context
@@ -34,12 +36,20 @@ def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     return checkpoint, shape
 
 
+def check_data(config: FoldConfig) -> None:
+    """Raise UsageError, before any work is done, where a local file of ``--data`` cannot be read as text."""
+    path = Path(config.data or "").expanduser()
+    if config.reads_text and path.is_file():
+        read_plain_text(path, config.text_column, characters=1)
+
+
 def plan_from_config(config: FoldConfig) -> FoldPlan:
     """Plan a fold from a hub model's config alone, without its weights; local folders are checked in full.
 
     Raises:
         LlmfoldError: as :func:`llmfold.fold` does before it begins to work.
     """
+    check_data(config)
     if config.model == DEMO_NAME or os.path.exists(os.path.expanduser(config.model)):
         source = locate(config.model, config.revision)
         checkpoint, shape = _opened(source)

@@ -24,7 +24,7 @@ from llmfold.models import Role, tensor_name
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
-from llmfold.pipeline.opening import open_source
+from llmfold.pipeline.opening import check_data, open_source
 from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
 from llmfold.pipeline.progress import Listener
 from llmfold.pipeline.provenance import origin, provenance, public_config, public_data, source_name
@@ -64,6 +64,7 @@ class Run:
         self.listener, self.ranks, self._save = listener, ranks, save
         self.stages, self._checks = stages, StageTimer()
         self.device = pick_device(config.device)
+        check_data(config)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
         self.config = resolve_effort(config, self.shape)
