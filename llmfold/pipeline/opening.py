@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from llmfold.checkpoint import Checkpoint, Source, TensorInfo, resolve
-from llmfold.checkpoint.accept import refuse_quantised_config
+from llmfold.checkpoint.accept import refuse_model_code, refuse_quantised_config
 from llmfold.checkpoint.locate import locate
 from llmfold.config import DTYPES, FoldConfig
 from llmfold.data.plain_text import read_plain_text
@@ -31,6 +31,7 @@ def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
 
 def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     checkpoint = Checkpoint.open(source.folder)
+    refuse_model_code(checkpoint.config, str(source.folder))
     shape = shape_of(checkpoint.config)
     check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
     return checkpoint, shape
@@ -59,6 +60,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     source = resolve(config.model, revision=config.revision, weights=False)
     raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     refuse_quantised_config(raw, config.model)
+    refuse_model_code(raw, config.model)
     shape = shape_of(raw)
     stored = str(raw.get("dtype") or raw.get("torch_dtype"))
     dtype = getattr(torch, stored) if stored in DTYPES[1:] else torch.float32
