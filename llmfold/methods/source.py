@@ -189,7 +189,7 @@ def _calibration(context: FoldContext, budget: tk.TokenBudget) -> Tensor:
     path, column = Path(origin).expanduser(), context.config.text_column
     characters = budget.sequences * budget.length * _HUB_CHARACTERS_PER_TOKEN
     text = read_plain_text(path, column, characters) if path.is_file() else _read_dataset(origin, column, characters)
-    return tk.text_tokens(context.checkpoint.folder, text, budget, origin)
+    return tk.text_tokens(context.checkpoint.folder, text, budget, origin, context.shape.vocabulary)
 
 
 def _read_dataset(name: str, column: str, characters: int) -> str:

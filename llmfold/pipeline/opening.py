@@ -12,10 +12,13 @@ from llmfold.checkpoint.locate import locate
 from llmfold.config import DTYPES, FoldConfig
 from llmfold.data.plain_text import read_plain_text
 from llmfold.demo import DEMO_NAME
+from llmfold.errors import CheckpointError
 from llmfold.models import ModelShape, check_tensors, expected_tensors, shape_of
 from llmfold.models.forward import forward_context
 from llmfold.models.plain import plain_settings
 from llmfold.planning import FoldPlan, make_plan
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
@@ -31,10 +34,25 @@ def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
 
 def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     checkpoint = Checkpoint.open(source.folder)
+    _check_generation_config(source.folder)
     refuse_model_code(checkpoint.config, str(source.folder))
     shape = shape_of(checkpoint.config)
     check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
     return checkpoint, shape
+
+
+def _check_generation_config(folder: Path) -> None:
+    """Raise CheckpointError where transformers could not load the model for its generation config, which is no object.
+
+    One that is no JSON at all is passed over, as transformers does.
+    """
+    path = folder / GENERATION_CONFIG
+    try:
+        value = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object: download the file again, or remove it")
 
 
 def check_data(config: FoldConfig) -> None:
