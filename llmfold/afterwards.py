@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmfold.checkpoint.locate import locate
 from llmfold.config import FoldConfig
+from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.errors import LlmfoldError
 from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.loading import Loading, fits
@@ -24,7 +25,13 @@ def prepare_afterwards(config: FoldConfig) -> Suite:
     Raises:
         UsageError: an unknown task, data that cannot be had.
     """
-    return prepare(config.eval, text=config.eval_text, data_dir=config.eval_data_dir, limit=config.eval_limit)
+    return prepare(
+        config.eval,
+        text=config.eval_text,
+        column=config.text_column,
+        data_dir=config.eval_data_dir,
+        limit=config.eval_limit,
+    )
 
 
 @contextmanager
@@ -61,7 +68,7 @@ def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, not
     dense = locate(config.model, config.revision).folder
     if tokens and not fits(dense, Loading(None, pick_device(config.device), limit)):
         tokens = 0
-        report.notes = [
+        report.notes += [
             "closeness to the dense model was not measured and no prompt continued, since that does not fit in memory: "
             f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
         ]
@@ -70,7 +77,7 @@ def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, not
         evaluation = evaluate(_settings(config, report, tokens), notify=notify, suite=suite, limit=limit)
         report.quality = evaluation.to_dict()
         if tokens and not evaluation.samples:
-            report.notes = ["no prompt was continued by the two models, since there is no tokenizer that fits them"]
+            report.notes += ["no prompt was continued by the two models, since there is no tokenizer that fits them"]
         far = evaluation.fidelity.warning if evaluation.fidelity else None
         report.warnings = [warning for warning in (report.data.get("warning"), far) if warning]
     report.seconds[AFTERWARDS] = time.perf_counter() - start
@@ -84,6 +91,7 @@ def _settings(config: FoldConfig, report: FoldRecord, tokens: int) -> Evaluation
         against=config.model,
         against_revision=config.revision,
         text=config.eval_text,
+        text_column=config.text_column if config.eval_text else TEXT_COLUMN,
         data_dir=config.eval_data_dir,
         limit=config.eval_limit,
         compute_dtype=config.compute_dtype,

@@ -84,6 +84,12 @@ class FoldConfig:
         HOW,
         None,
     )
+    text_column: str = option(
+        "column of the text, where --data or --eval-text is a table (.jsonl, .json, .parquet, .csv) or a data set",
+        TEXT,
+        HOW,
+        "text",
+    )
     bias: bool = option("flap without its bias compensation", SWITCH, HOW, True)
     temperature: float = option("of sampling; 1 follows the model, less is cleaner text", number(0, 10), HOW, 0.9)
     effort: str = option(
@@ -163,6 +169,8 @@ class FoldConfig:
                 continue
             if each.name in OF_SAMPLING:
                 where = "where the model samples its own tokens: under --method self or --data self"
+            elif each.name == "text_column":
+                where = "on outside text: with --data or --eval-text"
             else:
                 where = f"by --method {', '.join(users(each.name))}"
             raise UsageError(
@@ -214,10 +222,17 @@ class FoldConfig:
         """Whether tokens are sampled from the model."""
         return self.facts.samples or self.data == SELF_DATA
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether ``data`` is outside text."""
+        return self.data not in (None, SELF_DATA)
+
     def uses(self, name: str) -> bool:
         """Whether an option changes anything under this method and data."""
         if name in OF_SAMPLING:
             return self.samples
+        if name == "text_column":
+            return self.reads_text or self.eval_text is not None
         return name in self.facts.options or not users(name)
 
     @property
@@ -255,6 +270,8 @@ class FoldConfig:
         values = dataclasses.asdict(self)
         for name in ("output", "overwrite", "verify", *AFTERWARDS):
             del values[name]
+        if not self.reads_text:
+            del values["text_column"]
         values["align"] = self.alignment
         values["layers"] = {str(i): values["layers"][i] for i in sorted(self.layers)}
         return values

@@ -1,10 +1,13 @@
 """Which tensors of a checkpoint are weights, which are leftovers to drop, and which make it unfit for folding."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from llmfold.checkpoint.dtypes import TORCH_DTYPES
 from llmfold.errors import CheckpointError
 
+OWN_MODULE = "modeling_llmfold"
+"""Module of the modelling file that llmfold writes."""
 _RECOMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 _CAUSAL_MASKS = (".attn.bias", ".attention.bias")
 _MASK_FILLS = (".attn.masked_bias", ".attention.masked_bias")
@@ -46,6 +49,21 @@ def refuse_quantised_config(config: dict[str, Any], model: str) -> None:
             f"quantization_config in the config.json of {model} is {declared!r}, which transformers cannot load: "
             "remove it if the weights are not quantised"
         )
+
+
+def refuse_model_code(config: Mapping[str, Any], model: str) -> None:
+    """Raise CheckpointError when ``config`` says that code of the checkpoint's own computes the model.
+
+    The modelling file that llmfold writes for layers of different widths is known, and folded as what it is.
+    """
+    named = config.get("auto_map")
+    for key in ("AutoConfig", "AutoModelForCausalLM"):
+        code = named.get(key) if isinstance(named, dict) else None
+        if code is not None and not str(code).startswith(OWN_MODULE):
+            raise CheckpointError(
+                f"{model} is computed by code of its own (auto_map in config.json names {code}), which llmfold does "
+                "not run: if it computes what the stock class does, remove auto_map from config.json"
+            )
 
 
 def refuse_quantised_tensor(name: str, dtype: str, shard: str) -> None:

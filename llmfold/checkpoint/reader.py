@@ -21,7 +21,7 @@ from llmfold.checkpoint.header import Header, read_header
 from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.paths import regular_file
 from llmfold.checkpoint.shards import TensorSpec
-from llmfold.checkpoint.side_files import find_side_files
+from llmfold.checkpoint.side_files import copy_side_files, find_side_files
 from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE, no_weights, read_weight_map
 from llmfold.errors import CheckpointError
 
@@ -120,8 +120,12 @@ class Checkpoint:
         return hashlib.sha256(json.dumps([self._config_sha256, shards]).encode()).hexdigest()
 
     def side_files(self, *, remote_code: bool = False) -> list[Path]:
-        """Return the files to copy to the output byte for byte; see ``find_side_files``."""
+        """Return the files to copy to the output; see ``find_side_files``."""
         return find_side_files(self.folder, remote_code=remote_code)
+
+    def copy_side_files(self, target: Path, *, remote_code: bool = False) -> list[str]:
+        """Copy them into ``target``, and return what to say of the others; see ``copy_side_files``."""
+        return copy_side_files(self.folder, target, remote_code=remote_code)
 
     def _add(self, header: Header) -> None:
         shard = header.path.name

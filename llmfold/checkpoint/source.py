@@ -16,14 +16,19 @@ from huggingface_hub.errors import (
 )
 
 from llmfold.checkpoint.adapter import ADAPTER_CONFIG, refuse_adapter
+from llmfold.checkpoint.side_files import PATTERNS
 from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE, no_weights, read_weight_map
 from llmfold.errors import CheckpointError, LlmfoldError
 from llmfold.model_path import local_folder
 
 # Matched by the hub client with case; weights are asked for by name only, so pickles never travel.
 _METADATA = [
-    *("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py", "vocab.*", "README.md"),
-    *(f"{word}*" for stem in ("license", "licence", "notice", "use_policy") for word in (stem, stem.upper())),
+    *("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py", "README.md", *PATTERNS),
+    *(
+        f"{word}*"
+        for stem in ("license", "licence", "notice", "use_policy", "copying")
+        for word in (stem, stem.upper())
+    ),
 ]
 
 

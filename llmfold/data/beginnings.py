@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llmfold.data.tokens import load_tokenizer
 from llmfold.errors import CheckpointError
+from llmfold.kinds import is_integer
 
 UNSET = -1
 """Where a prompt leaves the token to the model."""
@@ -55,19 +56,25 @@ class Beginnings:
     def of(cls, folder: Path, settings: Any, config: Any) -> "Beginnings":
         """Read the generation config, then the config, then the tokenizer of a checkpoint.
 
+        Ids that are no rows of the embedding, such as the -1 of some exporters, count as not named.
+
         Raises:
             CheckpointError: nothing says how a document begins.
         """
-        stop = settings.eos_token_id if settings.eos_token_id is not None else getattr(config, "eos_token_id", None)
-        ends = tuple(map(int, [] if stop is None else stop if isinstance(stop, list) else [stop]))
-        begins = (settings.bos_token_id, getattr(config, "bos_token_id", None), *ends)
-        start = next((token for token in begins if token is not None), None)
+        rows = int(config.vocab_size)
+        named = {
+            key: _rows(getattr(settings, key, None), rows) or _rows(getattr(config, key, None), rows)
+            for key in ("bos_token_id", "eos_token_id")
+        }
+        ends = named["eos_token_id"]
+        start = next(iter((*named["bos_token_id"], *ends)), None)
         if start is None:
             raise CheckpointError(
-                "config.json names neither bos_token_id nor eos_token_id, so self tokens have no beginning"
+                f"config.json names neither bos_token_id nor eos_token_id among the {rows} tokens of the model, "
+                "so self tokens have no beginning: name one there"
             )
-        first, inner = _words(folder, int(config.vocab_size))
-        return cls(int(start), ends, first if ends else (), inner)
+        first, inner = _words(folder, rows)
+        return cls(start, ends, first if ends else (), inner)
 
     def following(self, previous: Tensor, chances: Tensor) -> Tensor:
         """What must follow: where a document has ended, the next begins with a word, or with the start token.
@@ -106,6 +113,12 @@ def starts(beginnings: Beginnings, mixture: Mixture, documents: range, generator
         worded = ((numbers + 1) * mixture.words).floor() > (numbers * mixture.words).floor()
         prompts[worded] = torch.stack([torch.full_like(drawn, beginnings.ends[0]), drawn], 1)[worded]
     return prompts
+
+
+def _rows(named: Any, vocabulary: int) -> tuple[int, ...]:
+    """Of the token ids that a config names, one or several, those that are rows of the embedding."""
+    ids = named if isinstance(named, list | tuple) else [named]
+    return tuple(token for token in ids if is_integer(token) and 0 <= token < vocabulary)
 
 
 def _words(folder: Path, vocabulary: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

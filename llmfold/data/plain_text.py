@@ -1,13 +1,112 @@
-"""Text files, plain or compressed."""
+"""Local files of text by what they are: prose or a table of documents, plain or compressed."""
 
+import gzip
+import json
 import lzma
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import IO, Any
 
-UNREADABLE = (OSError, UnicodeDecodeError, lzma.LZMAError)
-"""What :func:`read_plain_text` raises."""
+from llmfold.errors import UsageError
+
+TEXT_COLUMN = "text"
+"""Column of a table that holds its documents, unless the user names another."""
+EXTRA = "need the eval extra: pip install 'llmfold[eval]'"
+_TABLES = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+"""Names that tables end in, and who reads them in the library ``datasets``."""
+_PACKED: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open}
+_UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error)
+_FIRST_LINE = 1 << 24
+"""Characters of a first line that is looked at, which bounds memory where a text is one line."""
 
 
-def read_plain_text(path: Path, characters: int = -1) -> str:
-    """The head of a UTF-8 file, plain or ``.xz``: at most ``characters``, or all of it."""
-    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
-        return file.read(characters)
+def read_plain_text(path: Path, column: str = TEXT_COLUMN, characters: int = -1) -> str:
+    """The head of a local file: at most ``characters`` of prose, or as many documents as hold them; all by default.
+
+    Args:
+        path: UTF-8 prose, or a table of documents (JSON lines, JSON, Parquet, CSV) by the end of its name; either may
+            be packed as ``.gz`` or ``.xz``.
+        column: of a table.
+        characters: wanted; -1 for all.
+
+    Raises:
+        UsageError: it cannot be read as what its name says, has no such column, or holds JSON under the name of prose.
+    """
+    table = _TABLES.get((path.with_suffix("") if path.suffix.lower() in _PACKED else path).suffix.lower())
+    if table is not None:
+        return _read_table(path, table, column, characters)
+    try:
+        with _open(path) as file:
+            first = file.readline(_FIRST_LINE)
+            if _is_json(first):
+                raise UsageError(
+                    f"text {path} holds JSON, which would be read as prose: give it a name that ends in .jsonl "
+                    "(or .json), and name the column of the text by --text-column"
+                )
+            text: str = first + file.read(-1 if characters < 0 else max(characters - len(first), 0))
+    except _UNREADABLE as error:
+        raise UsageError(f"text {path} cannot be read as UTF-8: {error}") from error
+    return text if characters < 0 else text[:characters]
+
+
+def join_documents(rows: Iterable[Mapping[str, Any]], column: str, characters: int, name: str) -> str:
+    """Documents of a table joined by blank lines, the first that hold ``characters``, or all where that is negative.
+
+    Rows that have none are passed over.
+
+    Raises:
+        UsageError: no such column, or one that holds anything but text; ``name`` says of what.
+    """
+    pieces, size = [], 0
+    for row in rows:
+        if column not in row:
+            raise UsageError(
+                f"{name} has no column {column!r} but {', '.join(map(repr, row))}: name that of the text by "
+                "--text-column"
+            )
+        if not isinstance(row[column], str | None):
+            raise UsageError(
+                f"column {column!r} of {name} holds {type(row[column]).__name__}, not text: name another by "
+                "--text-column, or make one of text"
+            )
+        if row[column] is None:
+            continue
+        pieces.append(row[column])
+        size += len(pieces[-1]) + 2
+        if 0 <= characters <= size:
+            break
+    if not pieces:
+        raise UsageError(f"column {column!r} of {name} holds no text: name another by --text-column")
+    return "\n\n".join(pieces)
+
+
+def _open(path: Path) -> IO[Any]:
+    reader = _PACKED.get(path.suffix.lower())
+    return reader(path, "rt", encoding="utf-8") if reader else path.open(encoding="utf-8")
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is a JSON object, or a list of them."""
+    try:
+        value = json.loads(line.lstrip("\ufeff"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _read_table(path: Path, builder: str, column: str, characters: int) -> str:
+    if not path.is_file():
+        raise UsageError(f"text {path} does not exist")
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(f"text {path} is a table, and tables {EXTRA}") from error
+    try:
+        rows = datasets.load_dataset(builder, data_files=str(path), split="train", streaming=True)
+        return join_documents(rows, column, characters, f"text {path}")
+    except UsageError:
+        raise
+    except Exception as error:  # readers of formats raise whatever they do
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"text {path} cannot be read as {builder}: {reason}") from error

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmfold.data.plain_text import UNREADABLE, read_plain_text
+from llmfold.data.plain_text import TEXT_COLUMN, read_plain_text
 from llmfold.errors import UsageError
 
 WIKITEXT = "wikitext"
@@ -20,31 +20,29 @@ class Text:
     sha256: str
 
 
-def read_text(name: str) -> Text:
+def read_text(name: str, column: str = TEXT_COLUMN) -> Text:
     """Read a text whole.
 
     Args:
-        name: a UTF-8 file, plain or ``.xz``, or ``wikitext``: the raw test split of WikiText-2, rows joined by blank
-            lines as in the evaluation code of GPTQ, SparseGPT, Wanda, FLAP and SliceGPT.
+        name: a file as of :func:`read_plain_text`, or ``wikitext``: the raw test split of WikiText-2, rows joined by
+            blank lines as in the evaluation code of GPTQ, SparseGPT, Wanda, FLAP and SliceGPT.
+        column: that holds the text, where the file is a table.
 
     Raises:
-        UsageError: no such file, not UTF-8, or the data set cannot be had.
+        UsageError: no such file, one that cannot be read as text, or the data set cannot be had.
     """
     path = Path(name).expanduser()
     if name == WIKITEXT and not path.is_file():
         content, public = _wikitext(), f"{_HUB_CONFIG} test"
     else:
-        content, public = _local(path), path.name
+        content, public = _local(path, column), path.name
     return Text(public, content, hashlib.sha256(content.encode()).hexdigest())
 
 
-def _local(path: Path) -> str:
-    try:
-        return read_plain_text(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"text {path} does not exist; pass a file, or 'wikitext'") from error
-    except UNREADABLE as error:
-        raise UsageError(f"text {path} cannot be read as UTF-8: {error}") from error
+def _local(path: Path, column: str) -> str:
+    if not path.exists():
+        raise UsageError(f"text {path} does not exist; pass a file, or 'wikitext'")
+    return read_plain_text(path, column)
 
 
 def _wikitext() -> str:

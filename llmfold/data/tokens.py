@@ -15,7 +15,7 @@ from torch import Tensor
 from llmfold.checkpoint import Checkpoint
 from llmfold.config import FoldConfig
 from llmfold.effort import EFFORTS
-from llmfold.errors import UsageError
+from llmfold.errors import CheckpointError, UsageError
 from llmfold.models import ModelShape, embedding_name
 from llmfold.runtime.hidden_states import CHUNK, chunks, stored_array
 
@@ -140,23 +140,50 @@ def load_tokenizer(folder: Path) -> Any:
     with quiet_transformers():
         if (folder / "tokenizer.json").exists():
             return PreTrainedTokenizerFast.from_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def text_tokens(folder: Path, text: str, budget: TokenBudget, origin: str) -> Tensor:
+def token_ids(folder: Path, text: str, vocabulary: int | None = None) -> Tensor:
+    """(tokens,) int64: a text under the tokenizer of ``folder``, special tokens as the tokenizer adds them.
+
+    Args:
+        folder: that has the tokenizer.
+        text: all of it.
+        vocabulary: rows of the embedding that is to look the tokens up; None where none is.
+
+    Raises:
+        CheckpointError: the tokenizer cannot be loaded, or writes an id that is no row of the embedding.
+    """
+    from llmfold.runtime.quiet import quiet_transformers
+
+    try:
+        tokenizer = load_tokenizer(folder)
+    except Exception as error:  # transformers raises many kinds for files that it cannot use
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the tokenizer in {folder} cannot be loaded to read a text: {reason}") from error
+    with quiet_transformers():
+        ids = torch.tensor(tokenizer(text).input_ids, dtype=torch.int64)
+    largest = int(ids.max()) if len(ids) else 0
+    if vocabulary is not None and largest >= vocabulary:
+        raise CheckpointError(
+            f"the tokenizer in {folder} writes the token id {largest}, and the embedding has {vocabulary} rows: it is "
+            "another model's, or tokens were added to it alone; put the model's own tokenizer there"
+        )
+    return ids
+
+
+def text_tokens(folder: Path, text: str, budget: TokenBudget, origin: str, vocabulary: int | None = None) -> Tensor:
     """Cut the head of a text into sequences.
 
     Raises:
         UsageError: the text is too short.
+        CheckpointError: as of :func:`token_ids`.
     """
-    from llmfold.runtime.quiet import quiet_transformers
-
-    with quiet_transformers():
-        stream = load_tokenizer(folder)(text).input_ids
+    stream = token_ids(folder, text, vocabulary)
     wanted = budget.sequences * budget.length
     if len(stream) < wanted:
         raise UsageError(f"{origin} holds {len(stream)} tokens but {wanted} are wanted; pass a longer text")
-    return torch.tensor(stream[:wanted]).view(budget.sequences, budget.length)
+    return stream[:wanted].view(budget.sequences, budget.length)
 
 
 def stored_tokens(path: Path, make: Callable[[], Tensor]) -> Tensor:

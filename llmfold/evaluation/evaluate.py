@@ -17,7 +17,7 @@ from llmfold.errors import LlmfoldError
 from llmfold.evaluation.cache import ResultCache, cache_key
 from llmfold.evaluation.defaults import AUTO, BATCH
 from llmfold.evaluation.dense_comparison import DenseComparison
-from llmfold.evaluation.fidelity import Fidelity
+from llmfold.evaluation.fidelity import Fidelity, check_vocabularies
 from llmfold.evaluation.loading import Loading, fits, opened
 from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.perplexity import Perplexity, Windows, text_windows
@@ -25,6 +25,7 @@ from llmfold.evaluation.samples import Sample
 from llmfold.evaluation.scores import Evaluation, ModelScores, task_score
 from llmfold.evaluation.speed import SpeedSettings, speed
 from llmfold.evaluation.suite import Suite, prepare
+from llmfold.models import shape_of
 from llmfold.runtime.devices import pick_device
 
 Notify = Callable[[str], None]
@@ -51,7 +52,13 @@ def evaluate(
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
     results = ResultCache(output)
-    suite = suite or prepare(settings.tasks, text=settings.text, data_dir=settings.data_dir, limit=settings.limit)
+    suite = suite or prepare(
+        settings.tasks,
+        text=settings.text,
+        column=settings.text_column,
+        data_dir=settings.data_dir,
+        limit=settings.limit,
+    )
     run = _Run(settings, suite, results, notify, limit)
     run.compare()
     run.zero_shot()
@@ -71,6 +78,9 @@ class _Run:
         self.source = locate(settings.model)
         self.dense = locate(settings.against, settings.against_revision) if settings.against else None
         folders = [source.folder for source in (self.source, self.dense) if source]
+        if self.dense and (suite.text or settings.fidelity_tokens):
+            dense, model = (shape_of(Checkpoint.open(each.folder).config) for each in (self.dense, self.source))
+            check_vocabularies(dense.vocabulary, model.vocabulary)
         self.loading = Loading.of(settings.compute_dtype, pick_device(settings.device), *folders, limit=limit)
         self.evaluation = Evaluation(
             ModelScores(public_name(self.source)),

@@ -136,6 +136,15 @@ def _layer_errors(dense: Sequence[Tensor], model: Sequence[Tensor]) -> list[floa
     ]
 
 
+def check_vocabularies(dense: int, model: int) -> None:
+    """Raise UsageError where two models, of so many tokens each, cannot be compared token by token."""
+    if dense != model:
+        raise UsageError(
+            f"the models do not share a vocabulary ({dense} and {model} tokens): "
+            "compare a model with the one it was folded from"
+        )
+
+
 def fidelity(dense: Reference, model: Any, *, batch: int = 8) -> Fidelity:
     """Compare a loaded model with the dense one.
 
@@ -143,17 +152,13 @@ def fidelity(dense: Reference, model: Any, *, batch: int = 8) -> Fidelity:
         UsageError: the two have different vocabularies.
         CheckpointError: the model computes NaN or infinity.
     """
+    check_vocabularies(len(dense.head), int(model.config.vocab_size))
     total, agreed = 0.0, 0
     head = dense.head.to(input_device(model))
     rows = max(1, _LOGIT_BYTES // (4 * len(head)))
     with _traced(model) as layers:
         for part, hidden in zip(torch.split(dense.tokens, batch), torch.split(dense.hidden, batch), strict=True):
             logits = model(part.to(input_device(model)), use_cache=False).logits
-            if logits.shape[-1] != len(head):
-                raise UsageError(
-                    f"the models do not share a vocabulary ({len(head)} and {logits.shape[-1]} tokens): "
-                    "compare a model with the one it was folded from"
-                )
             pairs = zip(torch.split(hidden.flatten(0, 1), rows), torch.split(logits.flatten(0, 1), rows), strict=True)
             for states, model_logits in pairs:
                 p = cast_linear(states.to(head.device), head).float().log_softmax(-1)

@@ -4,6 +4,7 @@ import argparse
 import shlex
 from dataclasses import dataclass
 
+from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import AUTO, SPEED
 from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, options_in_order
@@ -42,6 +43,7 @@ class EvaluationSettings(Measuring):
     )
     against_revision: str | None = option("branch, tag or commit of the dense model on the hub", TEXT, WHAT, None)
     text: str | None = option("text file for perplexity, or 'wikitext'", TEXT, WHAT, None)
+    text_column: str = option("column of the text, where --text is a table", TEXT, WHAT, TEXT_COLUMN)
     data_dir: str | None = option("folder of JSON lines for the tasks, in place of the hub", ANYTHING, WHAT, None)
     limit: int | None = option("score the first N documents of every task only", ANYTHING, WHAT, None, parse=int)
     batch_size: int | str = option("sequences in one forward pass", _BATCH, MEASURING, AUTO)
@@ -58,6 +60,8 @@ class EvaluationSettings(Measuring):
             raise UsageError("nothing to measure: pass --tasks, --text for perplexity, or --against for fidelity")
         if SPEED in (self.tasks or "").split(",") and self.against is None:
             raise UsageError("speed is measured beside the dense model: pass --against")
+        if self.text is None and self.text_column != TEXT_COLUMN:
+            raise UsageError("--text-column is a column of --text, which is missing: pass both, or neither")
         check_options(self)
 
     def command(self) -> str:

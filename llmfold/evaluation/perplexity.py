@@ -20,11 +20,11 @@ from torch import Tensor
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.data.texts import Text
-from llmfold.data.tokens import input_device, load_tokenizer
+from llmfold.data.tokens import input_device, load_tokenizer, token_ids
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import BATCH
 from llmfold.evaluation.loading import max_positions
-from llmfold.runtime.quiet import quiet_transformers
+from llmfold.models import stock_config
 
 PAPER_LENGTH = 2048
 
@@ -55,10 +55,9 @@ class Perplexity:
     protocol: str
 
 
-def token_stream(folder: Path, text: Text) -> Tensor:
-    """(tokens,) int64: the text under the tokenizer of ``folder``, special tokens as the tokenizer adds them."""
-    with quiet_transformers():
-        return torch.tensor(load_tokenizer(folder)(text.content).input_ids, dtype=torch.int64)
+def token_stream(folder: Path, text: Text, vocabulary: int | None = None) -> Tensor:
+    """(tokens,) int64 of the text, see :func:`llmfold.data.tokens.token_ids`."""
+    return token_ids(folder, text.content, vocabulary)
 
 
 def cut_windows(stream: Tensor, length: int, *, stride: int | None = None, limit: int | None = None) -> Tensor:
@@ -86,8 +85,10 @@ def text_windows(
 
     Raises:
         UsageError: a length that the model or the text does not allow, a stride longer than the window.
+        CheckpointError: the tokenizer is not the model's.
     """
-    positions = max_positions(Checkpoint.open(folder))
+    checkpoint = Checkpoint.open(folder)
+    positions = max_positions(checkpoint)
     length = length or min(PAPER_LENGTH, positions)
     if not 2 <= length <= positions:
         raise UsageError(f"--sequence-length {length} must lie between 2 and the model's maximum of {positions}")
@@ -95,7 +96,7 @@ def text_windows(
         raise UsageError(f"--stride {stride} must lie between 1 and the sequence length, {length}")
     if limit is not None and limit < 1:
         raise UsageError(f"--windows {limit} leaves nothing to score: give at least 1")
-    stream = token_stream(folder, text)
+    stream = token_stream(folder, text, int(stock_config(checkpoint.config).vocab_size))
     tokens = cut_windows(stream, length, stride=stride, limit=limit)
     stride = stride or length
     return Windows(tokens, stride, _protocol(folder, text, stream, tokens, stride))

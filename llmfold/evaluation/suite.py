@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.data.texts import WIKITEXT, Text, read_text
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import PERPLEXITY, SPEED
@@ -36,6 +37,7 @@ def prepare(
     tasks: str | Sequence[str] | None,
     *,
     text: str | None = None,
+    column: str = TEXT_COLUMN,
     data_dir: str | Path | None = None,
     limit: int | None = None,
 ) -> Suite:
@@ -46,6 +48,7 @@ def prepare(
             tasks of the model folding paper), ``speed``, or any task of lm-eval. lm-eval's own ``wikitext`` measures
             word and byte perplexity, which is something else.
         text: file for perplexity in place of WikiText-2; asks for perplexity by itself.
+        column: that holds the text, where ``text`` is a table.
         data_dir: folder of JSON lines in place of the hub, with ``wikitext-2-raw-v1-test.txt`` if perplexity is asked
             for and ``text`` is not given.
         limit: most documents of a zero-shot task.
@@ -63,6 +66,6 @@ def prepare(
     harness = Harness(expand(scored, local=folder is not None), folder, limit)
     if PERPLEXITY in names and text is None:
         text = str(folder / _WIKITEXT_FILE) if folder else WIKITEXT
-    content = read_text(text) if text else None
+    content = read_text(text, column) if text else None
     harness.prepare()
     return Suite(content, harness, SPEED in names)

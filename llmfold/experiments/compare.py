@@ -84,7 +84,7 @@ class _Comparing:
         folder = self.source.folder
         self.checkpoint = Checkpoint.open(folder)
         self.shape = stored_shape(self.checkpoint)
-        self.text = read_text(settings.text)
+        self.text = read_text(settings.text, settings.text_column)
         self.windows = text_windows(folder, self.text, **settings.cut())
         self.loading = Loading.of(settings.compute_dtype, pick_device(settings.device), folder)
         tokens, batch = settings.fidelity_tokens, settings.batch_size

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfold.config import RATIO_BASE, FoldConfig
+from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import BATCH
 from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, options_in_order
@@ -51,6 +52,7 @@ class Settings(Measuring):
     ratio_of: str = option("what fractions count", RATIO_BASE, MUCH, "model")
     revision: str | None = option("branch, tag or commit on the hub", TEXT, WHAT, None)
     data: str | None = option("text file or hub data set of the methods that measure on text", TEXT, WHAT, None)
+    text_column: str = option("column of the text, where --text or --data is a table", TEXT, WHAT, TEXT_COLUMN)
     seeds: int = option("fold with the seeds 0 to N - 1 where anything is random", integer(1), WHAT, 3)
     batch_size: int = option("windows in one forward pass", integer(1), MEASURING, BATCH)
     compute_dtype: str = compute_dtype("float32")
@@ -100,7 +102,7 @@ class Settings(Measuring):
         common.update(multiple_of=self.multiple_of, **amount)
         if "num_samples" in method_facts(variant.method).options:
             common.update(num_samples=self.num_samples)
-        options = variant.fold_options(self.data, **common)
+        options = variant.fold_options(self.data, self.text_column, **common)
         return FoldConfig(
             self.model, **options, seed=seed, output=str(output), overwrite=True, verify="shapes", fidelity_tokens=0
         )

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from llmfold.config import FoldConfig
+from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.errors import UsageError
 from llmfold.options import public_file
 from llmfold.registry import SELF_DATA, method_facts, names
@@ -42,9 +43,11 @@ class Variant:
         pairs = ",".join(f"{k}={public_file(v) if k == 'data' else _spell(v)}" for k, v in self.options.items())
         return f"{self.method}:{pairs}" if pairs else self.method
 
-    def fold_options(self, data: str | None, **common: Any) -> dict[str, Any]:
-        """Fields of :class:`FoldConfig`: ``common`` ones, ``data`` if the method reads any, and the variant's own."""
+    def fold_options(self, data: str | None, column: str = TEXT_COLUMN, **common: Any) -> dict[str, Any]:
+        """Fields of :class:`FoldConfig`: ``common`` ones, the variant's own, and where it reads text, which and how."""
         reads = {"data": data} if method_facts(self.method).needs_data else {}
+        if self.options.get("data", reads.get("data")) not in (None, SELF_DATA):
+            reads["text_column"] = column
         return {**common, **reads, "method": self.method, **self.options}
 
 

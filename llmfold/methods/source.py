@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmfold.data import tokens as tk
 from llmfold.data.beginnings import MIXTURE
-from llmfold.data.plain_text import UNREADABLE, read_plain_text
+from llmfold.data.plain_text import EXTRA, join_documents, read_plain_text
 from llmfold.data.sampling import Sampler, Sampling, cache_bytes
 from llmfold.errors import UsageError
 from llmfold.methods.base import FoldContext
@@ -186,32 +186,23 @@ def _placement(context: FoldContext, cache: int, processes: int, offload: Path) 
 
 def _calibration(context: FoldContext, budget: tk.TokenBudget) -> Tensor:
     origin = str(context.config.data)
-    path = Path(origin).expanduser()
+    path, column = Path(origin).expanduser(), context.config.text_column
     characters = budget.sequences * budget.length * _HUB_CHARACTERS_PER_TOKEN
-    try:
-        text = read_plain_text(path, characters) if path.is_file() else _read_dataset(origin, characters)
-    except UNREADABLE as error:
-        raise UsageError(f"--data {path} cannot be read as UTF-8 text: {error}") from error
-    return tk.text_tokens(context.checkpoint.folder, text, budget, origin)
+    text = read_plain_text(path, column, characters) if path.is_file() else _read_dataset(origin, column, characters)
+    return tk.text_tokens(context.checkpoint.folder, text, budget, origin, context.shape.vocabulary)
 
 
-def _read_dataset(name: str, characters: int) -> str:
+def _read_dataset(name: str, column: str, characters: int) -> str:
     """Head of the train split of a hub data set, ``name`` or ``name:config``; documents joined by blank lines."""
     try:
         import datasets
     except ImportError as error:
-        raise UsageError(
-            f"--data {name} is no file, and hub data sets need the eval extra: pip install 'llmfold[eval]'"
-        ) from error
+        raise UsageError(f"--data {name} is no file, and hub data sets {EXTRA}") from error
     repository, _, subset = name.partition(":")
     try:
         rows = datasets.load_dataset(repository, subset or None, split="train", streaming=True)
-        pieces, size = [], 0
-        for row in rows:
-            pieces.append(str(row["text"]))
-            size += len(pieces[-1]) + 2
-            if size >= characters:
-                break
+        return join_documents(rows, column, characters, f"--data {name}")
+    except UsageError:
+        raise
     except Exception as error:  # the loader raises whatever its transport and format readers do
-        raise UsageError(f"--data {name} is neither a file nor a readable hub data set with a text column") from error
-    return "\n\n".join(pieces)
+        raise UsageError(f"--data {name} is neither a file nor a readable hub data set with a train split") from error

@@ -2,19 +2,24 @@
 
 import json
 import os
+from pathlib import Path
 
 import torch
 
 from llmfold.checkpoint import Checkpoint, Source, TensorInfo, resolve
-from llmfold.checkpoint.accept import refuse_quantised_config
+from llmfold.checkpoint.accept import refuse_model_code, refuse_quantised_config
 from llmfold.checkpoint.locate import locate
 from llmfold.config import DTYPES, FoldConfig
+from llmfold.data.plain_text import read_plain_text
 from llmfold.demo import DEMO_NAME
+from llmfold.errors import CheckpointError
 from llmfold.models import ModelShape, check_tensors, expected_tensors, shape_of
 from llmfold.models.forward import forward_context
 from llmfold.models.plain import plain_settings
 from llmfold.models.tying import stored_shape
 from llmfold.planning import FoldPlan, make_plan
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
@@ -31,9 +36,32 @@ def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
 
 def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     checkpoint = Checkpoint.open(source.folder)
+    _check_generation_config(source.folder)
+    refuse_model_code(checkpoint.config, str(source.folder))
     shape = stored_shape(checkpoint)
     check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
     return checkpoint, shape
+
+
+def _check_generation_config(folder: Path) -> None:
+    """Raise CheckpointError where transformers could not load the model for its generation config, which is no object.
+
+    One that is no JSON at all is passed over, as transformers does.
+    """
+    path = folder / GENERATION_CONFIG
+    try:
+        value = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object: download the file again, or remove it")
+
+
+def check_data(config: FoldConfig) -> None:
+    """Raise UsageError, before any work is done, where a local file of ``--data`` cannot be read as text."""
+    path = Path(config.data or "").expanduser()
+    if config.reads_text and path.is_file():
+        read_plain_text(path, config.text_column, characters=1)
 
 
 def plan_from_config(config: FoldConfig) -> FoldPlan:
@@ -42,6 +70,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     Raises:
         LlmfoldError: as :func:`llmfold.fold` does before it begins to work.
     """
+    check_data(config)
     if config.model == DEMO_NAME or os.path.exists(os.path.expanduser(config.model)):
         source = locate(config.model, config.revision)
         checkpoint, shape = _opened(source)
@@ -51,6 +80,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     source = resolve(config.model, revision=config.revision, weights=False)
     raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     refuse_quantised_config(raw, config.model)
+    refuse_model_code(raw, config.model)
     shape = shape_of(raw)
     stored = str(raw.get("dtype") or raw.get("torch_dtype"))
     dtype = getattr(torch, stored) if stored in DTYPES[1:] else torch.float32

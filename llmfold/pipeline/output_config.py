@@ -6,11 +6,13 @@ from typing import Any
 
 import transformers
 
+from llmfold.checkpoint.accept import OWN_MODULE
+from llmfold.checkpoint.side_files import without_paths
 from llmfold.models import WINDOW_KEYS, Architecture, LayerShape, shape_of, stock_config
 from llmfold.models.forward import rope_parameters
 from llmfold.planning import FoldPlan
 
-MODELING_FILE = "modeling_llmfold.py"
+MODELING_FILE = f"{OWN_MODULE}.py"
 WIDTH_KEYS = {"intermediate_size": "intermediate", "num_attention_heads": "heads", "num_key_value_heads": "kv_heads"}
 _PER_LAYER_ONLY = ("per_layer_config", "auto_map", "allow_global_per_layer_attribute_access")
 _LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
@@ -32,7 +34,8 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
         Contents of config.json. Widths that no stock config holds add ``per_layer_config`` and ``auto_map``.
     """
     leftovers = () if plan.before.architecture.windows else WINDOW_KEYS  # other loaders and caches may read them
-    config = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, "_name_or_path", *leftovers)}
+    kept = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, *leftovers)}
+    config: dict[str, Any] = without_paths(kept)
     family = plan.written_as
     if family.model_type != config["model_type"]:
         config = _rewritten(config, family)
@@ -48,7 +51,7 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
         name = f"Folded{family.causal_lm}"
         config["per_layer_config"] = {str(i): _widths(layer) for i, layer in enumerate(plan.after.layers)}
         config["architectures"] = [name]
-        config["auto_map"] = {"AutoModelForCausalLM": f"{MODELING_FILE.removesuffix('.py')}.{name}"}
+        config["auto_map"] = {"AutoModelForCausalLM": f"{OWN_MODULE}.{name}"}
         if family.heads_divide_hidden:  # its config reads the global head count, which else is forbidden
             config["allow_global_per_layer_attribute_access"] = True
     return config

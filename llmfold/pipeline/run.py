@@ -24,7 +24,7 @@ from llmfold.models import Role, tensor_name
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
-from llmfold.pipeline.opening import open_source
+from llmfold.pipeline.opening import check_data, open_source
 from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
 from llmfold.pipeline.progress import Listener
 from llmfold.pipeline.provenance import origin, provenance, public_config, public_data, source_name
@@ -64,6 +64,7 @@ class Run:
         self.listener, self.ranks, self._save = listener, ranks, save
         self.stages, self._checks = stages, StageTimer()
         self.device = pick_device(config.device)
+        check_data(config)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
         self.config = resolve_effort(config, self.shape)
@@ -71,6 +72,7 @@ class Run:
         self.data = public_data(config.data)
         self._done: set[str] = set()
         self._counted = 0
+        self._notes: list[str] = []
         self.forward_pass: float | None = None
 
     def open(self, stack: ExitStack) -> None:
@@ -207,10 +209,7 @@ class Run:
         folder, facts = self.work.folder, self.journal.done[METHOD].record
         shutil.rmtree(self.context.states, ignore_errors=True)
         with _writing(folder):
-            for path in self.checkpoint.side_files(remote_code=self.config.trust_remote_code):
-                target = folder / path.relative_to(self.source.folder)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, target)
+            self._notes = self.checkpoint.copy_side_files(folder, remote_code=self.config.trust_remote_code)
             _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
             _write_json(folder / MARKER_FILE, provenance(self.source, self.plan, facts, self._head))
             if self.plan.needs_remote_code:
@@ -238,6 +237,7 @@ class Run:
             resumed_layers=self.resumed,
             machine={**machine(), "processes": self.ranks.count},
             warnings=[facts["warning"]] if facts.get("warning") else [],
+            notes=self._notes,
             base_card=carried_over(self.source.folder),
         )
         with _writing(folder):
