@@ -4,6 +4,7 @@ Each model runs once. Final hidden states are kept, not logits, which are larger
 turns them into logits a few positions at a time. So the two models are never in memory together.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from llmfold.evaluation.defaults import FIDELITY_TOKENS
 from llmfold.models import head_name
 from llmfold.models.casting import cast_linear
 from llmfold.models.tying import stored_shape
+from llmfold.records.plain import finite
+from llmfold.repair.least_squares import relative_error
 
 SEED = 2**40 + 17
 """Of the held-back tokens: none that a person would fold with."""
@@ -43,14 +46,15 @@ class Fidelity:
     Attributes:
         kl: mean over positions of KL(dense || model) of the next token, in nats.
         top1: fraction of positions where both find the same token most likely.
-        layer_errors: after every decoder layer, the relative squared error of the hidden states to the dense model's.
+        layer_errors: after every decoder layer, the relative squared error of the hidden states to the dense model's;
+            None where that is no number.
     """
 
     kl: float
     top1: float
     tokens: int
     sequences: int
-    layer_errors: Sequence[float] = ()
+    layer_errors: Sequence[float | None] = ()
 
     @property
     def warning(self) -> str | None:
@@ -128,12 +132,15 @@ def _traced(model: Any) -> Iterator[list[Tensor]]:
     hidden.extend(map(torch.cat, batches))
 
 
-def _layer_errors(dense: Sequence[Tensor], model: Sequence[Tensor]) -> list[float]:
+def _layer_errors(dense: Sequence[Tensor], model: Sequence[Tensor]) -> list[float | None]:
     """Relative squared errors of the hidden states after every layer."""
-    return [
-        float((new.float() - old.float()).square().sum() / old.float().square().sum())
-        for old, new in zip(dense, model, strict=True)
-    ]
+    errors: list[float | None] = finite(
+        [
+            relative_error(*(float(x.double().square().sum()) for x in (new.double() - old.double(), old)))
+            for old, new in zip(dense, model, strict=True)
+        ]
+    )
+    return errors
 
 
 def check_vocabularies(dense: int, model: int) -> None:
@@ -166,7 +173,9 @@ def fidelity(dense: Reference, model: Any, *, batch: int = 8) -> Fidelity:
                 total += float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).double().sum())
                 agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
     count = dense.tokens.numel()
-    if total != total:
-        raise CheckpointError("the model computes NaN on text of the dense model, so it has no KL to it")
+    if not math.isfinite(total):
+        raise CheckpointError(
+            "a model computes NaN or infinity on text of the dense model, so there is no KL between them"
+        )
     errors = _layer_errors(dense.layers, layers)
     return Fidelity(max(0.0, total / count), agreed / count, count, len(dense.tokens), errors)

@@ -139,6 +139,6 @@ def score(model: Any, windows: Windows, *, batch: int = BATCH) -> Perplexity:
     nll = total / tokens
     if not math.isfinite(nll):
         raise CheckpointError("the model computes NaN or infinity on this text, so it has no perplexity")
-    value = math.exp(nll) if nll < 700 else math.inf
+    value = math.exp(min(nll, 700.0))  # larger ones are no float
     precision = dtype_name(logits.dtype)
     return Perplexity(value, nll, tokens, count, f"{windows.protocol}; {tokens:,} predicted tokens, {precision}")

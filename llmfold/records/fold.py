@@ -6,6 +6,7 @@ from typing import Any
 
 from llmfold.environment import machine, versions
 from llmfold.planning.cost import passes
+from llmfold.records.plain import finite
 
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 
@@ -67,6 +68,7 @@ class FoldRecord:
         return float(self.plan["ratio"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, stages in forward passes too; the output path is reduced to the folder's name."""
+        """Plain data, its numbers finite or None, stages in passes too; of the output path the folder's name."""
         spent = passes(self.seconds, self.forward_pass_seconds)
-        return {**asdict(self), "output": self.output.name, "passes": spent}
+        plain: dict[str, Any] = finite({**asdict(self), "output": self.output.name, "passes": spent})
+        return plain

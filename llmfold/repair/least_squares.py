@@ -9,6 +9,7 @@ units kept, S, the ridge objective pulls towards the rows that were there::
 with G = Aᵀ diag(w) A and R the units removed. Where little is known of a direction, a row stays as it was.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -59,6 +60,13 @@ class ActivationSums:
     def penalty(self, ridge: float) -> float:
         """λ: ``ridge`` as a fraction of the mean diagonal of the Gram."""
         return max(ridge * float(self.gram.diagonal().double().mean()), torch.finfo(torch.float32).tiny)
+
+
+def relative_error(wrong: float, whole: float) -> float:
+    """Quotient of two sums of squares: zero where nothing is wrong, infinite where only nothing would be right."""
+    if not whole:
+        return math.inf if wrong else 0.0
+    return wrong / whole
 
 
 def activation_sums(blocks: Iterable[tuple[Tensor, Tensor]]) -> ActivationSums:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmfold.models import Role
+from llmfold.repair.least_squares import relative_error
 
 Mlp = dict[Role, Tensor]
 """Tensors of an MLP by role, float32: gate, up and down, and their biases where there are any."""
@@ -101,4 +102,4 @@ def held_error(mlp: Mlp, inputs: MlpSamples, parts: Sequence[slice], settings: R
     for x, y, w in map(inputs.mlp, parts):
         wrong += float((settings.energy(y - inputs.mlp_output(x, mlp)) * w).double().sum())
         total += float((settings.energy(y) * w).double().sum())
-    return wrong / max(total, 1e-300)
+    return relative_error(wrong, total)

@@ -88,7 +88,8 @@ def _error_chart(layers: Layers, quality: Evaluation | None) -> str | None:
     ]
     if quality and quality.fidelity:
         errors = enumerate(quality.fidelity.layer_errors)
-        series.append(Series("hidden states", [Point(float(index), error) for index, error in errors]))
+        points = [Point(float(index), error) for index, error in errors if error is not None]
+        series.append(Series("hidden states", points))
     drawn = [line for line in series if line.points]
     if not drawn:
         return None

@@ -94,9 +94,9 @@ def _part_row(record: Mapping[str, Any] | None) -> PartRow | None:
         return None
     repair, clusters = None, None
     if "ridge" in record:
-        before = record["error_before_repair"]
-        error = ABSENT if before is None else f"{before:.3f}"
-        repair = (f"{record['ridge']:g}", error, f"{record['error_after_repair']:.3f}")
+        errors = (record["error_before_repair"], record["error_after_repair"])
+        before, after = (ABSENT if error is None else f"{error:.3f}" for error in errors)
+        repair = (f"{record['ridge']:g}", before, after)
     if "cluster_sizes" in record:
         sizes = {int(size): count for size, count in record["cluster_sizes"].items()}
         merging = sum(count for size, count in sizes.items() if size > 1)

@@ -25,7 +25,7 @@ from llmfold.methods.reconstruction.importance import Importance, Part
 from llmfold.models import LayerShape, Role
 from llmfold.planning import LayerCurves, Sensitivities
 from llmfold.planning.sensitivity import kept_neurons
-from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias
+from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias, relative_error
 from llmfold.repair.refine import Refinement, refine
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, stored_tensors
 from llmfold.runtime.seeding import mixed_seed
@@ -333,7 +333,7 @@ def _errors(
         for number, (consumer, bias) in enumerate(candidates):
             rest = targets - some @ consumer - (0 if bias is None else bias)
             wrong[number] += float((rest.square().sum(1) * w).double().sum())
-    return [value / max(total, 1e-300) for value in wrong]
+    return [relative_error(value, total) for value in wrong]
 
 
 def _consumer(role: Role, rows: Tensor, bias: Tensor | None) -> dict[Role, Tensor]:

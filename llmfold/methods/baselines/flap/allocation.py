@@ -30,6 +30,8 @@ def standardised_scores(statistics: Mapping[str, Tensor], index: int, layer: Lay
 
 
 def _standardise(values: Tensor) -> Tensor:
+    if len(values) == 1:  # which has no spread
+        return torch.zeros_like(values)
     return (values - values.mean()) / values.std().clamp_min(torch.finfo(values.dtype).tiny)
 
 
