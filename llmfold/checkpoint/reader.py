@@ -30,7 +30,7 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True)
 class TensorInfo(TensorSpec):
-    """A weight as its shard declares it; ``shard`` is the file's name, ``stored`` its name there where that is another."""
+    """A weight as its shard declares it: ``shard`` is the file, ``stored`` the name there where that is another."""
 
     shard: str
     stored: str = ""
