@@ -61,7 +61,7 @@ def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, not
     dense = locate(config.model, config.revision).folder
     if tokens and not fits(dense, Loading(None, pick_device(config.device), limit)):
         tokens = 0
-        report.notes = [
+        report.notes += [
             "closeness to the dense model was not measured and no prompt continued, since that does not fit in memory: "
             f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
         ]
@@ -70,7 +70,7 @@ def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, not
         evaluation = evaluate(_settings(config, report, tokens), notify=notify, suite=suite, limit=limit)
         report.quality = evaluation.to_dict()
         if tokens and not evaluation.samples:
-            report.notes = ["no prompt was continued by the two models, since there is no tokenizer that fits them"]
+            report.notes += ["no prompt was continued by the two models, since there is no tokenizer that fits them"]
         far = evaluation.fidelity.warning if evaluation.fidelity else None
         report.warnings = [warning for warning in (report.data.get("warning"), far) if warning]
     report.seconds[AFTERWARDS] = time.perf_counter() - start

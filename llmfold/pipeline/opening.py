@@ -31,6 +31,7 @@ def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     checkpoint = Checkpoint.open(source.folder)
     shape = shape_of(checkpoint.config)
     check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
+    checkpoint.side_files()  # refuses those that could not be copied when all is done
     return checkpoint, shape
 
 
