@@ -14,6 +14,8 @@ MODELING_FILE = "modeling_llmfold.py"
 WIDTH_KEYS = {"intermediate_size": "intermediate", "num_attention_heads": "heads", "num_key_value_heads": "kv_heads"}
 _PER_LAYER_ONLY = ("per_layer_config", "auto_map", "allow_global_per_layer_attribute_access")
 _LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
+_SLICES = ("pretraining_tp",)
+"""In how many slices some loaders compute a projection: the same sum, if the width divides by it."""
 _SPELLED_OUT = (
     *("rms_norm_eps", "hidden_act", "max_position_embeddings", "tie_word_embeddings"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
@@ -38,6 +40,7 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
     config.update(_widths(_global_widths(plan)), head_dim=plan.after.head_dim, architectures=[family.causal_lm])
     config.update(_rope(source), transformers_version=transformers.__version__)
     config.update(_new_biases(plan))
+    config.update({key: 1 for key in _SLICES if key in config})
     if plan.config.dtype != "auto":
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = plan.config.dtype
