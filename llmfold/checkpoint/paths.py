@@ -4,6 +4,8 @@ from pathlib import Path
 
 from llmfold.errors import CheckpointError
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def is_plain_name(name: str) -> bool:
     """Tell whether ``name`` is the name of a file right inside a folder, with no way out of it."""
@@ -18,7 +20,8 @@ def regular_file(folder: Path, name: str) -> Path:
     the output.
 
     Raises:
-        CheckpointError: the file is missing, is not a regular file, or is a link that leaves the folder.
+        CheckpointError: the file is missing, is not a regular file but a link that leaves the folder, or a pointer of
+            git-lfs.
     """
     path = folder / name
     try:
@@ -29,7 +32,18 @@ def regular_file(folder: Path, name: str) -> Path:
         raise CheckpointError(f"{path} is a link to {target}, outside the model folder: replace it by a copy")
     if not target.is_file():
         raise CheckpointError(f"{path} is not a regular file: download the model again")
+    if _is_pointer(target):
+        raise CheckpointError(f"{path} is a git-lfs pointer, not the file itself: run 'git lfs pull' in its folder")
     return path
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether git left its note of a large file in place of it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:  # whoever reads it will say why it cannot be read
+        return False
 
 
 def _readable_roots(folder: Path) -> list[Path]:

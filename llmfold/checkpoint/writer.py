@@ -68,6 +68,8 @@ class ShardWriter(Closing):
         fd = self._descriptor(place.shard)
         for block in blocks(tensor.detach()):
             if not is_finite(block):
+                if block.dtype == torch.float16 and not block.isnan().any():
+                    raise OutputError(f"tensor {name!r} overflows float16 and was not written: --dtype bfloat16")
                 raise OutputError(f"tensor {name!r} came out with NaN or infinity: it was not written")
             data = block.cpu().view(torch.uint8).numpy().data
             digest.update(data)

@@ -126,7 +126,7 @@ def _words(folder: Path, vocabulary: int) -> tuple[tuple[int, ...], tuple[int, .
     try:
         tokenizer = load_tokenizer(folder)
         tokens = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), vocabulary))))
-    except Exception:  # a checkpoint may come without a tokenizer, or with one that lacks its own packages
+    except CheckpointError:
         return (), ()
     marked = {i: t[1:] for i, t in enumerate(tokens) if t and t[0] in _WORD_MARKS}
     words = {i: word for i, word in marked.items() if word.isascii() and word.isalpha()}

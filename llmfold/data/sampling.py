@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from llmfold.checkpoint.blocks import is_finite
 from llmfold.data.beginnings import PLAIN, UNSET, Beginnings, Mixture, starts
 from llmfold.data.tokens import TokenBudget, input_device
 from llmfold.errors import CheckpointError
+from llmfold.models.casting import not_finite
 from llmfold.runtime.hidden_states import mapped_tensor
 from llmfold.runtime.limits import CACHE_BYTES
 from llmfold.runtime.seeding import seeded
@@ -113,7 +115,10 @@ class Sampler:
             last = tokens[:, place - 1]
             output = self._model(last[:, None].to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
             left = (chances[:, place] - share).clamp_min(0) / (1 - share)
-            free = draw(output.logits[:, -1], left, sampling.temperature)
+            logits = output.logits[:, -1]
+            if not is_finite(logits):
+                raise CheckpointError(f"the model {not_finite(self._model, tokens[:, :place].to(device))}")
+            free = draw(logits, left, sampling.temperature)
             if share:
                 free = strewn(free, chances[:, place], share, words)
             fixed = prompts[:, 1] if place == 1 else self._beginnings.following(last, chances[:, place])
@@ -132,20 +137,14 @@ def draw(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:
     """Draw a token a row from the softmax, by inverting its cumulative distribution.
 
     Args:
-        logits: (rows, vocabulary) of any float dtype, on any device.
+        logits: (rows, vocabulary), finite, of any float dtype, on any device.
         chances: (rows,) float32 uniform in [0, 1), on the CPU.
         temperature: of the softmax.
 
     Returns:
         (rows,) int64 on the CPU.
-
-    Raises:
-        CheckpointError: a logit is NaN or infinite.
     """
-    logits = logits.float()
-    if not torch.isfinite(logits.sum(-1)).all():
-        raise CheckpointError("the model computes NaN or infinite logits on its own tokens: it is damaged")
-    cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
     below = (chances.to(total.device)[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, below, right=True)[:, 0].cpu()

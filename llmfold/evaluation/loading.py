@@ -16,7 +16,7 @@ from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.errors import CheckpointError
 from llmfold.models import stock_config
-from llmfold.models.casting import load_model
+from llmfold.models.casting import load_model, refuse_not_finite
 from llmfold.runtime.devices import compute_dtype
 from llmfold.runtime.limits import available_memory, room
 
@@ -53,16 +53,17 @@ def max_positions(checkpoint: Checkpoint) -> int:
 
 
 @contextmanager
-def opened(folder: Path, loading: Loading, *, remote_code: bool = False) -> Iterator[nn.Module]:
+def opened(folder: Path, loading: Loading, *, remote_code: bool = False, checked: bool = True) -> Iterator[nn.Module]:
     """The model in ``folder``, ready to run.
 
     Args:
         folder: the checkpoint.
         loading: dtype, device and placement.
         remote_code: whether the folder's own modelling file may run (folds whose layers differ in width carry one).
+        checked: whether its logits are looked at, which makes the host wait for an accelerator at every pass.
 
     Raises:
-        CheckpointError: transformers cannot load it.
+        CheckpointError: transformers cannot load it; inside, it computes NaN or infinity.
     """
     dtype = loading.dtype or Checkpoint.open(folder).dtype
     with placed(folder, loading) as options:
@@ -71,6 +72,8 @@ def opened(folder: Path, loading: Loading, *, remote_code: bool = False) -> Iter
         except Exception as error:  # transformers raises many kinds for a model that it cannot load
             reason = " ".join(str(error).split())
             raise CheckpointError(f"transformers cannot load {folder.name}: {reason}") from error
+        if checked:
+            refuse_not_finite(model)
         with torch.inference_mode():
             yield model
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llmfold.data.tokens import input_device, load_tokenizer
+from llmfold.errors import CheckpointError
 
 PROMPTS = (
     "Once upon a time, there was a",
@@ -17,7 +18,6 @@ PROMPTS = (
     "The human heart is an organ",
 )
 NEW_TOKENS = 32
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,9 @@ class Sample:
 
 def find_tokenizer(folder: Path) -> Any | None:
     """The tokenizer of a checkpoint, or None where it has none that can be loaded."""
-    if not any((folder / name).exists() for name in _TOKENIZERS):
-        return None
     try:
         return load_tokenizer(folder)
-    except Exception:  # transformers raises many kinds for files that it cannot use, and none is worth a failed run
+    except CheckpointError:
         return None
 
 

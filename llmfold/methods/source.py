@@ -16,7 +16,7 @@ from llmfold.data import tokens as tk
 from llmfold.data.beginnings import MIXTURE
 from llmfold.data.plain_text import EXTRA, join_documents, read_plain_text
 from llmfold.data.sampling import Sampler, Sampling, cache_bytes
-from llmfold.errors import UsageError
+from llmfold.errors import CheckpointError, UsageError
 from llmfold.methods.base import FoldContext
 from llmfold.methods.dense import Measurement
 from llmfold.methods.method import Notify
@@ -73,6 +73,8 @@ def token_source(context: FoldContext, notify: Notify) -> TokenSource:
         "token_quality": quality,
         "warning": tk.loop_warning(quality) if sampled else None,
     }
+    if sampled:
+        facts |= _without_words(checkpoint.folder)
     measurement = Measurement(
         forward_context(checkpoint.config, shape),
         lambda: tk.embed(checkpoint, tokens, context.device),
@@ -82,6 +84,16 @@ def token_source(context: FoldContext, notify: Notify) -> TokenSource:
         context.team,
     )
     return TokenSource(measurement, tokens, facts)
+
+
+def _without_words(folder: Path) -> dict[str, str]:
+    """What the report must say where no tokenizer tells what words there are."""
+    try:
+        tk.load_tokenizer(folder)
+    except CheckpointError as error:
+        reason = str(error).replace(f"{folder}/", "").replace(str(folder), "the model")  # reports name no path
+        return {"note": f"the model's own text was sampled with no random words in it: {reason}"}
+    return {}
 
 
 def sample_batches(

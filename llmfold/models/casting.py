@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from llmfold.checkpoint.blocks import is_finite
+from llmfold.checkpoint.dtypes import dtype_name
+from llmfold.errors import CheckpointError
 from llmfold.models import ARCHITECTURES, WINDOW_KEYS
 from llmfold.runtime.quiet import quiet_transformers
 
@@ -53,6 +56,46 @@ def _forget_leftovers(config: Any) -> None:
     if family is not None and not family.windows:
         for key in WINDOW_KEYS:
             vars(config).pop(key, None)
+
+
+def not_finite(model: Any, tokens: Tensor) -> str:
+    """What a model does that gives NaN or infinity: a predicate that names the layer and the remedy.
+
+    Judged in the dtype of its arithmetic: one whose range is less than float32's overflows, and the model is sound.
+
+    Args:
+        model: of transformers, on its devices.
+        tokens: (sequences, length) that it was given.
+    """
+    first: list[tuple[int, torch.dtype]] = []
+
+    def look(index: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        if not first and not is_finite(states):
+            first.append((index, states.dtype))
+
+    hooks = [layer.register_forward_hook(partial(look, i)) for i, layer in enumerate(model.base_model.layers)]
+    try:
+        with torch.inference_mode():
+            end = model.base_model(tokens, use_cache=False)[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    dtype = first[0][1] if first else end.dtype
+    where = f" in layer {first[0][0]}" if first else ""
+    if torch.finfo(dtype).max < torch.finfo(torch.float32).max:
+        return f"overflows {dtype_name(dtype)}{where}: --compute-dtype float32"
+    return f"computes NaN or infinity{where}: it is damaged"
+
+
+def refuse_not_finite(model: Any) -> None:
+    """Have every forward pass of ``model`` raise CheckpointError where its logits are NaN or infinite."""
+
+    def check(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        if not is_finite(output.logits):
+            raise CheckpointError(f"the model {not_finite(model, inputs[0] if inputs else named['input_ids'])}")
+
+    model.register_forward_hook(check, with_kwargs=True)
 
 
 def cast_in_use(model: nn.Module, dtype: torch.dtype) -> None:

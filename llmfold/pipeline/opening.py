@@ -40,6 +40,7 @@ def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     refuse_model_code(checkpoint.config, str(source.folder))
     shape = stored_shape(checkpoint)
     check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
+    checkpoint.side_files()  # refuses those that could not be copied when all is done
     return checkpoint, shape
 
 

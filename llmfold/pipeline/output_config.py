@@ -16,6 +16,8 @@ MODELING_FILE = f"{OWN_MODULE}.py"
 WIDTH_KEYS = {"intermediate_size": "intermediate", "num_attention_heads": "heads", "num_key_value_heads": "kv_heads"}
 _PER_LAYER_ONLY = ("per_layer_config", "auto_map", "allow_global_per_layer_attribute_access")
 _LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
+_SLICES = ("pretraining_tp",)
+"""In how many slices some loaders compute a projection: the same sum, if the width divides by it."""
 _SPELLED_OUT = (
     *("rms_norm_eps", "hidden_act", "max_position_embeddings", "tie_word_embeddings"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
@@ -44,6 +46,7 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
     config.update(_new_biases(plan))
     if shape_of(source).tied != plan.after.tied:  # loaders of any version then compute with the head that is stored
         config["tie_word_embeddings"] = plan.after.tied
+    config.update({key: 1 for key in _SLICES if key in config})
     if plan.config.dtype != "auto":
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = plan.config.dtype

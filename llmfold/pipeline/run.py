@@ -237,7 +237,7 @@ class Run:
             resumed_layers=self.resumed,
             machine={**machine(), "processes": self.ranks.count},
             warnings=[facts["warning"]] if facts.get("warning") else [],
-            notes=self._notes,
+            notes=[*self._notes, *([facts["note"]] if facts.get("note") else [])],
             base_card=carried_over(self.source.folder),
         )
         with _writing(folder):

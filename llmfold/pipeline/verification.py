@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmfold.checkpoint import Checkpoint, is_damage, sha256
+from llmfold.checkpoint.blocks import is_finite
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.data.tokens import embed
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.methods.base import read_layer
 from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check_tensors, head_name, shape_of
+from llmfold.models.casting import not_finite
 from llmfold.models.forward import decoder_layer, forward_context, rms_norm
 from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULARY
 from llmfold.planning import FoldPlan
@@ -131,7 +133,7 @@ def _transformers_must(do: str) -> Iterator[None]:
     """Whatever stops transformers, which raises errors of many kinds, would stop a user too."""
     try:
         yield
-    except PeerLostError:
+    except (PeerLostError, VerificationError):
         raise
     except Exception as error:
         raise VerificationError(f"transformers cannot {do}: {' '.join(str(error).split())}") from error
@@ -239,7 +241,11 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
                 raise VerificationError(f"transformers reports {kind.replace('_', ' ')}: {sorted(map(str, names))[0]}")
         try:
             with _transformers_must("run the folded checkpoint"), torch.inference_mode():
-                return _logits(model, tokens)
+                logits = _logits(model, tokens)
+                if not is_finite(logits):
+                    reason = not_finite(model, tokens)
+                    raise VerificationError(f"{folder} was not published: the folded checkpoint {reason}")
+                return logits
         finally:
             del model
             gc.collect()  # the hooks of accelerate and their module hold one another
@@ -252,8 +258,6 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def _compare(logits: Tensor, reference: Tensor, dtype: torch.dtype, folder: Path) -> float:
     name = dtype_name(dtype)
-    if not torch.isfinite(logits).all():
-        raise VerificationError(f"the folded checkpoint computes NaN or Inf in {name}; {folder} was not published")
     difference = float((logits - reference).square().mean().sqrt() / reference.square().mean().sqrt().clamp_min(1e-30))
     if not difference <= TOLERANCES[dtype]:
         raise VerificationError(

@@ -110,7 +110,7 @@ def test_words_are_strewn_in_documents_that_folds_measure_on(data_dir: Path) -> 
 def test_a_damaged_model_is_refused(tmp_path: Path, bad: float) -> None:
     model = tiny_model(tmp_path / "m")
     edit_tensors(model, lambda t: t["model.norm.weight"].__setitem__(0, bad))
-    with pytest.raises(CheckpointError, match="NaN or infinite logits"):
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
         sampled(model, TokenBudget(2, 4))
 
 

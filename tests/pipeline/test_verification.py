@@ -168,7 +168,7 @@ def test_logits_that_differ_or_are_nan_refuse_to_publish(
     with pytest.raises(VerificationError, match=r"logits differ from llmfold's own by 0\.001 \(allowed 0\.0001\)"):
         fold(session_model, output=space / "out", **OPTIONS)
     wrong_logits(monkeypatch, lambda x: x * float("nan"))
-    with pytest.raises(VerificationError, match="NaN or Inf"):
+    with pytest.raises(VerificationError, match="NaN or infinity"):
         fold(session_model, output=space / "out", **OPTIONS)
     assert not (space / "out").exists()
 
