@@ -37,8 +37,12 @@ from llmfold.runtime.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results" / "real"
 DENSE = "dense"
-AMOUNTS = ("ratio", "ratio_of", "mlp_ratio", "attention_ratio")
-CALIBRATED = names(lambda method: method.needs_data and not method.folds)
+SLICING = "slicegpt"
+"""Results of ``eval/slicegpt.py``, which are no folds but stand in the same tables."""
+AMOUNTS = ("ratio", "ratio_of", "mlp_ratio", "attention_ratio", "fraction")
+CALIBRATED = (*names(lambda method: method.needs_data and not method.folds), SLICING)
+ALIKE = 0.005
+"""Shares of the decoder removed that differ by no more than this are put in one table."""
 UNCHECKED = {"verify": "shapes", "fidelity_tokens": 0}
 """Options of all folds: what a fold checks of itself is measured here anyway."""
 
@@ -135,15 +139,12 @@ def page() -> None:
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
         dense = next(each for each in found if each["case"]["method"] == DENSE)
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for each in found:
-            groups.setdefault(_amount(each["case"]), []).append(each)
-        groups.pop("", None)
+        groups = _grouped(found)
         lines = [f"# {folder.name}: folds on several texts", "", dense["note"], ""]
         lines += [
-            "Excess log-perplexity, and in brackets its ratio to the least of the pruners that need data in the same "
-            "table; ± is the sample standard deviation over seeds. Made by `eval/real_model.py`, in float32. A letter "
-            "behind the seconds names the machine.",
+            "Excess log-perplexity, and in brackets its ratio to the least of the rivals that need data in the same "
+            "table; ± is the sample standard deviation over seeds. Made by `eval/real_model.py`, "
+            "and what SliceGPT gives by `eval/slicegpt.py`, in float32. A letter behind the seconds names the machine.",
             "",
             f"Dense: {', '.join(f'{name}: {math.exp(value):.2f}' for name, value in dense['nll'].items())}.",
             "",
@@ -157,6 +158,22 @@ def page() -> None:
         (RESULTS.parent / f"{folder.name}-real.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def _grouped(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Results by their amounts; sliced models beside all folds that remove as much of the decoder, if there are any."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for each in results:
+        if each["case"]["method"] not in (DENSE, SLICING):
+            groups.setdefault(_amount(each["case"]), []).append(each)
+    groups.pop("", None)
+    folds = dict(groups)
+    for each in (each for each in results if each["case"]["method"] == SLICING):
+        removed = each["removed_decoder"]
+        beside = [name for name, some in folds.items() if abs(some[0]["removed_decoder"] - removed) <= ALIKE]
+        for name in beside or [_amount(each["case"])]:
+            groups.setdefault(name, []).append(each)
+    return groups
+
+
 def _amount(case: dict[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', '-')} {case[name]}" for name in AMOUNTS if name in case)
 
@@ -164,6 +181,13 @@ def _amount(case: dict[str, Any]) -> str:
 def _label(case: dict[str, Any]) -> str:
     rest = [f"{name} {value}" for name, value in case.items() if name not in ("method", "seed", *AMOUNTS)]
     return ", ".join([case["method"], *rest])
+
+
+def _removed(result: dict[str, Any]) -> str:
+    share = f"{result['removed_decoder']:.1%}"
+    if result["case"]["method"] != SLICING:
+        return share
+    return f"{share} ({result['removed_decoder_without_shortcuts']:.1%} without shortcuts), width {result['width']}"
 
 
 def _letter(number: int) -> str:
@@ -193,7 +217,7 @@ def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any], places: Seque
             cells.append(f"{statistics.fmean(values):.3f}{spread}{ratio}")
         some = rows[label]
         seconds = statistics.fmean(each["seconds"] for each in some)
-        removed, where = f"{some[0]['removed_decoder']:.1%}", _letter(places.index(place(some[0])))
+        removed, where = _removed(some[0]), _letter(places.index(place(some[0])))
         lines.append(f"| {label} | {' | '.join(cells)} | {removed} | {seconds:.0f} ({where}) | {len(some)} |")
     return lines
 
