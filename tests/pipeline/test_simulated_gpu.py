@@ -44,6 +44,6 @@ def test_folds_on_a_simulated_gpu(guard: Path) -> None:
 def _started(guard: Path, *, interpret: str, which: str) -> subprocess.Popen[str]:
     variables = environment(LD_PRELOAD=str(guard), TRITON_INTERPRET=interpret)
     variables["PYTHONPATH"] += os.pathsep + str(HERE)
-    tests = [ROOT / "tests" / "streaming" / "test_device.py", "-q", "-k", which]
+    tests = [ROOT / "tests" / "pipeline" / "test_device.py", "-q", "-k", which]
     command = [sys.executable, "-m", "pytest", "-p", "simulated_gpu", "-p", "no:cacheprovider", *tests]
     return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)

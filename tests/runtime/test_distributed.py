@@ -246,7 +246,7 @@ def spoils_logits() -> None:
 SIGNALLING = """
 import os, signal, sys, time
 from pathlib import Path
-from llmfold import verification
+from llmfold.pipeline import verification
 from llmfold.cli import main
 
 verification.IN_MEMORY_BYTES = 0
