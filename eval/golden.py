@@ -255,6 +255,8 @@ def run(arguments: argparse.Namespace, data: Path, folder: Path) -> int:
     """Run all cases, print what differs, and return the exit code."""
     content = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     cases, rules, begin = read_cases(content, arguments.only), Rules.read(content), time.monotonic()
+    if not cases:
+        sys.exit(f"no case is like {arguments.only}")
     differences: list[Difference] = []
     broken: list[str] = []
     with checked_out(arguments.base, folder / "commit") as commit:

@@ -240,9 +240,21 @@ def _quoted(values: Mapping[str, Any], path: str) -> str:
 
 
 def _lines(base: str, tree: str) -> str:
-    """The first lines that differ."""
-    lines = difflib.unified_diff(base.splitlines(), tree.splitlines(), lineterm="", n=0)
-    changed = [line[:WIDEST] for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
-    removed = [line for line in changed if line[0] == "-"][:SHOWN]
-    added = [line for line in changed if line[0] == "+"][:SHOWN]
-    return "".join(f"\n      {line}" for line in (*removed, *added))
+    """The first lines that differ, long ones from where they do."""
+    lines = list(difflib.unified_diff(base.splitlines(), tree.splitlines(), lineterm="", n=0))[2:]
+    removed = [line[1:] for line in lines if line[0] == "-"][:SHOWN]
+    added = [line[1:] for line in lines if line[0] == "+"][:SHOWN]
+    cut = [_excerpts(*pair) for pair in zip(removed, added, strict=False)]
+    removed[: len(cut)], added[: len(cut)] = [one for one, _ in cut], [other for _, other in cut]
+    signed = [*(f"-{line}" for line in removed), *(f"+{line}" for line in added)]
+    return "".join(f"\n      {line[: WIDEST + 1]}" for line in signed)
+
+
+def _excerpts(one: str, other: str) -> tuple[str, str]:
+    """Two lines; without their common beginning, but for a few words, where they are too long to be quoted whole."""
+    if max(len(one), len(other)) <= WIDEST:
+        return one, other
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = max(same - WIDEST // 4, 0)
+    mark = "…" if start else ""
+    return mark + one[start:], mark + other[start:]

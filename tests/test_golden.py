@@ -127,6 +127,17 @@ def test_a_changed_exit_code_and_sentence(records: tuple[Path, Path]) -> None:
     )
 
 
+def test_long_lines_are_quoted_where_they_differ(records: tuple[Path, Path]) -> None:
+    for folder, word in zip(records, ("one", "other"), strict=True):
+        (folder / "work/out/report.html").write_text(f"first\n{'x' * 900}{word}{'y' * 900}\nlast\n")
+    before, after = the_only(records)[1].split()
+    assert before.startswith("-…x")
+    assert after.startswith("+…x")
+    assert "oney" in before
+    assert "othery" in after
+    assert len(before) < 250
+
+
 def test_a_file_or_folder_that_only_one_has(records: tuple[Path, Path]) -> None:
     (records[0] / "work/out/README.md").touch()
     (records[1] / "work/.partial").mkdir()
