@@ -60,8 +60,11 @@ class Sampling:
 
 def cache_bytes(config: Any, length: int) -> int:
     """Key/value cache of one document, counted in float32."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * 4 * config.num_hidden_layers * config.num_key_value_heads * head_dim * length)
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_attention_heads", None) or 1
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    shared = getattr(text, "num_key_value_heads", None) or heads
+    return int(2 * 4 * text.num_hidden_layers * shared * head_dim * length)
 
 
 class Sampler:

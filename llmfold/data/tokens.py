@@ -222,10 +222,3 @@ def load_tokens(path: Path) -> Tensor:
 def tokens_sha256(tokens: Tensor) -> str:
     """SHA-256 of the tokens as int32, which names them."""
     return hashlib.sha256(tokens.numpy().astype(np.int32).tobytes()).hexdigest()
-
-
-def embed(checkpoint: Checkpoint, tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """Hidden states before the first layer, in chunks of ``CHUNK`` sequences."""
-    table = checkpoint.read(embedding_name(checkpoint.tensors), check_finite=False)
-    for part in chunks(len(tokens)):
-        yield F.embedding(tokens[part], table).float().to(device)

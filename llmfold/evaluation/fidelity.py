@@ -22,7 +22,7 @@ from llmfold.data.tokens import TokenBudget, input_device
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import FIDELITY_TOKENS
 from llmfold.models import head_name
-from llmfold.models.casting import cast_linear
+from llmfold.models.casting import cast_linear, decoder_layers
 from llmfold.models.tying import stored_shape
 from llmfold.records.plain import finite
 from llmfold.repair.least_squares import relative_error
@@ -114,7 +114,7 @@ def reference(folder: Path, model: Any, tokens: Tensor, *, batch: int = 8) -> Re
 @contextmanager
 def _traced(model: Any) -> Iterator[list[Tensor]]:
     """Gather, on the CPU, the hidden states of the first few sequences after every decoder layer as the model runs."""
-    batches: list[list[Tensor]] = [[] for _ in model.base_model.layers]
+    batches: list[list[Tensor]] = [[] for _ in decoder_layers(model)]
     hidden: list[Tensor] = []
 
     def keep(kept: list[Tensor], _module: Any, _inputs: Any, output: Any) -> None:
@@ -122,7 +122,7 @@ def _traced(model: Any) -> Iterator[list[Tensor]]:
         if missing:
             kept.append((output[0] if isinstance(output, tuple) else output)[:missing].cpu())
 
-    layers = zip(model.base_model.layers, batches, strict=True)
+    layers = zip(decoder_layers(model), batches, strict=True)
     hooks = [layer.register_forward_hook(partial(keep, kept)) for layer, kept in layers]
     try:
         yield hidden

@@ -13,7 +13,9 @@ from llmfold.folding.grouping import Groups
 from llmfold.folding.heads import aligned_views, head_groups, merge_heads, unit_rows, unit_views
 from llmfold.folding.neurons import gauge_distances, gauge_factors, merge_neurons, neuron_rows, value_rows
 from llmfold.folding.variance import variance_scale
-from llmfold.models import ATTENTION_ROLES, MLP_ROLES, LayerShape, ModelShape, Role
+from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.models.coupling import HeadCoupling
+from llmfold.models.slots import Slots, narrowed
 from llmfold.runtime.timing import StageTimer
 
 Weights = Mapping[Role, Tensor]
@@ -37,6 +39,17 @@ class LayerRecord:
     attention: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def add_mlp(self, record: dict[str, Any]) -> None:
+        """Add what happened to one more coupling of neurons: of several, means, and how many they are."""
+        if self.mlp is None:
+            self.mlp = dict(record)
+            return
+        count = self.mlp.get("couplings", 1)
+        for key, value in record.items():
+            if isinstance(value, float) and isinstance(self.mlp.get(key), float):
+                self.mlp[key] += (value - self.mlp[key]) / (count + 1)
+        self.mlp["couplings"] = count + 1
+
 
 def fold_layer(
     weights: Weights, shape: ModelShape, before: LayerShape, target_shapes: Sequence[LayerShape], options: MergeOptions
@@ -58,24 +71,29 @@ def fold_layer(
     """
     records = [LayerRecord() for _ in target_shapes]
     timer = StageTimer(records[0].seconds)
-    mlp = {role: weights[role] for role in MLP_ROLES if role in weights}
-    attention = {role: weights[role] for role in ATTENTION_ROLES if role in weights}
+    couplings = shape.couplings(before)
     widths = sorted({target.intermediate for target in target_shapes if target.intermediate < before.intermediate})
-    neurons = dict(zip(widths, _cluster_neurons(mlp, widths, options, timer), strict=True)) if widths else {}
-    units = _Units(attention, shape, before, options)
-    heads = units.clusters(sorted({target.heads for target in target_shapes if target.heads < before.heads}), timer)
+    targets = {width: next(t for t in target_shapes if t.intermediate == width) for width in widths}
+    neurons: list[dict[int, Clustering]] = []
+    for coupling in couplings.neurons if widths else ():
+        units = [shape.units(coupling, targets[width]) for width in widths]
+        mlp = coupling.view(weights, before)
+        neurons.append(dict(zip(widths, _cluster_neurons(mlp, units, options, timer), strict=True)))
+    heads = _Units(couplings.heads, weights, shape, before, options)
+    fewer = heads.clusters(sorted({target.heads for target in target_shapes if target.heads < before.heads}), timer)
     for target, record in zip(target_shapes, records, strict=True):
         timer = StageTimer(record.seconds)
-        folded = dict(weights)
+        parts: list[tuple[Slots, dict[Role, Tensor]]] = []
         if target.intermediate < before.intermediate:
-            clustering = neurons[target.intermediate]
-            folded.update(_merge_mlp(mlp, clustering, options, timer))
-            record.mlp = _describe(clustering)
-        if target.heads < before.heads:
-            clustering = heads[target.heads]
-            folded.update(units.merge(clustering, timer))
-            record.attention = _describe(clustering)
-        yield folded, record
+            for coupling, clusterings in zip(couplings.neurons, neurons, strict=True):
+                clustering = clusterings[target.intermediate]
+                merged = _merge_mlp(coupling.view(weights, before), clustering, options, timer)
+                parts.append((coupling.slots, merged))
+                record.add_mlp(_describe(clustering))
+        if target.heads < before.heads and couplings.heads is not None:
+            parts.append((couplings.heads.slots, heads.merge(fewer[target.heads], timer)))
+            record.attention = _describe(fewer[target.heads])
+        yield narrowed(weights, parts, dict(shape.layer_roles(target)), target), record
 
 
 def _describe(clustering: Clustering) -> dict[str, Any]:
@@ -116,8 +134,16 @@ def _merge_mlp(mlp: Weights, clustering: Clustering, options: MergeOptions, time
 class _Units:
     """What is merged of a layer's attention: key/value groups with their query heads, or query heads under MQA."""
 
-    def __init__(self, attention: Weights, shape: ModelShape, before: LayerShape, options: MergeOptions) -> None:
-        self._attention, self._shape, self._before, self._options = attention, shape, before, options
+    def __init__(
+        self,
+        heads: HeadCoupling | None,
+        weights: Weights,
+        shape: ModelShape,
+        before: LayerShape,
+        options: MergeOptions,
+    ) -> None:
+        self._attention = {} if heads is None else heads.view(weights, before)
+        self._shape, self._before, self._options = shape, before, options
         self._count = before.head_units
         self._views: dict[Role, Tensor] = {}
         self._aligned: tuple[PairwiseAligner, Tensor] | None = None

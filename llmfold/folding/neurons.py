@@ -15,13 +15,17 @@ _TINY = 1e-30
 
 def neuron_rows(weights: Mapping[Role, Tensor]) -> list[Tensor]:
     """Features of the n neurons as blocks, never concatenated: gate rows, up rows, down columns, biases as columns."""
-    blocks = [weights["gate"], weights["up"], weights["down"].T]
+    blocks = [*_gate(weights), weights["up"], weights["down"].T]
     return blocks + [weights[role][:, None] for role in ("gate_bias", "up_bias") if role in weights]
+
+
+def _gate(weights: Mapping[Role, Tensor]) -> list[Tensor]:
+    return [weights["gate"]] if "gate" in weights else []
 
 
 def value_rows(weights: Mapping[Role, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Blocks of the gate, of the up row (each with its bias) and of the down column."""
-    gate = [weights["gate"]] + ([weights["gate_bias"][:, None]] if "gate_bias" in weights else [])
+    gate = _gate(weights) + ([weights["gate_bias"][:, None]] if "gate_bias" in weights else [])
     up = [weights["up"]] + ([weights["up_bias"][:, None]] if "up_bias" in weights else [])
     return gate, up, [weights["down"].T]
 

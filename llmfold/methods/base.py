@@ -33,7 +33,7 @@ def read_layer(
         CheckpointError: one cannot be read, or is not finite and ``check_finite`` says to look.
     """
     names = shape.layer_tensors(index)
-    return {role: checkpoint.read(name, check_finite=check_finite) for role, name in names.items()}
+    return shape.unpack(index, {key: checkpoint.read(name, check_finite=check_finite) for key, name in names.items()})
 
 
 @dataclass(frozen=True)

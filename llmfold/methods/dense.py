@@ -1,12 +1,12 @@
 """The dense model's hidden states, layer after layer: every layer is measured on them by itself.
 
 Nothing that is folded changes them, so layers can be measured in any order and by any process, and an interrupted run
-computes again what it needs. States lie in mapped files: before a layer, and after its attention.
+computes again what it needs. States lie in mapped files: before a layer, and what is kept of its inside.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from llmfold.methods.base import ReadLayer, Weights
 from llmfold.models import LayerShape, ModelShape, Role
-from llmfold.models.forward import ForwardContext, attention_block, attention_heads, mlp_block, mlp_neurons, rms_norm
+from llmfold.models.context import Context
+from llmfold.models.coupling import NeuronCoupling
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, mapped, read, write
 from llmfold.runtime.reduction import OrderedReduce
 from llmfold.runtime.seeding import seeded
@@ -48,7 +49,7 @@ class Measurement:
         shuffle_seed: of a population, whose members meet new random local_world_size in every layer; None of sequences.
     """
 
-    context: ForwardContext
+    context: Context
     start: Callable[[], Iterator[Tensor]]
     size: tuple[int, int]
     work: Path
@@ -65,11 +66,11 @@ class Measurement:
         """A layer's tensors in float32 on the device."""
         return {role: tensor.to(self.device, torch.float32) for role, tensor in weights.items()}
 
-    def states(self, name: str, create: bool) -> np.memmap:
-        """Mapped float32 states (sequences, tokens, hidden) by the name of their file."""
+    def states(self, name: str, create: bool, width: int = 0) -> np.memmap:
+        """Mapped float32 states (sequences, tokens, width or hidden) by the name of their file."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return mapped(path, (*self.size, self.shape.hidden) if create else None)
+        return mapped(path, (*self.size, width or self.shape.hidden) if create else None)
 
     def path(self, name: str) -> Path:
         """Where the states of a name lie."""
@@ -102,7 +103,8 @@ class LayerInputs:
         measurement: what is measured on.
         index: of the layer.
         weights: its tensors by role, float32 on the device.
-        before, between, after: states before it, after its attention, and after it; (sequences, tokens, hidden).
+        before, after: states before and after it, (sequences, tokens, hidden).
+        inside: what is kept of its inside, (sequences, tokens, inner width of the context).
         order: permutation of all rows before it, or None.
     """
 
@@ -110,7 +112,7 @@ class LayerInputs:
     index: int
     weights: dict[Role, Tensor]
     before: np.memmap
-    between: np.memmap
+    inside: np.memmap
     after: np.memmap
     order: np.ndarray | None
 
@@ -129,44 +131,134 @@ class LayerInputs:
 
     def heads(self, part: slice) -> tuple[Tensor, Tensor]:
         """Outputs of the query heads for some sequences, (t, heads * head_dim), and row weights (t,)."""
-        context = self.measurement.context
-        x = rms_norm(self.attended(part), self.weights["input_norm"], context.eps)
-        heads = attention_heads(x, self.weights, self.shape, context, self.index)
-        return heads.flatten(0, 1), row_weight(read(self.between, part, self.measurement.device))
-
-    def mlp(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised inputs of the MLP (t, hidden), its outputs (t, hidden), and row weights (t,)."""
-        device = self.measurement.device
-        return self._mlp(*(read(states, part, device).flatten(0, 1) for states in (self.between, self.after)))
-
-    def mlp_rows(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for single rows by their number in all sequences."""
-        device = self.measurement.device
-        return self._mlp(*(read(s.reshape(-1, s.shape[-1]), rows, device) for s in (self.between, self.after)))
-
-    def _mlp(self, between: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = rms_norm(between, self.weights["post_norm"], self.measurement.context.eps)
-        return x, after - between, row_weight(after)
+        measurement = self.measurement
+        heads = measurement.context.heads(self.attended(part), self.weights, self.index)
+        kept = (read(states, part, measurement.device) for states in (self.inside, self.after))
+        return heads.flatten(0, 1), row_weight(measurement.context.disturbed(*kept))
 
     @property
     def tokens(self) -> int:
         """Rows of a sequence."""
         return self.measurement.size[1]
 
+    def forward(self, part: slice) -> None:
+        """Carry some sequences through the layer: fill ``inside`` and ``after``."""
+        inside, after = self.measurement.context.through(self.attended(part), self.weights, self.index)
+        write(self.inside, part, inside)
+        write(self.after, part, after)
+
+    def neurons_of(self, coupling: NeuronCoupling) -> "NeuronInputs":
+        """What a coupling's neurons are given, and what they make of it."""
+        return NeuronInputs(self, coupling) if coupling.expert is None else ExpertInputs(self, coupling)
+
+    @cached_property
+    def routing(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """By the path of a stack of experts: experts (rows, k) of all rows and their weights, on the device."""
+        measurement, found = self.measurement, dict[str, tuple[Tensor, Tensor]]()
+        for coupling in measurement.shape.couplings(self.shape).neurons:
+            if coupling.expert is not None and coupling.reads not in found:
+                route = partial(measurement.context.routing, weights=self.weights, index=self.index, coupling=coupling)
+                routed = [route(self.attended(part)) for part in chunks(measurement.size[0])]
+                experts, shares = (torch.cat(each) for each in zip(*routed, strict=True))
+                found[coupling.reads] = experts, shares
+        return found
+
+
+@dataclass(frozen=True)
+class NeuronInputs:
+    """A coupling's neurons on the states around their layer.
+
+    Attributes:
+        layer: the dense layer.
+        coupling: the neurons.
+    """
+
+    layer: LayerInputs
+    coupling: NeuronCoupling
+
+    @property
+    def tokens(self) -> int:
+        """Rows of a sequence."""
+        return self.layer.tokens
+
+    @cached_property
+    def weights(self) -> dict[Role, Tensor]:
+        """The dense coupling's tensors by role, float32 on the device."""
+        return self.coupling.view(self.layer.weights, self.layer.shape)
+
+    @property
+    def scarce(self) -> bool:
+        """Whether there are fewer rows than neurons to tell apart."""
+        return False
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """(hidden,) scale of the inputs: the gain of the norm before them where it is known, else their own size."""
+        if "post_norm" in self.layer.weights and self.layer.measurement.shape.architecture.described:
+            return self.layer.weights["post_norm"]
+        x, _, _ = NeuronInputs.mlp(self, next(chunks(self.layer.measurement.size[0])))
+        return x.square().mean(0).sqrt()
+
+    def mlp(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs (t, hidden) for some sequences, outputs (t, hidden), and row weights (t,)."""
+        device = self.layer.measurement.device
+        return self._given(*(read(s, part, device).flatten(0, 1) for s in (self.layer.inside, self.layer.after)))
+
+    def mlp_rows(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for single rows by their number in all sequences."""
+        device = self.layer.measurement.device
+        return self._given(
+            *(read(s.reshape(-1, s.shape[-1]), rows, device) for s in (self.layer.inside, self.layer.after))
+        )
+
+    def _given(self, inside: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        context, layer = self.layer.measurement.context, self.layer
+        x = context.mlp_inputs(inside, layer.weights, self.coupling, layer.index)
+        return x, context.mlp_outputs(inside, after, x, self.weights, self.coupling), row_weight(after)
+
     def mlp_output(self, x: Tensor, mlp: dict[Role, Tensor]) -> Tensor:
-        """Outputs (t, hidden) of an MLP of this layer's kind for inputs (t, hidden)."""
-        return F.linear(mlp_neurons(x, mlp, self.measurement.context), mlp["down"], mlp.get("down_bias"))
+        """Outputs (t, hidden) of neurons of this kind for inputs (t, hidden)."""
+        return F.linear(self._neurons(x, mlp), mlp["down"], mlp.get("down_bias"))
 
     def neurons(self, x: Tensor) -> Tensor:
-        """Activations (t, n) of the dense MLP's neurons for inputs (t, hidden)."""
-        return mlp_neurons(x, self.weights, self.measurement.context)
+        """Activations (t, n) of the dense neurons for inputs (t, hidden)."""
+        return self._neurons(x, self.weights)
 
-    def forward(self, part: slice) -> None:
-        """Carry some sequences through the layer: fill ``between`` and ``after``."""
-        context = self.measurement.context
-        between = attention_block(self.attended(part), self.weights, self.shape, context, self.index)
-        write(self.between, part, between)
-        write(self.after, part, mlp_block(between, self.weights, context))
+    def _neurons(self, x: Tensor, mlp: dict[Role, Tensor]) -> Tensor:
+        return self.layer.measurement.context.neurons(x, mlp, self.coupling)
+
+
+@dataclass(frozen=True)
+class ExpertInputs(NeuronInputs):
+    """One expert's neurons, on the rows that are routed to it; a row counts as much as its output does."""
+
+    @cached_property
+    def routed(self) -> tuple[Tensor, Tensor]:
+        """Numbers of the rows that are routed to the expert, ascending, and their shares, on the CPU."""
+        experts, shares = self.layer.routing[self.coupling.reads]
+        rows, places = torch.nonzero(experts == self.coupling.expert, as_tuple=True)
+        return rows.cpu(), shares[rows, places].float().cpu()
+
+    @property
+    def scarce(self) -> bool:
+        """See :class:`NeuronInputs`."""
+        return len(self.routed[0]) < self.coupling.units
+
+    def mlp(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`NeuronInputs.mlp`; rows of some sequences that are routed to the expert."""
+        (rows, shares), tokens = self.routed, self.tokens
+        inside = (rows >= part.start * tokens) & (rows < part.stop * tokens)
+        return self._of(rows[inside], shares[inside])
+
+    def mlp_rows(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`NeuronInputs.mlp_rows`; as many rows routed to the expert, those that stand nearest."""
+        known, shares = self.routed
+        nearest = torch.searchsorted(known, torch.from_numpy(rows)).clamp_max(len(known) - 1)
+        return self._of(known[nearest], shares[nearest])
+
+    def _of(self, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, w = super().mlp_rows(rows.numpy())
+        return x, y, w * shares.to(w.device).square()
 
 
 class DenseStates:
@@ -196,8 +288,8 @@ class DenseStates:
             self._next = 0
         for index in range(self._next, layers[-1] + 1):
             self._drop(min(layers[0], index))
-            for name in (_between(index), _before(index + 1)):
-                self._held[name] = team.create_or_open(partial(measurement.states, name))
+            for name, width in ((_inside(index), measurement.context.inner_width), (_before(index + 1), 0)):
+                self._held[name] = team.create_or_open(partial(measurement.states, name, width=width))
             inputs = self.around(index, measurement.wide(read_layer(index)))
             team.each(list(chunks(measurement.size[0], chunk)), inputs.forward)
         self._next = layers[-1] + 1
@@ -205,8 +297,8 @@ class DenseStates:
     def around(self, index: int, weights: dict[Role, Tensor]) -> LayerInputs:
         """A layer (float32 tensors on the device) that :meth:`move_to` has come to, with its states."""
         measurement, held = self.measurement, self._held
-        before, between, after = held[_before(index)], held[_between(index)], held[_before(index + 1)]
-        return LayerInputs(measurement, index, weights, before, between, after, measurement.order(index))
+        before, inside, after = held[_before(index)], held[_inside(index)], held[_before(index + 1)]
+        return LayerInputs(measurement, index, weights, before, inside, after, measurement.order(index))
 
     def close(self) -> None:
         """Drop all states."""
@@ -226,5 +318,5 @@ def _before(index: int) -> str:
     return f"{index:0{_DIGITS}d}"
 
 
-def _between(index: int) -> str:
-    return f"{index:0{_DIGITS}d}-between"
+def _inside(index: int) -> str:
+    return f"{index:0{_DIGITS}d}-inside"

@@ -17,7 +17,6 @@ from llmfold.methods.base import ReadLayer
 from llmfold.methods.dense import Measurement
 from llmfold.methods.method import Notify
 from llmfold.models import Role
-from llmfold.models.forward import decoder_layer
 from llmfold.runtime.hidden_states import CHUNK, chunks, mapped, read, write
 
 Differentiate = Callable[[int, dict[Role, Tensor], Tensor, Tensor], tuple[Tensor, ...]]
@@ -98,7 +97,7 @@ class GradientPasses:
     def _through(self, index: int, weights: dict[Role, Tensor], part: slice) -> None:
         context = self._measurement.context
         x = read(self._states[index], part, self._measurement.device)
-        write(self._states[index + 1], part, decoder_layer(x, weights, context.shape.layers[index], context, index))
+        write(self._states[index + 1], part, context.layer(x, weights, index))
 
     def _back(
         self, index: int, weights: dict[Role, Tensor], differentiate: Differentiate, part: slice

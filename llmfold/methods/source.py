@@ -75,9 +75,10 @@ def token_source(context: FoldContext, notify: Notify) -> TokenSource:
     }
     if sampled:
         facts |= _without_words(checkpoint.folder)
+    forward = forward_context(checkpoint.config, shape)
     measurement = Measurement(
-        forward_context(checkpoint.config, shape),
-        lambda: tk.embed(checkpoint, tokens, context.device),
+        forward,
+        lambda: forward.embed(checkpoint, tokens, context.device),
         (budget.sequences, budget.length),
         context.work,
         context.device,

@@ -1,7 +1,13 @@
 """What llmfold needs to know of a family, as data: names and shapes of tensors, which biases and norms there are."""
 
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmfold.models.coupling import LayerCouplings, NeuronCoupling
 
 Role = str
 """Short name of a tensor in a decoder layer, e.g. ``"q"``, ``"q_bias"``; ``"post_norm"`` is the norm before the MLP."""
@@ -26,6 +32,7 @@ ROLE_NAMES: dict[Role, str] = {
     "up_bias": "mlp.up_proj.bias",
     "down_bias": "mlp.down_proj.bias",
 }
+_ROLES = {path: role for role, path in ROLE_NAMES.items()}
 ATTENTION_ROLES = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm")
 MLP_ROLES = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 
@@ -51,11 +58,17 @@ class Architecture:
     heads_divide_hidden: bool = False
     windows: bool = True
     fallback: str | None = None
+    class_name: str = ""
+
+    @property
+    def described(self) -> bool:
+        """Whether llmfold says itself what tensors the family has; else the stock class tells."""
+        return not self.class_name
 
     @property
     def causal_lm(self) -> str:
         """Name of the transformers class, e.g. ``LlamaForCausalLM``."""
-        return f"{self.prefix}ForCausalLM"
+        return self.class_name or f"{self.prefix}ForCausalLM"
 
     def allows_heads(self, hidden: int, *heads: int) -> bool:
         """Whether a stock config with this hidden size can hold each of these query head counts."""
@@ -64,16 +77,20 @@ class Architecture:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Widths of one decoder layer: intermediate neurons, query heads, key/value heads."""
+    """Widths of one decoder layer: intermediate neurons, query heads, key/value heads; 0 where it has none.
+
+    ``kind`` tells layers apart that are built differently, such as dense ones and mixtures of experts.
+    """
 
     intermediate: int
     heads: int
     kv_heads: int
+    kind: int = 0
 
     @property
     def group_size(self) -> int:
         """Query heads per key/value head."""
-        return self.heads // self.kv_heads
+        return self.heads // max(self.kv_heads, 1)
 
     @property
     def grouped(self) -> bool:
@@ -92,8 +109,12 @@ class LayerShape:
     def with_units(self, neurons: int, units: int) -> "LayerShape":
         """The narrower layer with so many neurons and head units."""
         if self.grouped:
-            return LayerShape(neurons, units * self.group_size, units)
-        return LayerShape(neurons, units, 1)
+            return replace(self, intermediate=neurons, heads=units * self.group_size, kv_heads=units)
+        return replace(self, intermediate=neurons, heads=units)
+
+    def widths(self) -> dict[str, int]:
+        """Widths by name, as reports hold them."""
+        return {"intermediate": self.intermediate, "heads": self.heads, "kv_heads": self.kv_heads}
 
 
 @dataclass(frozen=True)
@@ -121,9 +142,31 @@ class ModelShape:
         """Whether any projection has a bias."""
         return self.qkv_bias or self.o_bias or self.mlp_bias
 
+    def couplings(self, layer: LayerShape) -> "LayerCouplings":
+        """What can be folded of a layer."""
+        from llmfold.models.coupling import described_couplings  # which stands on the widths that are defined here
+
+        return described_couplings(self, layer)
+
+    def units(self, coupling: "NeuronCoupling", layer: LayerShape) -> int:
+        """Neurons of a coupling in a layer as wide as ``layer``."""
+        return layer.intermediate
+
     def layer_tensors(self, index: int) -> dict[Role, str]:
-        """Names of the tensors of a layer by role."""
+        """Names of the stored tensors of a layer, by what :meth:`unpack` knows them by."""
         return {role: tensor_name(index, role) for role, _ in self.layer_roles(self.layers[index])}
+
+    def unpack(self, index: int, stored: Mapping[Role, "Tensor"]) -> dict[Role, "Tensor"]:
+        """A layer's tensors by role, from those stored as of :meth:`layer_tensors`."""
+        return dict(stored)
+
+    def pack(self, index: int, weights: Mapping[Role, "Tensor"]) -> dict[str, "Tensor"]:
+        """A layer's tensors by the names they are stored under, from those by role."""
+        return {tensor_name(index, role): tensor for role, tensor in weights.items()}
+
+    def stored_shapes(self, index: int, layer: LayerShape) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of a layer's stored tensors at widths ``layer``."""
+        return {tensor_name(index, role): size for role, size in self.layer_roles(layer)}
 
     def layer_roles(self, layer: LayerShape) -> Iterator[tuple[Role, tuple[int, ...]]]:
         """Yield role and shape of every tensor of a decoder layer of widths ``layer``, in module order."""
@@ -150,6 +193,18 @@ class ModelShape:
         per_head = h * (2 * d + self.qkv_bias) * layer.heads
         return fixed + per_group + per_head + self.neuron_parameters * layer.intermediate
 
+    def stored_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of all stored tensors, of a family that is not described in llmfold."""
+        raise NotImplementedError
+
+    def check_stored(self, stored: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise CheckpointError unless tensors of these names and shapes are the model's; of a family as above."""
+        raise NotImplementedError
+
+    def neuron_cost(self, layer: LayerShape) -> int:
+        """Parameters that go with one neuron of a layer's width."""
+        return self.neuron_parameters
+
     @property
     def neuron_parameters(self) -> int:
         """Parameters of one intermediate neuron: its gate row, up row and down column (and two biases)."""
@@ -169,6 +224,16 @@ class ModelShape:
     def parameters(self) -> int:
         """All parameters, tied embeddings counted once."""
         return self.decoder_parameters + self.outside_parameters
+
+
+def tensor_path(role: Role) -> str:
+    """Name in its layer of the tensor that has a role."""
+    return ROLE_NAMES.get(role, role)
+
+
+def role_of(path: str) -> Role:
+    """Role of a tensor by its name in its layer: the short name if it has one, else that name."""
+    return _ROLES.get(path, path)
 
 
 def tensor_name(index: int, role: Role) -> str:

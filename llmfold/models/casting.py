@@ -58,6 +58,13 @@ def _forget_leftovers(config: Any) -> None:
             vars(config).pop(key, None)
 
 
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder layers of a stock model: the first list of as many modules as its config has layers."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next(module for module in lists if len(module) == count)
+
+
 def not_finite(model: Any, tokens: Tensor) -> str:
     """What a model does that gives NaN or infinity: a predicate that names the layer and the remedy.
 
@@ -74,7 +81,7 @@ def not_finite(model: Any, tokens: Tensor) -> str:
         if not first and not is_finite(states):
             first.append((index, states.dtype))
 
-    hooks = [layer.register_forward_hook(partial(look, i)) for i, layer in enumerate(model.base_model.layers)]
+    hooks = [layer.register_forward_hook(partial(look, i)) for i, layer in enumerate(decoder_layers(model))]
     try:
         with torch.inference_mode():
             end = model.base_model(tokens, use_cache=False)[0]

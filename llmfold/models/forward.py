@@ -4,9 +4,9 @@ The same few functions serve the reload check and the streaming of hidden states
 come from transformers' own table, since they are definitions rather than code.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError
-from llmfold.models import LayerShape, ModelShape, Role, stock_config
+from llmfold.models import FINAL_NORM, LayerShape, ModelShape, Role, embedding_name, head_name, stock_config
+from llmfold.models.context import Context
+from llmfold.models.coupling import NeuronCoupling
+from llmfold.models.norm import rms_norm as rms_norm
+from llmfold.models.unembedding import LMHead
+from llmfold.runtime.hidden_states import chunks
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -42,6 +48,62 @@ class ForwardContext:
     frequencies: Tensor
     rotary_scale: float
     windows: tuple[int | None, ...]
+
+    @property
+    def inner_width(self) -> int:
+        """Kept of a layer's inside are the states after its attention."""
+        return self.shape.hidden
+
+    def through(self, x: Tensor, weights: Weights, index: int) -> tuple[Tensor, Tensor]:
+        """The states after a layer's attention, and those after the layer; see :class:`Context`."""
+        between = attention_block(x, weights, self.shape.layers[index], self, index)
+        return between, mlp_block(between, weights, self)
+
+    def layer(self, x: Tensor, weights: Weights, index: int, widths: LayerShape | None = None) -> Tensor:
+        """See :class:`Context`."""
+        return decoder_layer(x, weights, widths or self.shape.layers[index], self, index)
+
+    def heads(self, x: Tensor, weights: Weights, index: int) -> Tensor:
+        """See :class:`Context`."""
+        normed = rms_norm(x, weights["input_norm"], self.eps)
+        return attention_heads(normed, weights, self.shape.layers[index], self, index)
+
+    def disturbed(self, inside: Tensor, after: Tensor) -> Tensor:
+        """See :class:`Context`."""
+        return inside
+
+    def mlp_inputs(self, inside: Tensor, weights: Weights, coupling: NeuronCoupling, index: int) -> Tensor:
+        """See :class:`Context`."""
+        return rms_norm(inside, weights["post_norm"], self.eps)
+
+    def mlp_outputs(self, inside: Tensor, after: Tensor, x: Tensor, mlp: Weights, coupling: NeuronCoupling) -> Tensor:
+        """See :class:`Context`."""
+        return after - inside
+
+    def neurons(self, x: Tensor, mlp: Weights, coupling: NeuronCoupling) -> Tensor:
+        """See :class:`Context`."""
+        return mlp_neurons(x, mlp, self)
+
+    def routing(self, x: Tensor, weights: Weights, index: int, coupling: NeuronCoupling) -> tuple[Tensor, Tensor]:
+        """These families have no experts."""
+        raise TypeError(f"{self.shape.architecture.causal_lm} has no experts")
+
+    def differentiable(self, x: Tensor, weights: Weights, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`Context`."""
+        between, after = self.through(x, weights, index)
+        return between, after, after
+
+    def embed(self, checkpoint: Checkpoint, tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
+        """See :class:`Context`."""
+        table = checkpoint.read(embedding_name(checkpoint.tensors), check_finite=False)
+        for part in chunks(len(tokens)):
+            yield F.embedding(tokens[part], table).float().to(device)
+
+    def ends(self, checkpoint: Checkpoint, device: torch.device) -> LMHead:
+        """See :class:`Context`."""
+        table = checkpoint.read(head_name(checkpoint.tensors, self.shape.tied), check_finite=False)
+        gain = checkpoint.read(FINAL_NORM, check_finite=False)
+        return LMHead(gain.to(device, torch.float32), table.to(device), self.eps)
 
 
 def rope_parameters(config: "PretrainedConfig") -> dict[str, Any]:
@@ -75,12 +137,29 @@ def _windows(config: "PretrainedConfig", shape: ModelShape) -> tuple[int | None,
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
-def forward_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardContext:
-    """Build the context of a raw config.
+def without_windows(context: Context) -> Context:
+    """The same with full attention in all layers, where the family is described in llmfold."""
+    if isinstance(context, ForwardContext):
+        return replace(context, windows=(None,) * len(context.windows))
+    return context
+
+
+def forward_context(config: Mapping[str, Any], shape: ModelShape) -> Context:
+    """Build the context of a raw config: by the stock model, or by our own forward pass for families that it knows.
 
     Raises:
         CheckpointError: transformers has no such rotary variant or activation, or the layers' windows are not defined.
     """
+    if not shape.architecture.described:
+        from llmfold.models.stock_forward import StockContext, StockShape  # builds on transformers' models
+
+        assert isinstance(shape, StockShape)
+        return StockContext(shape)
+    return own_context(config, shape)
+
+
+def own_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardContext:
+    """The context of our own forward pass; errors as of :func:`forward_context`."""
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -100,12 +179,6 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardCont
         frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](stock, torch.device("cpu"))
     windows = _windows(stock, shape)
     return ForwardContext(shape, stock.rms_norm_eps, ACT2FN[stock.hidden_act], frequencies, float(scale), windows)
-
-
-def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """Normalise the last dimension to unit root mean square in float32 and apply the gain."""
-    wide = x.float() if x.dtype != torch.float64 else x
-    return gain * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def rotate(x: Tensor, context: ForwardContext) -> Tensor:

@@ -13,6 +13,8 @@ from llmfold.models.plain import plain_settings
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""How classes with a head for the next token are called."""
 _WIDTH_KEYS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in FAMILIES}
 
@@ -26,25 +28,22 @@ def register_architecture(architecture: Architecture) -> None:
     ARCHITECTURES[architecture.model_type] = architecture
 
 
-def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """Look up the family of a raw config.
+def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
+    """Look up the family of a raw config; None where it is not described in llmfold, and the stock class tells.
 
     Raises:
-        CheckpointError: the model type is not supported, or the model is not a causal language model.
+        CheckpointError: there is no model type, or the model is not a causal language model.
     """
     model_type = config.get("model_type")
-    supported = ", ".join(sorted(ARCHITECTURES))
     if model_type is None:
-        raise CheckpointError(f"config.json names no model_type; supported are {supported}")
-    if model_type not in ARCHITECTURES:
-        raise CheckpointError(f"model_type {model_type!r} in config.json is not supported; supported are {supported}")
+        raise CheckpointError("config.json names no model_type, which says how to read it: download it again")
     names = config.get("architectures") or []
     names = names if isinstance(names, list) else [names]
-    if names and not any(isinstance(n, str) and n.endswith("ForCausalLM") for n in names):
+    if names and not any(isinstance(name, str) and name.endswith(_HEADS) for name in names):
         raise CheckpointError(
             f"config.json names {', '.join(map(str, names))}, which is not a causal language model (…ForCausalLM)"
         )
-    return ARCHITECTURES[str(model_type)]
+    return ARCHITECTURES.get(str(model_type))
 
 
 def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
@@ -55,6 +54,11 @@ def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
     """
     from transformers import CONFIG_MAPPING  # takes seconds, and most plans do without
 
+    if config["model_type"] not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"model_type {config['model_type']!r} in config.json is not known to the transformers installed: install a "
+            "newer one, or write the type whose class computes the model"
+        )
     plain = {k: v for k, v in config.items() if k not in ("per_layer_config", "auto_map")}
     try:
         return CONFIG_MAPPING[config["model_type"]].from_dict(plain)
@@ -122,6 +126,10 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """
     architecture = architecture_of(config)
     _check_dtype(config)
+    if architecture is None:
+        from llmfold.models.stock_shape import stock_shape  # builds on transformers' models
+
+        return stock_shape(stock_config(config))
     stock = plain_settings(config) or stock_config(config)
     hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
@@ -144,6 +152,8 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
 
 def expected_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors of a model, in module order; a tied head is listed under the embedding only."""
+    if not shape.architecture.described:
+        return shape.stored_tensors()
     tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (shape.vocabulary, shape.hidden)}
     for index, layer in enumerate(shape.layers):
         tensors.update({tensor_name(index, role): size for role, size in shape.layer_roles(layer)})
@@ -170,6 +180,8 @@ def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> N
     Raises:
         CheckpointError: naming the first tensor that is missing, of the wrong shape, or unknown.
     """
+    if not shape.architecture.described:
+        return shape.check_stored(stored)
     expected = expected_tensors(shape)
     if shape.tied and HEAD in stored:
         expected[HEAD] = expected[EMBEDDING]

@@ -25,7 +25,14 @@ def stored_shape(checkpoint: Checkpoint) -> ModelShape:
             takes the embedding for it.
     """
     shape = shape_of(checkpoint.config)
-    if not shape.tied or _same_values(checkpoint):
+    ends = [EMBEDDING, HEAD]
+    if not shape.architecture.described:
+        from llmfold.models.stock_shape import StockShape  # builds on transformers' models
+
+        assert isinstance(shape, StockShape)
+        shape = shape.of_stored({info.name: info.shape for info in checkpoint.tensors.values()})
+        ends = shape.end_names()
+    if not shape.tied or _same_values(checkpoint, ends):
         return shape
     if int(version("transformers").split(".")[0]) < 5:
         raise CheckpointError(
@@ -35,12 +42,12 @@ def stored_shape(checkpoint: Checkpoint) -> ModelShape:
     return dataclasses.replace(shape, tied=False)
 
 
-def _same_values(checkpoint: Checkpoint) -> bool:
+def _same_values(checkpoint: Checkpoint, ends: list[str]) -> bool:
     """Whether the head that is stored beside the embedding, if one is, equals it in every entry."""
     stored = checkpoint.tensors
-    if not stored.keys() >= {EMBEDDING, HEAD}:
+    if len(ends) < 2 or not stored.keys() >= set(ends):
         return True
-    if stored[EMBEDDING].shape != stored[HEAD].shape:
+    if stored[ends[0]].shape != stored[ends[1]].shape:
         return False
-    both = (torch.split(checkpoint.read(name, check_finite=False), _ROWS) for name in (EMBEDDING, HEAD))
+    both = (torch.split(checkpoint.read(name, check_finite=False), _ROWS) for name in ends)
     return all(torch.equal(a.float(), b.float()) for a, b in zip(*both, strict=True))

@@ -5,7 +5,7 @@ import time
 import torch
 
 from llmfold.models import ModelShape
-from llmfold.models.forward import ForwardContext, decoder_layer
+from llmfold.models.context import Context
 from llmfold.planning.cost import forward_flops, layer_flops
 from llmfold.runtime.hidden_states import CHUNK
 
@@ -16,7 +16,7 @@ _LEAST_TOKENS, _FEW_ROWS, _MOST_ROWS = 16, 256, 1024
 
 
 @torch.no_grad()
-def forward_pass_seconds(context: ForwardContext, tokens: int, length: int, device: torch.device) -> float:
+def forward_pass_seconds(context: Context, tokens: int, length: int, device: torch.device) -> float:
     """Seconds of a forward pass, from one decoder layer on a part of a chunk, scaled by floating-point operations.
 
     Values play no part in the time, so they are constant, and nothing is read.
@@ -38,6 +38,6 @@ def forward_pass_seconds(context: ForwardContext, tokens: int, length: int, devi
     spent = []
     for _ in range(2):  # the first warms up
         start = time.perf_counter()
-        float(decoder_layer(x, weights, layer, context, 0)[0, 0, 0])  # waits for an accelerator, too
+        float(context.layer(x, weights, 0)[0, 0, 0])  # waits for an accelerator, too
         spent.append(time.perf_counter() - start)
     return min(spent) * forward_flops(shape, tokens, length) / layer_flops(shape, layer, sequences * some, some)

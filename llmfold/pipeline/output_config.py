@@ -18,6 +18,8 @@ _PER_LAYER_ONLY = ("per_layer_config", "auto_map", "allow_global_per_layer_attri
 _LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
 _SLICES = ("pretraining_tp",)
 """In how many slices some loaders compute a projection: the same sum, if the width divides by it."""
+_TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
+"""Parts of a config that may say what the language model is."""
 _SPELLED_OUT = (
     *("rms_norm_eps", "hidden_act", "max_position_embeddings", "tie_word_embeddings"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
@@ -35,6 +37,8 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
     Returns:
         Contents of config.json. Widths that no stock config holds add ``per_layer_config`` and ``auto_map``.
     """
+    if not plan.after.architecture.described:
+        return _with_widths(source, plan)
     leftovers = () if plan.before.architecture.windows else WINDOW_KEYS  # other loaders and caches may read them
     kept = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, *leftovers)}
     config: dict[str, Any] = without_paths(kept)
@@ -57,6 +61,24 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
         config["auto_map"] = {"AutoModelForCausalLM": f"{OWN_MODULE}.{name}"}
         if family.heads_divide_hidden:  # its config reads the global head count, which else is forbidden
             config["allow_global_per_layer_attribute_access"] = True
+    return config
+
+
+def _with_widths(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
+    """The source's config with the new widths where its class reads them, of a family that llmfold does not describe."""
+    from llmfold.models.stock_shape import StockShape  # builds on transformers' models
+    from llmfold.models.width_keys import config_values
+
+    assert isinstance(plan.after, StockShape) and isinstance(plan.before, StockShape)
+    config: dict[str, Any] = without_paths({k: v for k, v in source.items() if k != "auto_map"})
+    values = config_values(plan.before, plan.after.layers, stock_config(source))
+    part = next((config[key] for key in _TEXT_PARTS if isinstance(config.get(key), dict)), config)
+    part.update(values)
+    config.update(architectures=[plan.after.architecture.causal_lm], transformers_version=transformers.__version__)
+    if plan.before.tied != plan.after.tied or shape_of(source).tied != plan.after.tied:
+        config["tie_word_embeddings"] = plan.after.tied
+    if plan.config.dtype != "auto":
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = plan.config.dtype
     return config
 
 

@@ -20,7 +20,7 @@ from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageErro
 from llmfold.methods.base import FoldContext, LayerMethod
 from llmfold.methods.method import method_of
 from llmfold.methods.source import BATCH_FOLDER, sample_batches
-from llmfold.models import Role, tensor_name
+from llmfold.models import Role
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
@@ -169,7 +169,7 @@ class Run:
 
     def write_layer(self, index: int, weights: dict[Role, Tensor]) -> dict[str, str]:
         """Write the tensors of a folded layer; their digests by name."""
-        named = {tensor_name(index, role): tensor for role, tensor in weights.items()}
+        named = self.shape.pack(index, weights)
         return {name: self._write(name, tensor) for name, tensor in named.items()}
 
     def count_layers(self) -> None:

@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmfold.checkpoint import Checkpoint, is_damage, sha256
 from llmfold.checkpoint.blocks import is_finite
 from llmfold.checkpoint.dtypes import dtype_name
-from llmfold.data.tokens import embed
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.methods.base import read_layer
-from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, ModelShape, check_tensors, head_name, shape_of
+from llmfold.models import EMBEDDING, HEAD, ModelShape, check_tensors, shape_of
 from llmfold.models.casting import not_finite
-from llmfold.models.forward import decoder_layer, forward_context, rms_norm
-from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES, CHECKED_VOCABULARY
+from llmfold.models.forward import forward_context, own_context
+from llmfold.models.tying import stored_shape
+from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES
 from llmfold.planning import FoldPlan
 from llmfold.runtime.devices import compute_dtype
 from llmfold.runtime.distributed import Ranks
@@ -82,7 +81,9 @@ def verify(
         if name == _OWN:
             with _reading():
                 checkpoint = Checkpoint.open(folder)
-            return (independent_logits(checkpoint, source_config, plan.after, tokens),)
+            described = plan.after.architecture.described
+            after = plan.after if described else stored_shape(checkpoint)
+            return (independent_logits(checkpoint, source_config, after, tokens),)
         return (_stock_logits(folder, tokens, dtypes[name], plan),)
 
     passes = [_OWN, *dtypes]
@@ -110,7 +111,10 @@ def check_structure(folder: Path, plan: FoldPlan, source_config: Mapping[str, An
     """
     with _reading():
         checkpoint = Checkpoint.open(folder)
-        check_tensors(plan.after, {t.name: t.shape for t in checkpoint.tensors.values()})
+        written = {t.name: t.shape for t in checkpoint.tensors.values()}
+        check_tensors(plan.after if plan.after.architecture.described else shape_of(checkpoint.config), written)
+    if not plan.after.architecture.described:
+        return
     check_stock_shapes(folder, checkpoint, remote_code=plan.needs_remote_code)
     _check_config(checkpoint.config, source_config, plan.after)
 
@@ -166,7 +170,7 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
 
 def _check_config(written: Mapping[str, Any], source: Mapping[str, Any], shape: ModelShape) -> None:
     """Compare all that decides the function beside widths; the logits of a short probe barely see some of it."""
-    new, old = forward_context(written, shape), forward_context(source, shape)
+    new, old = own_context(written, shape), own_context(source, shape)
     same = {
         "rotary frequencies": torch.equal(new.frequencies, old.frequencies) and new.rotary_scale == old.rotary_scale,
         "rms_norm_eps": new.eps == old.eps,
@@ -212,14 +216,12 @@ def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape:
     """
     context, cpu = forward_context(config, shape), torch.device("cpu")
     with torch.inference_mode():
-        x = torch.cat(list(embed(checkpoint, tokens, cpu)))
-        for index, layer in enumerate(shape.layers):
+        x = torch.cat(list(context.embed(checkpoint, tokens, cpu)))
+        for index in range(len(shape.layers)):
             weights = {r: t.float() for r, t in read_layer(checkpoint, shape, index, check_finite=False).items()}
-            x = decoder_layer(x, weights, layer, context, index)
+            x = context.layer(x, weights, index)
             del weights  # or the next layer would be read while this one is held
-        x = rms_norm(x, checkpoint.read(FINAL_NORM, check_finite=False).float(), context.eps)
-        head = checkpoint.read(head_name(checkpoint.tensors, shape.tied), check_finite=False)
-        return torch.cat([F.linear(x, block.float()) for block in torch.split(head, CHECKED_VOCABULARY)], dim=-1)
+        return torch.stack([context.ends(checkpoint, cpu).logits(sequence) for sequence in x])
 
 
 def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan) -> Tensor:
@@ -227,10 +229,7 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
     placement: dict[str, Any] = {}
     scratch = folder.with_name(f"{folder.name}-offload-{dtype_name(dtype)}")
     if plan.after.parameters * dtype.itemsize > IN_MEMORY_BYTES:
-        layers = (f"model.layers.{i}" for i in range(len(plan.after.layers)))
-        on_disk = dict.fromkeys(("model.embed_tokens", *layers, "lm_head"), "disk")
-        device_map = {**on_disk, "model.norm": "cpu", "model.rotary_emb": "cpu"}
-        placement = {"device_map": device_map, "offload_folder": scratch}
+        placement = {"device_map": _on_disk(plan.after), "offload_folder": scratch}
     with _scratch(scratch), quiet_transformers():
         with _transformers_must("load the folded checkpoint"):
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -249,6 +248,15 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
         finally:
             del model
             gc.collect()  # the hooks of accelerate and their module hold one another
+
+
+def _on_disk(shape: ModelShape) -> dict[str, Any] | str:
+    """Where modules of a model go that is too large for memory: what is large stays on disk until it is used."""
+    if not shape.architecture.described:
+        return "auto"
+    layers = (f"model.layers.{i}" for i in range(len(shape.layers)))
+    on_disk = dict.fromkeys(("model.embed_tokens", *layers, "lm_head"), "disk")
+    return {**on_disk, "model.norm": "cpu", "model.rotary_emb": "cpu"}
 
 
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:

@@ -24,10 +24,13 @@ class Rules:
 
     def width_step(self, intermediate: int) -> int:
         """Granularity of the MLP width of a layer that is ``intermediate`` wide."""
-        return min(math.lcm(width_multiple(intermediate, self.multiple_of), self.tensor_parallel), intermediate)
+        step = math.lcm(width_multiple(intermediate, self.multiple_of), self.tensor_parallel)
+        return max(1, min(step, intermediate))
 
     def width(self, intermediate: int, kept: float) -> int:
         """Legal width nearest to ``kept * intermediate``, see :func:`snap`."""
+        if not intermediate:
+            return 0
         nearest = snap(intermediate, kept, step := self.width_step(intermediate))
         return nearest if nearest % self.tensor_parallel == 0 else max(step, intermediate // step * step)
 
@@ -66,6 +69,8 @@ def head_options(shape: ModelShape, layer: LayerShape, rules: Rules = Rules()) -
     Whole KV groups go; where a single KV head serves all query heads (MQA), query heads go instead. A family whose
     config wants the head count to divide the hidden size is restricted to such counts, unless another can hold it.
     """
+    if shape.couplings(layer).heads is None:
+        return [(layer.heads, layer.kv_heads)]
     narrower = (layer.with_units(layer.intermediate, units) for units in range(layer.head_units, 0, -1))
     options = [(widths.heads, widths.kv_heads) for widths in narrower]
     legal = [o for o in options if o[0] == layer.heads or heads_are_legal(shape, o[0])]
@@ -75,4 +80,6 @@ def head_options(shape: ModelShape, layer: LayerShape, rules: Rules = Rules()) -
 def heads_are_legal(shape: ModelShape, heads: int) -> bool:
     """Whether some stock config can express ``heads`` query heads for this model."""
     family = shape.architecture
+    if not family.described:
+        return True
     return family.allows_heads(shape.hidden, heads) or (family.fallback is not None and not shape.biased)

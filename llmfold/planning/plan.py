@@ -9,7 +9,7 @@ import torch
 
 from llmfold.checkpoint import TensorInfo, TensorSpec
 from llmfold.config import FoldConfig
-from llmfold.models import ARCHITECTURES, Architecture, ModelShape, tensor_name
+from llmfold.models import ARCHITECTURES, Architecture, ModelShape
 from llmfold.planning.sensitivity import Sensitivities
 from llmfold.planning.widths import plan_widths
 
@@ -61,6 +61,8 @@ class FoldPlan:
     @property
     def needs_remote_code(self) -> bool:
         """Whether no stock config holds the widths, so that the result carries its own modelling file."""
+        if not self.after.architecture.described:  # its config is known to hold whatever is planned
+            return False
         heads = (layer.heads for layer in self.after.layers)
         return not self.after.uniform or not self.written_as.allows_heads(self.after.hidden, *heads)
 
@@ -79,7 +81,7 @@ class FoldPlan:
             "written_as": self.written_as.causal_lm,
             "needs_trust_remote_code": self.needs_remote_code,
             "layers": [
-                {"before": dataclasses.asdict(a), "after": dataclasses.asdict(b)}
+                {"before": a.widths(), "after": b.widths()}
                 for a, b in zip(self.before.layers, self.after.layers, strict=True)
             ],
         }
@@ -94,11 +96,9 @@ def make_plan(
         UsageError: the ratio or the recipe cannot be met; see :func:`plan_widths`.
     """
     after = dataclasses.replace(shape, layers=plan_widths(shape, config, curves))
-    new_shapes = {
-        tensor_name(index, role): size
-        for index, layer in enumerate(after.layers)
-        for role, size in after.layer_roles(layer)
-    }
+    new_shapes: dict[str, tuple[int, ...]] = {}
+    for index, layer in enumerate(after.layers):
+        new_shapes |= shape.stored_shapes(index, layer)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     specs = (TensorSpec(t.name, dtype or t.dtype, new_shapes.get(t.name, t.shape)) for t in tensors.values())
     return FoldPlan(config, shape, after, tuple(specs), family_of(after), sum(t.nbytes for t in tensors.values()))
@@ -107,7 +107,7 @@ def make_plan(
 def family_of(after: ModelShape) -> Architecture:
     """The family whose stock config takes these widths: the own one, or its fallback if that refuses a head count."""
     family = after.architecture
-    if family.allows_heads(after.hidden, *(layer.heads for layer in after.layers)):
+    if not family.described or family.allows_heads(after.hidden, *(layer.heads for layer in after.layers)):
         return family
     assert family.fallback is not None
     return ARCHITECTURES[family.fallback]

@@ -130,7 +130,7 @@ class _Search:
 
     def fewer_heads(self, index: int, now: LayerShape) -> LayerShape | None:
         options = head_options(self.shape, self.shape.layers[index], self.rules)
-        return next((LayerShape(now.intermediate, *option) for option in options if option[0] < now.heads), None)
+        return next((replace(now, heads=o[0], kv_heads=o[1]) for o in options if o[0] < now.heads), None)
 
     def fewer_neurons(self, index: int, now: LayerShape) -> LayerShape | None:
         multiple = self.rules.width_step(self.shape.layers[index].intermediate)
@@ -175,5 +175,6 @@ class _Search:
     @property
     def slack(self) -> float:
         """Half the largest neuron step of any free layer, in parameters."""
-        steps = (self.rules.width_step(self.shape.layers[i].intermediate) for i in self.free)
-        return self.shape.neuron_parameters * max(steps, default=0) / 2
+        free = (self.shape.layers[i] for i in self.free)
+        steps = (self.shape.neuron_cost(layer) * self.rules.width_step(layer.intermediate) for layer in free)
+        return max(steps, default=0) / 2

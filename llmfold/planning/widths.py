@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llmfold.config import FoldConfig
@@ -63,14 +63,19 @@ class _Budget:
     @cached_property
     def step(self) -> int:
         """Parameters of one MLP step taken in all free layers."""
-        return self.shape.neuron_parameters * sum(self.rules.width_step(layer.intermediate) for layer in self.free)
+        return sum(self.shape.neuron_cost(layer) * self.rules.width_step(layer.intermediate) for layer in self.free)
+
+    @cached_property
+    def neurons(self) -> int:
+        """Parameters of all neurons of the free layers."""
+        return sum(self.shape.neuron_cost(layer) * layer.intermediate for layer in self.free)
 
     def _narrow(self, layer: LayerShape, mlp: float | None, attention: float | None) -> LayerShape:
         """The legal widths nearest to what these fractions leave of a layer; equally near head counts keep more."""
         mlp, attention = mlp or 0.0, attention or 0.0
         options = head_options(self.shape, layer, self.rules)
-        heads, kv_heads = min(options, key=lambda o: (abs(1 - o[0] / layer.heads - attention), -o[0]))
-        return LayerShape(self.rules.width(layer.intermediate, 1 - mlp), heads, kv_heads)
+        heads, kv_heads = min(options, key=lambda o: (abs(1 - o[0] / max(layer.heads, 1) - attention), -o[0]))
+        return replace(layer, intermediate=self.rules.width(layer.intermediate, 1 - mlp), heads=heads, kv_heads=kv_heads)
 
     def layers(self, mlp: float | None, attention: float | None) -> tuple[LayerShape, ...]:
         """Widths of all layers when every free one loses these fractions."""
@@ -86,19 +91,19 @@ class _Budget:
     def error(self, curves: Sensitivities, attention: float, mlp: float) -> float:
         """Predicted error of a uniform plan, a little more where it cannot keep the model's own class."""
         layers = self.layers(mlp, attention)
-        native = self.shape.architecture.allows_heads(self.shape.hidden, *(layer.heads for layer in layers))
+        family = self.shape.architecture
+        native = not family.described or family.allows_heads(self.shape.hidden, *(layer.heads for layer in layers))
         return curves.error(self.shape.layers, layers) * (1.0 if native else _FALLBACK_PENALTY)
 
     def attention_fractions(self) -> list[float]:
         """Fractions of heads that legal head counts of the free layers remove, ascending."""
         options = ((layer, head_options(self.shape, layer, self.rules)) for layer in self.free)
-        return sorted({1 - heads / layer.heads for layer, counts in options for heads, _ in counts}) or [0.0]
+        return sorted({1 - heads / max(layer.heads, 1) for layer, counts in options for heads, _ in counts if layer.heads}) or [0.0]
 
     def mlp_fraction(self, attention: float) -> float:
         """Fraction of the free layers' neurons that must go once ``attention`` of the heads has gone."""
         missing = self.wanted - self.removed(0.0, attention)
-        neurons = sum(layer.intermediate for layer in self.free)
-        return missing / (self.shape.neuron_parameters * neurons) if neurons else 0.0
+        return missing / self.neurons if self.neurons else 0.0
 
     def nearest(self, attention: float) -> float:
         """Fraction of neurons in [0, 1] whose removal comes nearest to the budget once widths are legal."""
@@ -114,7 +119,7 @@ class _Budget:
     def best_attention(self, fractions: list[float], curves: Sensitivities | None) -> float:
         """The fraction of heads that predicts least error; without curves the least that leaves half of the MLPs."""
         needs = [(a, self.mlp_fraction(a)) for a in fractions]
-        slack = self.step / 2 / (self.shape.neuron_parameters * max(sum(layer.intermediate for layer in self.free), 1))
+        slack = self.step / 2 / max(self.neurons, 1)
         possible = [(a, m) for a, m in needs if m >= -slack] or needs[:1]
         best = next((a for a, m in possible if m <= max(_HALF, a)), possible[-1][0])
         if curves is None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmfold.methods.base import Weights
 from llmfold.methods.dense import Measurement
-from llmfold.models.forward import attention_heads, mlp_neurons, rms_norm
+from llmfold.models.forward import ForwardContext, attention_heads, mlp_neurons, rms_norm
 from llmfold.runtime.hidden_states import chunks, read, write
 
 
@@ -54,6 +54,7 @@ def consumer_moments(
         Moments of (heads * head_dim) and of (intermediate) features.
     """
     context, device = measurement.context, measurement.device
+    assert isinstance(context, ForwardContext)  # baselines fold no other family
     layer = context.shape.layers[index]
     heads = Moments(layer.heads * context.shape.head_dim, device)
     neurons = Moments(layer.intermediate, device)

@@ -1,7 +1,5 @@
 """From options to a reconstruction that is ready to fold."""
 
-import dataclasses
-
 import torch
 
 from llmfold.data import tokens as tk
@@ -12,8 +10,7 @@ from llmfold.methods.reconstruction.fold import Reconstruction, ReconstructionOp
 from llmfold.methods.reconstruction.importance import Importance, sequences_for
 from llmfold.methods.reconstruction.population import Population, PopulationOptions, population_rows
 from llmfold.methods.source import token_source
-from llmfold.models.forward import forward_context
-from llmfold.models.unembedding import LMHead
+from llmfold.models.forward import forward_context, without_windows
 from llmfold.repair.refine import Refinement
 from llmfold.runtime.hidden_states import stored_array
 
@@ -26,7 +23,7 @@ def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
     source, config, shape = token_source(context, notify), context.config, context.shape
     importance = Importance(
         source.measurement,
-        lambda: LMHead.of(context.checkpoint, shape, source.measurement.context.eps, context.device),
+        lambda: source.measurement.context.ends(context.checkpoint, context.device),
         sequences_for(tk.token_budget(config, shape)),
         config.seed,
     )
@@ -38,8 +35,7 @@ def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
 def from_weights(context: FoldContext, notify: Notify) -> Reconstruction:
     """Measured on a population that the weights imply."""
     config, shape, members = context.config, context.shape, PopulationOptions()
-    forward = forward_context(context.checkpoint.config, shape)
-    forward = dataclasses.replace(forward, windows=(None,) * len(shape.layers))
+    forward = without_windows(forward_context(context.checkpoint.config, shape))
     population = Population(context.checkpoint, forward, context.device, config.seed, members)
     notify("token prior from the weights")
     prior = torch.from_numpy(stored_array(context.states / PRIOR_FILE, lambda: population.prior().numpy()))

@@ -86,8 +86,10 @@ class _Work:
             yield Stage("widths", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
             for a in shape.layers:
                 yield Stage("widths", large=self._gram_of_heads(a) + self._gram_of_neurons(a))
-                yield self._eliminate_heads("widths", a, 1)
-                yield self._eliminate_neurons("widths", a, kept_neurons(a.intermediate, self.plan.config.ratio or 0.0))
+                if shape.couplings(a).heads is not None:
+                    yield self._eliminate_heads("widths", a, 1)
+                keep = kept_neurons(a.intermediate, self.plan.config.ratio or 0.0)
+                yield from (self._eliminate_neurons("widths", a, keep) for _ in shape.couplings(a).neurons)
         yield Stage("forward", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
         for a, b in zip(shape.layers, self.plan.after.layers, strict=True):
             if a.heads != b.heads:
@@ -98,11 +100,12 @@ class _Work:
                 yield self._refit(*widths, self._head_rows(a, self.held))
             if a.intermediate != b.intermediate:
                 yield Stage("measure", large=self._gram_of_neurons(a))
-                if not measured:
-                    yield self._eliminate_neurons("select", a, b.intermediate)
-                yield self._refit(a.intermediate, b.intermediate, self._neuron_rows(a, self.held))
-                if self.steps and self.held:
-                    yield self._refine(b.intermediate)
+                for _ in shape.couplings(a).neurons:
+                    if not measured:
+                        yield self._eliminate_neurons("select", a, b.intermediate)
+                    yield self._refit(a.intermediate, b.intermediate, self._neuron_rows(a, self.held))
+                    if self.steps and self.held:
+                        yield self._refine(b.intermediate)
 
     def _head_rows(self, layer: LayerShape, tokens: int) -> float:
         """Operations for the outputs of all heads."""

@@ -7,7 +7,7 @@ the dense model's, and layers are independent.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,12 @@ from torch import Tensor
 
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import FoldContext, Folded, LayerMethod, ReadLayer, Weights
-from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
+from llmfold.methods.dense import DenseStates, LayerInputs, Measurement, NeuronInputs
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.importance import Importance, Part
-from llmfold.models import LayerShape, Role
+from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.models.coupling import NeuronCoupling
+from llmfold.models.slots import Slots, narrowed
 from llmfold.planning import LayerCurves, Sensitivities
 from llmfold.planning.sensitivity import kept_neurons
 from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias, relative_error
@@ -36,6 +38,8 @@ SELECTION_RIDGE = 1e-3
 RIDGES = (0.03, 0.3, 1.0, 3.0)
 """Pull of the consumer's rows towards what they were, as fractions of the mean diagonal; held-back rows choose."""
 _GAUSSIAN_ROWS = 8192
+_FEW_SHARE = 0.5
+"""Share of random inputs where an expert is given too few tokens to tell its neurons apart."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +106,27 @@ class Reconstruction(LayerMethod):
                 measurement.team.with_oom_retry(find_orders, self._chunk, f"layer {index}")
         self._states.close()
         rows = measurement.size[0] * measurement.size[1] * measurement.shape.hidden
-        curves = []
-        for index in range(len(layers)):
-            costs = (_read_order(self._order_file(index, part)).costs for part in ("neurons", "heads"))
-            curves.append(LayerCurves(*([0.0, *(each.cumsum(0) / rows).tolist()] for each in costs)))
-        return Sensitivities(curves)
+        return Sensitivities([self._curves_of(index, rows) for index in range(len(layers))])
+
+    def _curves_of(self, index: int, rows: int) -> LayerCurves:
+        """Curves of a layer; those of several couplings of neurons add up at equal fractions."""
+        layer = self.shape.layers[index]
+        couplings, total = self.shape.couplings(layer), torch.zeros(1, dtype=torch.float64)
+        for coupling in couplings.neurons:
+            costs = _read_order(self._order_file(index, coupling.name)).costs.cumsum(0)
+            curve = torch.cat((costs.new_zeros(1), costs)) / rows
+            total = curve if len(total) == 1 else _added(total, curve, layer.intermediate / coupling.units)
+        heads = [0.0]
+        if couplings.heads is not None:
+            heads += (_read_order(self._order_file(index, "heads")).costs.cumsum(0) / rows).tolist()
+        return LayerCurves(total.tolist(), heads)
 
     def _find_orders(self, inputs: LayerInputs, keep: int, chunk: int) -> None:
         layer = _Layer(self, inputs, chunk)
-        layer.head_order(1)
-        layer.neuron_order(keep)
+        if layer.couplings.heads is not None:
+            layer.head_order(1)
+        for coupling in layer.couplings.neurons:
+            layer.neuron_order(coupling, max(1, self.shape.units(coupling, replace(inputs.shape, intermediate=keep))))
 
     def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
         """Layers (ascending) whose states are at hand together: one for each process."""
@@ -138,10 +153,15 @@ class Reconstruction(LayerMethod):
         """What the states are, for the report."""
         return self._facts
 
-    def _order_file(self, index: int, part: Part) -> Path:
+    @property
+    def shape(self) -> ModelShape:
+        """The model's shape."""
+        return self.measurement.shape
+
+    def _order_file(self, index: int, part: str) -> Path:
         return self.measurement.work / STATE_FOLDER / f"order-{index:05d}-{part}.safetensors"
 
-    def order(self, index: int, part: Part, keep: int, eliminate: Callable[[], Elimination]) -> Elimination:
+    def order(self, index: int, part: str, keep: int, eliminate: Callable[[], Elimination]) -> Elimination:
         """Elimination down to ``keep``, from the file of one that went as far or farther where there is one."""
         path = self._order_file(index, part)
         if path.exists() and len(_read_order(path).kept) > keep:
@@ -153,6 +173,12 @@ class Reconstruction(LayerMethod):
 
 def _read_order(path: Path) -> Elimination:
     return Elimination(**load_file(path))
+
+
+def _added(total: Tensor, curve: Tensor, scale: float) -> Tensor:
+    """A curve by the number of units removed, and another whose units are ``scale`` of the first's each."""
+    places = (torch.arange(len(total)) / scale).round().long().clamp_max(len(curve) - 1)
+    return total + curve[places]
 
 
 def split(sequences: int, held_back: float, chunk: int = CHUNK) -> tuple[list[slice], list[slice]]:
@@ -171,6 +197,14 @@ class _Sums(NamedTuple):
     whole: ActivationSums
 
 
+class _Consumer(NamedTuple):
+    """A dense consumer: its role, the tensors of its coupling, and the sums over what it reads."""
+
+    role: Role
+    weights: Weights
+    sums: _Sums
+
+
 class _Refitted(NamedTuple):
     """A consumer by role, refit on the rows to fit on and on all rows, and what the report says of it."""
 
@@ -184,45 +218,59 @@ class _Layer:
 
     def __init__(self, owner: Reconstruction, inputs: LayerInputs, chunk: int) -> None:
         self._owner, self._inputs, self._options = owner, inputs, owner.options
-        self._widths, self._weights = inputs.shape, inputs.weights
-        self._unit_size = self._widths.heads * owner.measurement.shape.head_dim // self._widths.head_units
+        self._widths = inputs.shape
+        self.couplings = owner.shape.couplings(inputs.shape)
+        heads = self.couplings.heads
+        self._attention_weights = {} if heads is None else heads.view(inputs.weights, inputs.shape)
+        self._unit_size = self._widths.heads * owner.shape.head_dim // max(self._widths.head_units, 1)
         self._train, self._held = split(owner.measurement.size[0], self._options.held_back, chunk)
-        self._known: dict[Role, _Sums] = {}
+        self._known: dict[str, _Sums] = {}
         self._record = LayerRecord()
         self._stages = StageTimer(self._record.seconds)
 
     def fold(self, stored: Weights, after: LayerShape) -> Folded:
         """The layer at widths ``after``, in the dtypes of ``stored`` or the one that is asked for."""
-        folded: dict[Role, Tensor] = {}
-        if after.heads != self._widths.heads:
-            folded.update(self._attention(after))
+        parts: list[tuple[Slots, dict[Role, Tensor]]] = []
+        if after.heads != self._widths.heads and self.couplings.heads is not None:
+            slots = self.couplings.heads.slots
+            parts.append((slots, self._rounded(slots, stored, self._attention(after))))
         if after.intermediate != self._widths.intermediate:
-            folded.update(self._mlp(after.intermediate))
+            for coupling in self.couplings.neurons:
+                folded, record = self._mlp(coupling, self._owner.shape.units(coupling, after))
+                parts.append((coupling.slots, self._rounded(coupling.slots, stored, folded)))
+                self._record.add_mlp(record)
+        shapes = dict(self._owner.shape.layer_roles(after))
+        return narrowed(stored, parts, shapes, after), self._record
+
+    def _rounded(self, slots: Slots, stored: Weights, folded: dict[Role, Tensor]) -> dict[Role, Tensor]:
+        """Folded tensors in the dtypes of those stored, or in the one that is asked for."""
         chosen = self._owner.config.dtype
-        dtypes = {role: stored[role].dtype if chosen == "auto" else getattr(torch, chosen) for role in folded}
-        rounded = {role: tensor.to(dtypes[role]) for role, tensor in folded.items()}
-        return {**stored, **rounded}, self._record
+        return {
+            role: tensor.to(stored[slots[role].tensor].dtype if chosen == "auto" else getattr(torch, chosen))
+            for role, tensor in folded.items()
+        }
 
     def head_order(self, keep: int) -> Elimination:
         """Order in which head units (KV groups with their query heads, or query heads under MQA) go."""
 
         def eliminate() -> Elimination:
-            sums, rows = self._sums("o").whole, self._weights["o"].T
+            sums, rows = self._sums("heads", self._inputs.heads).whole, self._attention_weights["o"].T
             metric = self._metric(sums, "heads")
             seen = rows if metric is None else rows.to(metric) @ metric
             return eliminate_blocks(sums, seen, keep, self._unit_size, SELECTION_RIDGE)
 
         return self._owner.order(self._inputs.index, "heads", keep, eliminate)
 
-    def neuron_order(self, keep: int) -> Elimination:
-        """Order in which neurons go."""
+    def neuron_order(self, coupling: NeuronCoupling, keep: int) -> Elimination:
+        """Order in which a coupling's neurons go."""
 
         def eliminate() -> Elimination:
-            sums, rows = self._sums("down").whole, self._weights["down"].T
+            inputs = self._inputs.neurons_of(coupling)
+            sums, rows = self._neuron_sums(inputs).whole, inputs.weights["down"].T
             metric = self._options.metric if self._options.importance is None else self._metric(sums, "neurons")
             return eliminate_units(sums, rows, keep, SELECTION_RIDGE, metric=metric)
 
-        return self._owner.order(self._inputs.index, "neurons", keep, eliminate)
+        return self._owner.order(self._inputs.index, coupling.name, keep, eliminate)
 
     def _metric(self, sums: ActivationSums, part: Part) -> Tensor | None:
         """Metric of what a part of the layer gives: weighted squares become nats of a row; on the sums' device."""
@@ -232,29 +280,39 @@ class _Layer:
         weight = sums.weight / (sequences * tokens)
         return importance.metric(self._inputs.index, part).to(sums.gram.device) / math.sqrt(max(2 * weight, 1e-30))
 
-    def _sums(self, consumer: Role) -> _Sums:
-        """Sums over what a consumer reads."""
-        if consumer not in self._known:
+    def _sums(self, part: str, rows: Callable[[slice], tuple[Tensor, Tensor]]) -> _Sums:
+        """Sums over what the consumer of a part reads: ``rows`` gives features and row weights."""
+        if part not in self._known:
             self._known = {}  # those of one consumer at a time: they are the largest tensors of all
-            rows = self._inputs.heads if consumer == "o" else self._neurons
             train = activation_sums(map(rows, self._train))
             whole = train + activation_sums(map(rows, self._held)) if self._held else train
-            if consumer == "down" and self._options.gaussian:
-                train, whole = map(self._with_gaussian, (train, whole))
-            self._known[consumer] = _Sums(train, whole)
+            self._known[part] = _Sums(train, whole)
             self._stages.lap("measure")
-        return self._known[consumer]
+        return self._known[part]
 
-    def _neurons(self, part: slice) -> tuple[Tensor, Tensor]:
-        x, _, w = self._inputs.mlp(part)
-        return self._inputs.neurons(x), w
+    def _neuron_sums(self, inputs: NeuronInputs) -> _Sums:
+        name = inputs.coupling.name
+        if name in self._known:
+            return self._known[name]
 
-    def _with_gaussian(self, sums: ActivationSums) -> ActivationSums:
-        """Mix in rows x ~ N(0, gain²), weighted to a share of the Gram's trace."""
-        share, gain = self._options.gaussian, self._weights["post_norm"]
+        def rows(part: slice) -> tuple[Tensor, Tensor]:
+            x, _, w = inputs.mlp(part)
+            return inputs.neurons(x), w
+
+        sums = self._sums(name, rows)
+        share = self._options.gaussian or (_FEW_SHARE if inputs.scarce else 0.0)
+        if share:
+            self._known[name] = _Sums(*(self._with_gaussian(each, inputs, share) for each in sums))
+        return self._known[name]
+
+    def _with_gaussian(self, sums: ActivationSums, inputs: NeuronInputs, share: float) -> ActivationSums:
+        """Mix in rows x ~ N(0, scale²), weighted to a share of the Gram's trace."""
+        scale = inputs.scale
         generator = torch.Generator().manual_seed(self._owner.config.seed + self._inputs.index)
-        x = torch.randn(_GAUSSIAN_ROWS, len(gain), generator=generator).to(gain.device) * gain
-        extra = activation_sums([(self._inputs.neurons(x), torch.ones(len(x), device=gain.device))])
+        x = torch.randn(_GAUSSIAN_ROWS, len(scale), generator=generator).to(scale.device) * scale
+        extra = activation_sums([(inputs.neurons(x), torch.ones(len(x), device=scale.device))])
+        if not sums.trace:
+            return sums + extra
         return sums + extra.scaled(share / (1 - share) * sums.trace / max(extra.trace, 1e-30))
 
     def _attention(self, after: LayerShape) -> dict[Role, Tensor]:
@@ -264,50 +322,56 @@ class _Layer:
         if self._widths.grouped:
             keys = _features(kept, self._owner.measurement.shape.head_dim)
             picked.update(k=keys, v=keys, k_bias=keys, v_bias=keys)
-        folded = {role: self._weights[role][rows] for role, rows in picked.items() if role in self._weights}
-        refitted = self._refit("o", queries, self._head_rows)
+        known = self._attention_weights
+        folded = {role: known[role][rows] for role, rows in picked.items() if role in known}
+        sums = self._sums("heads", self._inputs.heads)
+        refitted = self._refit(_Consumer("o", known, sums), queries, self._head_rows)
         self._record.attention = {"before": self._widths.heads, "after": after.heads, **refitted.record}
         self._stages.lap("select")
         return folded | refitted.whole
 
-    def _mlp(self, width: int) -> dict[Role, Tensor]:
-        kept = self.neuron_order(width).kept
-        producers = [role for role in ("gate", "up", "gate_bias", "up_bias") if role in self._weights]
-        folded = {role: self._weights[role][kept] for role in producers}
-        refitted = self._refit("down", kept, self._mlp_rows)
+    def _mlp(self, coupling: NeuronCoupling, width: int) -> tuple[dict[Role, Tensor], dict[str, Any]]:
+        """A coupling's tensors at ``width`` neurons, and what the report says of it."""
+        kept, inputs = self.neuron_order(coupling, width).kept, self._inputs.neurons_of(coupling)
+        producers = [role for role in ("gate", "up", "gate_bias", "up_bias") if role in inputs.weights]
+        folded = {role: inputs.weights[role][kept] for role in producers}
+
+        def rows(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+            x, y, w = inputs.mlp(part)
+            return inputs.neurons(x), y, w
+
+        refitted = self._refit(_Consumer("down", inputs.weights, self._neuron_sums(inputs)), kept, rows)
         self._known = {}  # the refinement needs the room
         self._stages.lap("select")
-        record = {"before": self._widths.intermediate, "after": width, **refitted.record}
-        self._record.mlp = record
+        record = {"before": coupling.units, "after": width, **refitted.record}
         refinement, seed = self._options.refinement, mixed_seed(self._owner.config.seed, self._inputs.index)
-        if refinement.steps and self._held:
+        if refinement.steps and self._held and not inputs.scarce:
             start = folded | refitted.train
-            refined, errors = refine(start, self._inputs, self._train, self._held, refinement, seed)
+            refined, errors = refine(start, inputs, self._train, self._held, refinement, seed)
             record["refined_errors"] = errors
             self._stages.lap("refine")
             if errors[1] < errors[0]:
                 record["error_after_repair"] = errors[1]
-                return refined
-        return folded | refitted.whole
+                return refined, record
+        return folded | refitted.whole, record
 
     def _head_rows(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
         heads, w = self._inputs.heads(part)
-        return heads, F.linear(heads, self._weights["o"], self._weights.get("o_bias")), w
+        known = self._attention_weights
+        return heads, F.linear(heads, known["o"], known.get("o_bias")), w
 
-    def _mlp_rows(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        x, y, w = self._inputs.mlp(part)
-        return self._inputs.neurons(x), y, w
-
-    def _refit(self, consumer: Role, kept: Tensor, rows: Callable[[slice], tuple[Tensor, Tensor, Tensor]]) -> _Refitted:
+    def _refit(
+        self, consumer: _Consumer, kept: Tensor, rows: Callable[[slice], tuple[Tensor, Tensor, Tensor]]
+    ) -> _Refitted:
         """Refit a consumer at the ridge that held-back rows like best.
 
         Args:
-            consumer: its role.
+            consumer: as it was, with the sums over what it reads.
             kept: features that stay.
             rows: of some sequences: all features (t, n), targets (t, d) and row weights (t,).
         """
-        sums, dense = self._sums(consumer), self._weights[consumer].T
-        bias = self._weights.get(f"{consumer}_bias")
+        sums, dense = consumer.sums, consumer.weights[consumer.role].T
+        bias = consumer.weights.get(f"{consumer.role}_bias")
 
         def fitted(over: ActivationSums, ridge: float) -> tuple[Tensor, Tensor | None]:
             new = refit(over if bias is None else over.centred(), dense, kept, ridge)
@@ -319,7 +383,8 @@ class _Layer:
         best = min(range(len(RIDGES)), key=lambda i: errors[i + 1])
         record = {"ridge": RIDGES[best], "error_before_repair": errors[0], "error_after_repair": errors[best + 1]}
         whole = fitted(sums.whole, RIDGES[best])
-        return _Refitted(_consumer(consumer, *candidates[best + 1]), _consumer(consumer, *whole), record)
+        role = consumer.role
+        return _Refitted(_consumer(role, *candidates[best + 1]), _consumer(role, *whole), record)
 
 
 def _errors(

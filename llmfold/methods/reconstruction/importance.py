@@ -24,8 +24,7 @@ from llmfold.methods.dense import Measurement
 from llmfold.methods.gradients import GradientPasses
 from llmfold.methods.method import Notify
 from llmfold.models import Role
-from llmfold.models.forward import attention_block, mlp_block
-from llmfold.models.unembedding import LMHead
+from llmfold.models.unembedding import Ends
 from llmfold.repair.least_squares import cholesky
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, stored_array
 from llmfold.runtime.seeding import seeded
@@ -63,7 +62,7 @@ class Importance:
     """
 
     measurement: Measurement
-    output: Callable[[], LMHead]
+    output: Callable[[], Ends]
     sequences: int
     seed: int
 
@@ -111,10 +110,12 @@ class Importance:
 
     def _squares(self, index: int, weights: dict[Role, Tensor], x: Tensor, behind: Tensor) -> tuple[Tensor, ...]:
         """Gradients before a layer, and (2, d, d) float64 sums of g gᵀ after both of its parts."""
-        context = self.measurement.context
-        between = attention_block(x, weights, context.shape.layers[index], context, index)
-        before, within = torch.autograd.grad(mlp_block(between, weights, context), (x, between), behind)
-        return before, torch.stack([rows.T @ rows for rows in (within.flatten(0, 1), behind.flatten(0, 1))]).double()
+        *entries, after = self.measurement.context.differentiable(x, weights, index)
+        inner = [entry for entry in entries if entry is not None and entry is not after]
+        before, *gradients = torch.autograd.grad(after, (x, *inner), behind)
+        known = dict(zip(map(id, inner), gradients, strict=True))
+        rows = (known.get(id(entry), behind).reshape(-1, behind.shape[-1]) for entry in entries)
+        return before, torch.stack([each.T @ each for each in rows]).double()
 
 
 def _name(index: int, part: Part) -> str:

@@ -8,19 +8,17 @@ every layer.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.config import FoldConfig
-from llmfold.data.tokens import embed
 from llmfold.effort import EFFORTS
 from llmfold.methods.base import read_layer
 from llmfold.methods.dense import shuffled
-from llmfold.models import FINAL_NORM, ModelShape, head_name
-from llmfold.models.forward import ForwardContext, decoder_layer, rms_norm
+from llmfold.models import ModelShape
+from llmfold.models.context import Context
 from llmfold.repair.least_squares import cholesky
 from llmfold.runtime.hidden_states import CHUNK, chunks
 
@@ -60,7 +58,7 @@ class Population:
     """
 
     checkpoint: Checkpoint
-    context: ForwardContext
+    context: Context
     device: torch.device
     seed: int
     options: PopulationOptions
@@ -81,33 +79,26 @@ class Population:
         context = self.options.context
         generator = torch.Generator().manual_seed((self.seed * 7919 + salt) % 2**63)
         tokens = torch.multinomial(prior, rows * context, True, generator=generator).view(rows, context)
-        return embed(self.checkpoint, tokens, self.device)
+        return self.context.embed(self.checkpoint, tokens, self.device)
 
     def _through_layers(self, x: Tensor, salt: int) -> Tensor:
         """All members after the last layer, (rows, context, hidden)."""
         context, count = self.context, len(self.context.shape.layers)
-        for index, layer in enumerate(context.shape.layers):
+        for index in range(count):
             stored = read_layer(self.checkpoint, context.shape, index, check_finite=False)
             weights = {role: tensor.to(self.device, torch.float32) for role, tensor in stored.items()}
             order = shuffled(self.seed, (salt + 1) * count + index, x.shape[0] * x.shape[1])
             x = x.flatten(0, 1)[order.to(x.device)].view(x.shape)
-            x = torch.cat([decoder_layer(x[part], weights, layer, context, index) for part in chunks(len(x))])
+            x = torch.cat([context.layer(x[part], weights, index) for part in chunks(len(x))])
         return x
 
     def _next_tokens(self, x: Tensor) -> Tensor:
         """(vocabulary,) float64 mean distribution of the tokens after some states, on the CPU."""
-        gain, head = (tensor.to(self.device, torch.float32) for tensor in self._end())
+        ends = self.context.ends(self.checkpoint, self.device)
         total = torch.zeros(self.context.shape.vocabulary, dtype=torch.float64)
         for rows in torch.split(x.flatten(0, 1), 512):
-            logits = rms_norm(rows, gain, self.context.eps) @ head.T
-            total += logits.softmax(-1).double().sum(0).cpu()
+            total += ends.logits(rows).softmax(-1).double().sum(0).cpu()
         return total.div(float(total.sum()))
-
-    def _end(self) -> tuple[Tensor, Tensor]:
-        """Final gain (hidden,) and unembedding (vocabulary, hidden), as stored."""
-        head = head_name(self.checkpoint.tensors, self.context.shape.tied)
-        read = partial(self.checkpoint.read, check_finite=False)
-        return read(FINAL_NORM), read(head)
 
     def output_metric(self, prior: Tensor) -> Tensor:
         """(hidden, hidden) float64 map R with R Rᵀ = C / mean diag C + I.
@@ -115,7 +106,7 @@ class Population:
         C is the covariance under the prior of the unembedding rows times the last gain, an average Fisher matrix of the
         logits; the identity stands for the layers in between.
         """
-        gain, head = self._end()
+        gain, head = (each.cpu() for each in self.context.ends(self.checkpoint, torch.device("cpu")).readout)
         gain = gain.double()
         second, mean = torch.zeros(len(gain), len(gain), dtype=torch.float64), torch.zeros_like(gain)
         for some, p in zip(torch.split(head, _ROWS), torch.split(prior, _ROWS), strict=True):

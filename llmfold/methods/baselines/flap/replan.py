@@ -8,7 +8,7 @@ from torch import Tensor
 from llmfold.checkpoint import TensorSpec
 from llmfold.errors import UsageError
 from llmfold.methods.baselines.flap.allocation import adaptive_widths, standardised_scores
-from llmfold.models import Architecture, tensor_name
+from llmfold.models import Architecture
 from llmfold.planning import FoldPlan, family_of
 
 
@@ -31,11 +31,9 @@ def with_biases(plan: FoldPlan, *, bias: bool) -> FoldPlan:
     written_as = family_of(after) if after.uniform and not bias else after.architecture
     if bias:
         after = dataclasses.replace(after, qkv_bias=True, o_bias=True, mlp_bias=True)
-    shapes = {
-        tensor_name(index, role): size
-        for index, layer in enumerate(after.layers)
-        for role, size in after.layer_roles(layer)
-    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, layer in enumerate(after.layers):
+        shapes |= after.stored_shapes(index, layer)
     known = {tensor.name for tensor in plan.tensors}
     tensors: list[TensorSpec] = []
     for tensor in plan.tensors:

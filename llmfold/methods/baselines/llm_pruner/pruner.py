@@ -30,8 +30,7 @@ from llmfold.methods.baselines.structures import WEIGHT_ROLES, Units, coupled_su
 from llmfold.methods.gradients import GradientPasses
 from llmfold.methods.method import Notify
 from llmfold.methods.source import TokenSource, token_source
-from llmfold.models import FINAL_NORM, LayerShape, Role, head_name
-from llmfold.models.forward import decoder_layer, rms_norm
+from llmfold.models import LayerShape, Role
 from llmfold.runtime.hidden_states import stored_tensors
 
 
@@ -67,7 +66,7 @@ def taylor_importances(context: FoldContext, source: TokenSource, notify: Notify
 
     def of_layer(index: int, weights: dict[Role, Tensor], x: Tensor, behind: Tensor) -> tuple[Tensor, ...]:
         leaves = [weights[role].requires_grad_() for role in WEIGHT_ROLES]
-        y = decoder_layer(x, weights, layers[index], source.measurement.context, index)
+        y = source.measurement.context.layer(x, weights, index)
         return torch.autograd.grad(y, [x, *leaves], behind)
 
     importances = {}
@@ -82,15 +81,14 @@ def taylor_importances(context: FoldContext, source: TokenSource, notify: Notify
 
 def _loss_gradient(context: FoldContext, source: TokenSource) -> Callable[[Tensor, slice], Tensor]:
     """What gives the gradient of the mean next-token loss in the states of some sequences after the last layer."""
-    tokens, device, eps = source.tokens, context.device, source.measurement.context.eps
-    gain = context.checkpoint.read(FINAL_NORM).to(device, torch.float32)
-    head = context.checkpoint.read(head_name(context.checkpoint.tensors, context.shape.tied)).to(device, torch.float32)
+    tokens, device = source.tokens, context.device
+    ends = source.measurement.context.ends(context.checkpoint, device)
 
     def gradient(x: Tensor, part: slice) -> Tensor:
         x.requires_grad_()
         with torch.enable_grad():
-            logits = F.linear(rms_norm(x[:, :-1], gain, eps), head)
-            loss = F.cross_entropy(logits.flatten(0, 1), tokens[part, 1:].flatten().to(device), reduction="sum")
+            logits = ends.logits(x[:, :-1].flatten(0, 1))
+            loss = F.cross_entropy(logits, tokens[part, 1:].flatten().to(device), reduction="sum")
         return torch.autograd.grad(loss, x)[0] / tokens[:, 1:].numel()
 
     return gradient

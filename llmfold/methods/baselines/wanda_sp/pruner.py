@@ -17,7 +17,6 @@ from llmfold.methods.baselines.structures import Units
 from llmfold.methods.method import Notify
 from llmfold.methods.source import TokenSource, token_source
 from llmfold.models import LayerShape, Role
-from llmfold.models.forward import decoder_layer
 from llmfold.runtime.hidden_states import chunks, read, write
 from llmfold.runtime.storage import fsync_path
 
@@ -59,7 +58,7 @@ class WandaPruner(Pruner):
         layer = LayerShape(len(wide["gate"]), len(wide["q"]) // head_dim, len(wide["k"]) // head_dim)
         for part in chunks(self._measurement.size[0]):
             x = read(self._before, part, self.context.device)
-            write(self._after, part, decoder_layer(x, wide, layer, self._measurement.context, index))
+            write(self._after, part, self._measurement.context.layer(x, wide, index, layer))
         return pruned
 
     def sync_state(self) -> None:

@@ -1,0 +1,189 @@
+"""Finding the couplings of a stock decoder layer, by the names and shapes of its modules."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from llmfold.models.base import Role, role_of
+from llmfold.models.coupling import HeadCoupling, NeuronCoupling
+from llmfold.models.slots import Block, Interleaved, QueryKeyValue, Slot
+
+GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("linear", "linear_v", "linear_1"))
+"""Names of gate, up and down projections that are modules of their own."""
+FUSED = (("gate_up_proj", "down_proj"), ("up_gate_proj", "down_proj"), ("input_linear", "output_linear"))
+"""Names of projections that give gate and up side by side, and of the one that reads their product."""
+PLAIN = (
+    *(("fc1", "fc2"), ("c_fc", "c_proj"), ("dense_h_to_4h", "dense_4h_to_h"), ("up_proj", "down_proj")),
+    *(("fc_in", "fc_out"), ("w1", "w2"), ("w_in", "w_out"), ("wi", "wo"), ("linear_in", "linear_out")),
+)
+"""Names of the two projections of an MLP without a gate."""
+SEPARATE_HEADS = (
+    *(("q_proj", "k_proj", "v_proj", "o_proj"), ("q_proj", "k_proj", "v_proj", "out_proj")),
+    *(("q_proj", "k_proj", "v_proj", "dense"), ("wq", "wk", "wv", "wo")),
+)
+FUSED_HEADS = (("qkv_proj", "o_proj", False), ("query_key_value", "dense", True), ("c_attn", "c_proj", False))
+"""Names of a fused projection and of its consumer, and whether the rows of each KV group stand together."""
+_ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation", "ffn_act", "activation_func")
+_KEPT_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
+
+
+def linear(module: Any) -> bool:
+    """Whether a module multiplies by one matrix."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _inputs(module: nn.Module) -> int:
+    """Features that a linear module reads."""
+    return int(module.weight.shape[0 if isinstance(module, Conv1D) else 1])
+
+
+def _outputs(module: nn.Module) -> int:
+    return int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
+
+
+def _slots(path: str, module: nn.Module, role: Role, *, consumer: bool = False, rows: Any = None) -> dict[Role, Slot]:
+    """Slots of a linear module's weight and bias."""
+    transposed = isinstance(module, Conv1D)
+    options = {} if rows is None else {"rows": rows}
+    found = {role: Slot(role_of(f"{path}.weight"), axis=int(consumer != transposed), consumer=consumer, **options)}
+    if module.bias is not None:
+        # The bias of a consumer has no axis of units: it is handed over whole.
+        found[f"{role}_bias"] = Slot(role_of(f"{path}.bias"), matrix=False, **({} if consumer else options))
+    return found
+
+
+def _activation(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    for name in _ACTIVATIONS:
+        function = getattr(module, name, None)
+        if callable(function):
+            return function
+    return None
+
+
+@dataclass(frozen=True)
+class _Elementwise:
+    """``act(gate) * up``, or ``act(up)`` without a gate."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, gate: Tensor | None, up: Tensor) -> Tensor:
+        return self.function(up) if gate is None else self.function(gate) * up
+
+
+@dataclass(frozen=True)
+class _OfModule:
+    """The module's own combination of a fused gate and up projection."""
+
+    combine: Callable[[Tensor], Tensor]
+    interleaved: bool
+
+    def __call__(self, gate: Tensor | None, up: Tensor) -> Tensor:
+        assert gate is not None
+        both = torch.stack((gate, up), -1).flatten(-2) if self.interleaved else torch.cat((gate, up), -1)
+        return self.combine(both)
+
+
+def neuron_couplings(layer: nn.Module) -> Iterator[NeuronCoupling]:
+    """Couplings of all MLPs and experts of a stock layer that are recognised, in module order."""
+    taken: list[str] = []
+    for path, module in layer.named_modules():
+        if any(path == one or path.startswith(f"{one}.") for one in taken):
+            continue
+        found = list(_experts(path, module)) or list(_mlp(path, module))
+        if found:
+            taken.append(path)
+            yield from found
+
+
+def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
+    function = _activation(module)
+    if function is None:
+        return
+    prefix = f"{path}." if path else ""
+
+    def linears(*names: str) -> list[nn.Module] | None:
+        modules = [getattr(module, name, None) for name in names]
+        return modules if all(map(linear, modules)) else None
+
+    for gate, up, down in GATED:
+        modules = linears(gate, up, down)
+        if modules and _outputs(modules[0]) == _outputs(modules[1]) == _inputs(modules[2]):
+            slots = _slots(prefix + gate, modules[0], "gate") | _slots(prefix + up, modules[1], "up")
+            slots |= _slots(prefix + down, modules[2], "down", consumer=True)
+            yield NeuronCoupling(path, prefix + up, prefix + down, _inputs(modules[2]), slots, _Elementwise(function))
+            return
+    for fused, down in FUSED:
+        modules = linears(fused, down)
+        if modules and _outputs(modules[0]) == 2 * _inputs(modules[1]):
+            slots = _slots(prefix + fused, modules[0], "gate", rows=Block(0, 2))
+            slots |= _slots(prefix + fused, modules[0], "up", rows=Block(1, 2))
+            slots |= _slots(prefix + down, modules[1], "down", consumer=True)
+            yield NeuronCoupling(path, prefix + fused, prefix + down, _inputs(modules[1]), slots, _Elementwise(function))
+            return
+    for up, down in PLAIN:
+        modules = linears(up, down)
+        if modules and _outputs(modules[0]) == _inputs(modules[1]):
+            slots = _slots(prefix + up, modules[0], "up") | _slots(prefix + down, modules[1], "down", consumer=True)
+            yield NeuronCoupling(path or up, prefix + up, prefix + down, _inputs(modules[1]), slots, _Elementwise(function))
+            return
+
+
+def _experts(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
+    """Couplings of a stack of experts, as transformers marks them."""
+    down = getattr(module, "down_proj", None)
+    if not isinstance(down, nn.Parameter) or down.ndim != 3 or not hasattr(module, "is_transposed"):
+        return
+    gated, transposed = bool(module.has_gate), bool(module.is_transposed)
+    interleaved = not getattr(module, "is_concatenated", True)
+    units = int(down.shape[1 if transposed else 2])
+    producer, reader = (1, 0) if transposed else (0, 1)
+    fused = "gate_up_proj" if gated else "up_proj"
+    for number in range(len(down)):
+        slots: dict[Role, Slot] = {}
+        for part, role in enumerate(("gate", "up") if gated else ("up",)):
+            rows = (Interleaved if interleaved else Block)(part, 2) if gated else Block(0, 1)
+            slots[role] = Slot(f"{path}.{fused}", producer, expert=number, rows=rows)
+            if module.has_bias:
+                slots[f"{role}_bias"] = Slot(f"{path}.{fused}_bias", matrix=False, expert=number, rows=rows)
+        slots["down"] = Slot(f"{path}.down_proj", reader, consumer=True, expert=number)
+        if module.has_bias:
+            slots["down_bias"] = Slot(f"{path}.down_proj_bias", matrix=False, expert=number)
+        if gated:
+            activation: Any = _OfModule(module._apply_gate, interleaved)
+        else:
+            activation = _Elementwise(module.act_fn)
+        yield NeuronCoupling(f"{path}.{number}", path, path, units, slots, activation, expert=number)
+
+
+def head_coupling(layer: nn.Module, config: Any) -> HeadCoupling | None:
+    """The coupling of a stock layer's attention, or None where none is recognised."""
+    for path, module in layer.named_modules():
+        head_dim = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
+        if not isinstance(head_dim, int):
+            continue
+        for *producers, consumer in SEPARATE_HEADS:
+            modules = [getattr(module, name, None) for name in (*producers, consumer)]
+            if all(map(linear, modules)):
+                slots: dict[Role, Slot] = {}
+                for role, name, part in zip("qkv", producers, modules, strict=False):
+                    slots |= _slots(f"{path}.{name}", part, role)
+                slots |= _slots(f"{path}.{consumer}", modules[3], "o", consumer=True)
+                return HeadCoupling(f"{path}.{consumer}", slots, head_dim)
+        for fused, consumer, by_group in FUSED_HEADS:
+            both = [getattr(module, name, None) for name in (fused, consumer)]
+            if all(map(linear, both)):
+                slots = {}
+                for part, role in enumerate("qkv"):
+                    slots |= _slots(f"{path}.{fused}", both[0], role, rows=QueryKeyValue(part, head_dim, by_group))
+                slots |= _slots(f"{path}.{consumer}", both[1], "o", consumer=True)
+                return HeadCoupling(f"{path}.{consumer}", slots, head_dim)
+    return None
+
+
+def tensors_of(layer: nn.Module) -> Mapping[Role, tuple[int, ...]]:
+    """Shapes of a layer's parameters and persistent buffers by name."""
+    return {role_of(name): tuple(tensor.shape) for name, tensor in layer.state_dict().items()}

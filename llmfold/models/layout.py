@@ -1,0 +1,144 @@
+"""Between the names in a checkpoint's files and the parameters of the stock model, by transformers' own table.
+
+Transformers renames, fuses and stacks tensors when it loads a checkpoint, and undoes it when it saves one. Here it is
+done for a few tensors at a time, by the same rules, so that an output keeps the names and the layout of its source.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
+
+from llmfold.errors import CheckpointError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors of a checkpoint that are converted together.
+
+    Attributes:
+        stored: their names in the files, each with the pattern that it matches.
+        target: the parameter they become, or the first of several.
+        converter: what makes parameters of them; None where a name changes at most.
+        parameters: all that they become, with their shapes.
+    """
+
+    stored: tuple[tuple[str, str], ...]
+    target: str
+    converter: Any | None
+    parameters: dict[str, tuple[int, ...]]
+
+
+class Layout:
+    """How the tensors of a checkpoint become the parameters of a model."""
+
+    def __init__(self, model: PreTrainedModel, parameters: Shapes, stored: Shapes) -> None:
+        """Find out which tensors become which parameters.
+
+        Args:
+            model: the stock model.
+            parameters: names and shapes of its parameters.
+            stored: names and shapes of the checkpoint's tensors.
+
+        Raises:
+            CheckpointError: a parameter has no tensor, a tensor has no place, or shapes differ.
+        """
+        self._model = model
+        transforms = get_model_conversion_mapping(model)
+        renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+        converters = [each for each in transforms if isinstance(each, WeightConverter)]
+        by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
+        meta = {name: torch.empty(size, device="meta") for name, size in parameters.items()}
+        collected: dict[str, tuple[Any | None, list[tuple[str, str]]]] = {}
+        for name in sorted(stored, key=_natural):
+            target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, meta)
+            if target not in meta and name in meta:
+                target, pattern = name, None
+            if target not in meta:
+                raise CheckpointError(
+                    f"tensor {name} is not part of {type(model).__name__}; llmfold will not guess what it does"
+                )
+            converter = None if pattern is None else by_pattern[pattern]
+            collected.setdefault(target, (converter, []))[1].append((name, pattern or name))
+        model._weight_conversions = [each for each in transforms if each.was_used()]
+        self.groups = [self._group(target, *each, stored) for target, each in collected.items()]
+        self._by_parameter = {name: group for group in self.groups for name in group.parameters}
+        self._check(parameters)
+
+    def _group(self, target: str, converter: Any | None, names: list[tuple[str, str]], stored: Shapes) -> Group:
+        group = Group(tuple(names), target, converter, {})
+        made = self.load([group], lambda name: torch.empty(stored[name], device="meta"))
+        return Group(group.stored, target, converter, {name: tuple(tensor.shape) for name, tensor in made.items()})
+
+    def _check(self, parameters: Shapes) -> None:
+        for name, group in self._by_parameter.items():
+            if group.parameters[name] != parameters.get(name):
+                raise CheckpointError(
+                    f"tensor {group.stored[0][0]} gives {name} the shape {list(group.parameters[name])} but config.json "
+                    f"implies {list(parameters.get(name, ()))}"
+                )
+
+    def missing(self, parameters: Iterable[str]) -> list[str]:
+        """Those of some parameters that no tensor becomes."""
+        return [name for name in parameters if name not in self._by_parameter]
+
+    def load(self, groups: Iterable[Group], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """Parameters of some groups, by name; ``read`` gives a stored tensor."""
+        made: dict[str, Tensor] = {}
+        for group in groups:
+            if group.converter is None:
+                made[group.target] = read(group.stored[-1][0])
+                continue
+            converter = deepcopy(group.converter)
+            for name, pattern in group.stored:
+                converter.add_tensor(group.target, name, pattern, read(name))
+            values = converter.convert(group.target, model=self._model, config=self._model.config)
+            made.update({name: value[0] if isinstance(value, list) else value for name, value in values.items()})
+        return made
+
+    def store(self, groups: Iterable[Group], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of some groups by their names in the files, from parameters by name, of any width.
+
+        Raises:
+            CheckpointError: transformers stores the parameters under other names than the checkpoint does.
+        """
+        stored: dict[str, Tensor] = {}
+        for group in groups:
+            if group.converter is None:
+                stored.update({name: parameters[group.target] for name, _ in group.stored})
+                continue
+            values = revert_weight_conversion(self._model, {name: parameters[name] for name in group.parameters})
+            names = {name for name, _ in group.stored}
+            if values.keys() != names:
+                other = sorted(names ^ values.keys())[0]
+                raise CheckpointError(
+                    f"tensor {other} is stored in a layout that transformers reads but does not write: load the model "
+                    "and save it again"
+                )
+            stored.update(values)
+        return stored
+
+
+def default_names(model: PreTrainedModel, parameters: Shapes) -> dict[str, tuple[int, ...]]:
+    """Names and shapes under which transformers saves a model's parameters."""
+    meta = {name: torch.empty(size, device="meta") for name, size in parameters.items()}
+    saved = revert_weight_conversion(model, meta)
+    return {name: tuple(tensor.shape) for name, tensor in saved.items()}
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """A key that sorts numbers in names by value, as transformers does."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]

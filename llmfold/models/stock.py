@@ -1,0 +1,331 @@
+"""The stock model without weights: its own layers and its own ends, run on tensors that are handed to them.
+
+The class of transformers is the one source of truth of what a model computes: where norms stand, what is scaled,
+capped, windowed or rotated. It is built on the meta device. Its forward pass runs with stubs in the place of decoder
+layers, which tell what each layer is given beside the hidden states; layers run one by one by functional calls.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from llmfold.errors import CheckpointError
+from llmfold.models.base import Role, tensor_path
+from llmfold.runtime.quiet import quiet_transformers
+
+Outside = Mapping[str, Tensor]
+"""Parameters outside the decoder layers, by their names in the model, of any float dtype."""
+_BLOCK_BYTES = 64_000_000
+
+
+def build_stock(config: PretrainedConfig) -> PreTrainedModel:
+    """The stock model of a config: parameters on the meta device, buffers computed.
+
+    Raises:
+        CheckpointError: transformers cannot build it.
+    """
+    try:
+        with quiet_transformers(), no_init_weights(), init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config)
+            model.set_experts_implementation("eager")
+    except Exception as error:  # transformers raises many kinds for a bad field
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"transformers cannot build a {config.model_type} from config.json: {reason}") from error
+    return model.eval()
+
+
+def layers_path(model: PreTrainedModel) -> str:
+    """Path of the list of decoder layers: the first list of as many modules as the config has layers.
+
+    Raises:
+        CheckpointError: there is none, or it is shared by several towers.
+    """
+    count = text_config(model.config).num_hidden_layers
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return path
+    raise CheckpointError(f"{type(model).__name__} has no list of {count} decoder layers")
+
+
+def text_config(config: Any) -> Any:
+    """The part of a config that says what the language model is; the config itself where it has no parts."""
+    return config.get_text_config(decoder=True)
+
+
+class _Stop(Exception):
+    """Everything that was asked for is known; what follows need not be computed."""
+
+
+class _Stub(nn.Module):
+    """Stands in a layer's place; it tells the shell what the layer is given, and passes on what the shell says."""
+
+    def __init__(self, layer: nn.Module, index: int, visit: Callable[[int, Tensor, tuple[Any, ...], Any], Any]) -> None:
+        super().__init__()
+        self.__dict__.update(_layer=layer, _index=index, _visit=visit)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_layer"], name)
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        if args:
+            return self._visit(self._index, args[0], args[1:], named)
+        return self._visit(self._index, named.pop("hidden_states"), (), named)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a layer is given beside the hidden states."""
+
+    args: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+@dataclass
+class Seen:
+    """What was seen of a layer while it ran, by path: inputs of modules, and their outputs."""
+
+    inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class StockModel:
+    """A stock model's layers and ends.
+
+    Attributes:
+        model: on the meta device, with stubs for layers.
+        layers: its decoder layers.
+        path: of the list of layers in the model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Take a model as :func:`build_stock` gives it."""
+        self.path = layers_path(model)
+        self.parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self.model, self.layers = model, list(model.get_submodule(self.path))
+        parent, _, name = self.path.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.ModuleList())
+        stubs = [_Stub(layer, index, self._visit) for index, layer in enumerate(self.layers)]
+        setattr(model.get_submodule(parent), name, nn.ModuleList(stubs))
+        self.embedding_path, self.head_path = (
+            next((name for name, module in model.named_modules() if module is end), "")
+            for end in (model.get_input_embeddings(), model.get_output_embeddings())
+        )
+        if not self.embedding_path or not self.head_path:
+            raise CheckpointError(f"{type(model).__name__} has no embedding and head of tokens")
+        self._tuples = False
+        self._on_visit: Callable[[int, Tensor, Given], Tensor] = lambda index, hidden, given: hidden
+        self._given: dict[tuple[int, int, torch.device], list[Given]] = {}
+
+    @property
+    def hidden(self) -> int:
+        """Width of the hidden states."""
+        return int(text_config(self.model.config).hidden_size)
+
+    def _visit(self, index: int, hidden: Tensor, args: tuple[Any, ...], named: Any) -> Any:
+        result = self._on_visit(index, hidden, Given(args, named))
+        return (result,) if self._tuples else result
+
+    @contextmanager
+    def _visiting(self, on_visit: Callable[[int, Tensor, Given], Tensor]) -> Iterator[None]:
+        before, self._on_visit = self._on_visit, on_visit
+        try:
+            yield
+        finally:
+            self._on_visit = before
+
+    def embed(self, outside: Outside, tokens: Tensor) -> Tensor:
+        """Hidden states before the first layer, (sequences, tokens, hidden) float32, of tokens (sequences, tokens)."""
+        first: list[Tensor] = []
+
+        def stop(index: int, hidden: Tensor, given: Given) -> Tensor:
+            first.append(hidden)
+            raise _Stop
+
+        ids, narrow = self._rows(outside, tokens)
+        with self._visiting(stop):
+            try:
+                functional_call(self.model, narrow, (ids,), {"use_cache": False}, tie_weights=False)
+            except _Stop:
+                pass
+        return first[0]
+
+    def _rows(self, outside: Outside, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tokens and parameters with only those rows of the embedding, in float32, that the tokens look up."""
+        name = f"{self.embedding_path}.weight"
+        ids, places = tokens.unique(return_inverse=True)
+        small = {key: tensor.float() for key, tensor in outside.items() if key in self._before and key != name}
+        return places.to(tokens.device), {**small, name: F.embedding(ids, outside[name]).float()}
+
+    @property
+    def _before(self) -> set[str]:
+        """Parameters outside the layers that are not the output embedding."""
+        head = f"{self.head_path}."
+        return {key for key in self.parameters if not key.startswith(head) and not self.is_inside(key)}
+
+    def is_inside(self, name: str) -> bool:
+        """Whether a parameter of the model belongs to a decoder layer."""
+        return name.startswith(f"{self.path}.")
+
+    def given(self, sequences: int, tokens: int, device: torch.device) -> list[Given]:
+        """What every layer is given beside hidden states of so many sequences of so many tokens."""
+        key = (sequences, tokens, device)
+        if key not in self._given:
+            self._given.clear()
+            self._given[key] = self._record(sequences, tokens, device)
+        return self._given[key]
+
+    def _record(self, sequences: int, tokens: int, device: torch.device) -> list[Given]:
+        found: list[Given] = []
+        self._to(device)
+
+        def note(index: int, hidden: Tensor, given: Given) -> Tensor:
+            if hidden.ndim != 3:
+                raise TypeError("not hidden states of sequences")
+            found.append(given)
+            return hidden
+
+        def stop(module: nn.Module, inputs: Any) -> None:
+            raise _Stop
+
+        ids = torch.zeros(sequences, tokens, dtype=torch.int64, device=device)
+        zeros = {name: torch.zeros(1, device=device).expand(self.parameters[name]) for name in self._before}
+        for self._tuples in (False, True):
+            found.clear()
+            hook = self.model.get_submodule(self.head_path).register_forward_pre_hook(stop)
+            try:
+                with self._visiting(note), torch.no_grad():
+                    functional_call(self.model, zeros, (ids,), {"use_cache": False}, tie_weights=False)
+            except _Stop:
+                return list(found)
+            except (TypeError, IndexError, RuntimeError, ValueError):
+                if self._tuples:
+                    raise
+            finally:
+                hook.remove()
+        return list(found)
+
+    def _to(self, device: torch.device) -> None:
+        """Move buffers; parameters stay where they take no room."""
+        for root in (self.model, *self.layers):
+            for module in root.modules():
+                for name, buffer in module.named_buffers(recurse=False):
+                    module._buffers[name] = buffer.to(device)
+
+    def layer(
+        self,
+        index: int,
+        weights: Mapping[Role, Tensor],
+        x: Tensor,
+        *,
+        inputs: tuple[str, ...] = (),
+        outputs: tuple[str, ...] = (),
+        stop: bool = False,
+        seen: Seen | None = None,
+    ) -> Tensor | None:
+        """Run a decoder layer.
+
+        Args:
+            index: of the layer.
+            weights: all its tensors by role, in the dtype and on the device of ``x``.
+            x: (sequences, tokens, hidden).
+            inputs: paths of modules whose inputs are wanted.
+            outputs: paths of modules whose outputs are wanted.
+            stop: whether nothing else is wanted.
+            seen: gets what is wanted.
+
+        Returns:
+            The hidden states after the layer, or None where it was stopped before.
+        """
+        given, layer = self.given(x.shape[0], x.shape[1], x.device)[index], self.layers[index]
+        named = {tensor_path(role): tensor for role, tensor in weights.items()}
+        wanted = len(inputs) + len(outputs)
+        hooks = []
+
+        def count() -> None:
+            assert seen is not None
+            if stop and len(seen.inputs) + len(seen.outputs) == wanted:
+                raise _Stop
+
+        def note_input(path: str) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+                assert seen is not None
+                seen.inputs[path] = (*args, *named.values())
+                count()
+
+            return hook
+
+        def note_output(path: str) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                assert seen is not None
+                seen.outputs[path] = output[0] if isinstance(output, tuple) else output
+                count()
+
+            return hook
+
+        for path in inputs:
+            hooks.append(layer.get_submodule(path).register_forward_pre_hook(note_input(path), with_kwargs=True))
+        for path in outputs:
+            hooks.append(layer.get_submodule(path).register_forward_hook(note_output(path)))
+        try:
+            result = functional_call(layer, named, (x, *given.args), given.named, tie_weights=False)
+        except _Stop:
+            return None
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return result[0] if isinstance(result, tuple) else result
+
+    def logits(self, outside: Outside, x: Tensor) -> Tensor:
+        """(sequences, tokens, vocabulary) float32 of hidden states after the last layer, differentiable in them.
+
+        Args:
+            outside: parameters outside the layers; the output embedding is widened block by block.
+            x: (sequences, tokens, hidden) float32.
+        """
+        last = len(self.layers) - 1
+        ids = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+        head, stored = self.model.get_submodule(self.head_path), f"{self.head_path}.weight"
+        tensors = {name: tensor if name == stored else tensor.float() for name, tensor in outside.items()}
+        looked_up = f"{self.embedding_path}.weight"
+        tensors[looked_up] = torch.zeros(1, device=x.device).expand(self.parameters[looked_up])
+        forward, head.forward = head.forward, lambda rows: _Widened.apply(rows, head.weight, head.bias)
+        try:
+            with self._visiting(lambda index, hidden, given: x if index == last else hidden):
+                result = functional_call(self.model, tensors, (ids,), {"use_cache": False}, tie_weights=False)
+        finally:
+            head.forward = forward
+        logits: Tensor = result.logits
+        return logits
+
+
+class _Widened(torch.autograd.Function):
+    """A product with a matrix (out, in) of another dtype, widened block by block, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        products = [F.linear(x, block.to(x.dtype)) for block in _Widened._blocks(weight, x.dtype)]
+        result = products[0] if len(products) == 1 else torch.cat(products, -1)
+        return result if bias is None else result + bias.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        blocks, start = _Widened._blocks(ctx.weight, gradient.dtype), 0
+        total = gradient.new_zeros(*gradient.shape[:-1], ctx.weight.shape[1])
+        for block in blocks:
+            total += gradient[..., start : start + len(block)] @ block.to(gradient.dtype)
+            start += len(block)
+        return total, None, None
+
+    @staticmethod
+    def _blocks(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return torch.split(weight, max(1, _BLOCK_BYTES // (dtype.itemsize * weight.shape[1])))

@@ -1,0 +1,172 @@
+"""Where a config holds the widths of a model: found by changing it, and looking at what the stock class makes of it."""
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import PretrainedConfig
+
+from llmfold.errors import CheckpointError
+from llmfold.models.base import LayerShape
+from llmfold.models.stock import StockModel, build_stock, text_config
+
+if TYPE_CHECKING:
+    from llmfold.models.stock_shape import StockShape
+
+_NEURON_KEYS = (
+    *("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size", "intermediate_size", "ffn_dim", "n_inner"),
+    *("shared_expert_intermediate_size", "shared_intermediate_size", "intermediate_size_mlp", "mlp_hidden_size"),
+    *("inner_hidden_size", "d_inner", "d_ff", "hidden_dim", "block_ff_dim", "ff_dim", "dense_intermediate_size"),
+    *("moe_shared_expert_intermediate_size", "mlp_dim"),
+)
+_HEAD_KEYS = ("num_attention_heads", "num_key_value_heads", "num_kv_heads")
+_MOST_TRIED = 40
+
+
+@dataclass(frozen=True)
+class WidthKeys:
+    """Keys of a config that hold widths.
+
+    Attributes:
+        neurons: by kind of layer and units of a coupling at full width, the key, or keys that hold the same width.
+        heads: whether its heads can be counted anew.
+    """
+
+    neurons: Mapping[tuple[int, str], str]
+    heads: bool
+
+
+def _widths(shape: "StockShape", after: tuple[LayerShape, ...]) -> dict[str, int]:
+    """Values of a config's keys for widths ``after``."""
+    values: dict[str, int] = {}
+    for layer in after:
+        for coupling in shape.couplings(layer).neurons:
+            key = shape.keys.neurons.get((layer.kind, _group(coupling.name)))
+            if key is not None:
+                values[key] = shape.units(coupling, layer)
+    return values
+
+
+def _group(name: str) -> str:
+    """The name of a coupling without an expert's number."""
+    stem, _, last = name.rpartition(".")
+    return stem if last.isdigit() else name
+
+
+def updated(config: PretrainedConfig, shape: "StockShape", after: tuple[LayerShape, ...]) -> PretrainedConfig:
+    """A config with other widths."""
+    new = copy.deepcopy(config)
+    text = text_config(new)
+    for key, value in config_values(shape, after, config).items():
+        setattr(text, key, value)
+    return new
+
+
+def config_values(
+    shape: "StockShape", after: tuple[LayerShape, ...], config: PretrainedConfig
+) -> dict[str, Any]:
+    """Keys of the language model's config and their values at widths ``after``."""
+    values: dict[str, Any] = dict(_widths(shape, after))
+    changed = [b for a, b in zip(shape.layers, after, strict=True) if a.heads != b.heads]
+    if changed:
+        text = text_config(config)
+        values["num_attention_heads"] = changed[0].heads
+        key = next((key for key in _HEAD_KEYS[1:] if getattr(text, key, None) is not None), None)
+        if key is not None:
+            values[key] = changed[0].kv_heads
+        values["head_dim"] = shape.head_dim
+    return values
+
+
+def holds(config: PretrainedConfig, shape: "StockShape", after: tuple[LayerShape, ...]) -> bool:
+    """Whether the stock class builds layers of widths ``after`` from the config that says so."""
+    try:
+        stock = StockModel(build_stock(updated(config, shape, after)))
+    except (CheckpointError, ValueError, TypeError, AttributeError):
+        return False
+    expected = {
+        f"{stock.path}.{index}.{path}": size
+        for index, layer in enumerate(after)
+        for path, size in shape.layer_paths(layer)
+    }
+    outside = {name: size for name, size in shape.stock.parameters.items() if not shape.stock.is_inside(name)}
+    return stock.parameters == {**expected, **outside}
+
+
+def find_keys(shape: "StockShape", config: PretrainedConfig) -> "StockShape":
+    """The shape with the keys that hold its widths; what no key holds is kept, and said to be."""
+    groups = {
+        (kind.full.kind, _group(each.name)): each.units for kind in shape.kinds for each in kind.couplings.neurons
+    }
+    for neurons in _candidates(groups, text_config(config)):
+        tried = dataclasses.replace(shape, keys=WidthKeys(neurons, heads=False))
+        if not neurons or holds(config, tried, _narrower(tried)):
+            break
+    else:
+        tried = _without_neurons(shape, "no key of its config holds the width of its MLP alone")
+    heads = dataclasses.replace(tried, keys=dataclasses.replace(tried.keys, heads=True))
+    fewer = _fewer_heads(heads)
+    if fewer != heads.layers and holds(config, heads, fewer):
+        return heads
+    return _without_heads(tried)
+
+
+def _candidates(groups: Mapping[tuple[int, str], int], text: Any) -> Iterator[dict[tuple[int, str], str]]:
+    """Assignments of keys to groups of couplings, the likelier first."""
+    options = []
+    for (_, name), units in groups.items():
+        keys = [key for key in _NEURON_KEYS if _value(text, key) in (units, "unset")]
+        if "expert" not in name and "shared" not in name:
+            keys.sort(key=lambda key: key.startswith(("moe", "shared", "expert")))
+        elif "shared" in name:
+            keys.sort(key=lambda key: "shared" not in key)
+        options.append([*keys, None])  # None: it follows another key, or nothing
+    for chosen in itertools.islice(itertools.product(*options), _MOST_TRIED):
+        found = {group: key for group, key in zip(groups, chosen, strict=True) if key is not None}
+        if found or not groups:
+            yield found
+
+
+def _value(text: Any, key: str) -> Any:
+    """The value of a key; ``unset`` where the config knows it and leaves it to a default."""
+    if not hasattr(text, key):
+        return None
+    value = getattr(text, key)
+    return "unset" if value is None else value
+
+
+def _narrower(shape: "StockShape") -> tuple[LayerShape, ...]:
+    """All layers at half of their neurons."""
+    return tuple(dataclasses.replace(layer, intermediate=layer.intermediate // 2) for layer in shape.layers)
+
+
+def _fewer_heads(shape: "StockShape") -> tuple[LayerShape, ...]:
+    """All layers with one unit of heads less."""
+    return tuple(
+        layer.with_units(layer.intermediate, layer.head_units - 1) if layer.head_units > 1 else layer
+        for layer in shape.layers
+    )
+
+
+def _without_neurons(shape: "StockShape", reason: str) -> "StockShape":
+    kinds = tuple(
+        dataclasses.replace(
+            kind,
+            full=dataclasses.replace(kind.full, intermediate=0),
+            couplings=dataclasses.replace(kind.couplings, neurons=(), kept=(*kind.couplings.kept, reason)),
+        )
+        for kind in shape.kinds
+    )
+    layers = tuple(dataclasses.replace(layer, intermediate=0) for layer in shape.layers)
+    return dataclasses.replace(shape, kinds=kinds, layers=layers, keys=WidthKeys({}, heads=False))
+
+
+def _without_heads(shape: "StockShape") -> "StockShape":
+    """The shape with heads that are kept; they still count in costs."""
+    kinds = tuple(
+        dataclasses.replace(kind, couplings=dataclasses.replace(kind.couplings, heads=None)) for kind in shape.kinds
+    )
+    return dataclasses.replace(shape, kinds=kinds)
