@@ -64,7 +64,7 @@ class TokenBudget:
 
     def batches(self, each: int, limit: int) -> int:
         """In how many batches documents are sampled whose caches take ``each`` bytes, and ``limit`` bytes together."""
-        return -(-self.documents // max(1, min(BATCH, limit // each)))
+        return -(-self.documents // max(1, min(BATCH, limit // max(each, 1))))
 
     def cut(self, documents: Tensor) -> Tensor:
         """Cut (documents, document length) into (sequences, length), those of one document side by side."""

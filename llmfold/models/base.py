@@ -193,6 +193,11 @@ class ModelShape:
         per_head = h * (2 * d + self.qkv_bias) * layer.heads
         return fixed + per_group + per_head + self.neuron_parameters * layer.intermediate
 
+    @property
+    def grain(self) -> int:
+        """What MLP widths divide by, for the model's class to run on them."""
+        return 1
+
     def stored_tensors(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of all stored tensors, of a family that is not described in llmfold."""
         raise NotImplementedError

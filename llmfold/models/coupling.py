@@ -6,6 +6,7 @@ unit stays or goes as a whole, in every tensor of the coupling at once.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
@@ -14,6 +15,13 @@ from llmfold.models.slots import Slot, Slots
 
 Activation = Callable[[Tensor | None, Tensor], Tensor]
 """From what the gate (None where there is none) and the up projection give, (…, n) each, to the neurons."""
+
+
+class OwnMlp(Protocol):
+    """The module of an MLP."""
+
+    def neurons(self, x: Tensor, mlp: Mapping[Role, Tensor]) -> Tensor:
+        """Activations (…, n) of its neurons for inputs (…, hidden), with parameters by role."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class NeuronCoupling:
         slots: by role: ``up``, ``down``, perhaps ``gate``, and their biases.
         activation: between producers and consumer.
         expert: number in a stack, None for an MLP that every token passes.
+        own: the MLP's own module, where nothing else tells what is between producers and consumer.
     """
 
     name: str
@@ -37,6 +46,7 @@ class NeuronCoupling:
     slots: Slots
     activation: Activation = field(compare=False)
     expert: int | None = None
+    own: "OwnMlp | None" = field(default=None, compare=False)
 
     def view(self, weights: Mapping[Role, Tensor], widths: LayerShape) -> dict[Role, Tensor]:
         """The coupling's tensors by role, of a layer that is as wide as ``widths``."""

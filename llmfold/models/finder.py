@@ -52,7 +52,9 @@ def _slots(path: str, module: nn.Module, role: Role, *, consumer: bool = False, 
     found = {role: Slot(role_of(f"{path}.weight"), axis=int(consumer != transposed), consumer=consumer, **options)}
     if module.bias is not None:
         # The bias of a consumer has no axis of units: it is handed over whole.
-        found[f"{role}_bias"] = Slot(role_of(f"{path}.bias"), matrix=False, **({} if consumer else options))
+        found[f"{role}_bias"] = Slot(
+            role_of(f"{path}.bias"), matrix=False, consumer=consumer, **({} if consumer else options)
+        )
     return found
 
 
@@ -151,7 +153,7 @@ def _experts(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
                 slots[f"{role}_bias"] = Slot(f"{path}.{fused}_bias", matrix=False, expert=number, rows=rows)
         slots["down"] = Slot(f"{path}.down_proj", reader, consumer=True, expert=number)
         if module.has_bias:
-            slots["down_bias"] = Slot(f"{path}.down_proj_bias", matrix=False, expert=number)
+            slots["down_bias"] = Slot(f"{path}.down_proj_bias", matrix=False, consumer=True, expert=number)
         if gated:
             activation: Any = _OfModule(module._apply_gate, interleaved)
         else:

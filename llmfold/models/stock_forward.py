@@ -96,6 +96,8 @@ class StockContext:
 
     def neurons(self, x: Tensor, mlp: Weights, coupling: NeuronCoupling) -> Tensor:
         """Activations (…, n) of a coupling's neurons for inputs (…, hidden)."""
+        if coupling.own is not None:
+            return coupling.own.neurons(x, mlp)
         gate = F.linear(x, mlp["gate"], mlp.get("gate_bias")) if "gate" in mlp else None
         return coupling.activation(gate, F.linear(x, mlp["up"], mlp.get("up_bias")))
 
@@ -147,4 +149,4 @@ class StockEnds(Ends):
 
     def logits(self, rows: Tensor) -> Tensor:
         """(t, vocabulary) float32 of states (t, hidden) after the last layer, differentiable in them."""
-        return self.stock.logits(self.outside, rows[None])[0]
+        return self.stock.logits(self.outside, rows[:, None])[:, 0]  # each at the first position

@@ -15,8 +15,12 @@ from llmfold.models.base import Architecture, LayerShape, ModelShape, Role, role
 from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling
 from llmfold.models.finder import head_coupling, neuron_couplings, tensors_of
 from llmfold.models.layout import Layout, default_names
+from llmfold.models.probe import confirmed, heads_agree
 from llmfold.models.stock import StockModel, build_stock, text_config
 from llmfold.models.width_keys import WidthKeys, find_keys
+
+
+_EXPERT_GRAIN = 8
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,12 @@ class StockShape(ModelShape):
     def layer_parameters(self, layer: LayerShape) -> int:
         """Parameters of one decoder layer of widths ``layer``."""
         return self.kinds[layer.kind].parameters(layer)
+
+    @property
+    def grain(self) -> int:
+        """Grouped products of experts want rows of whole 16 bytes, in half precision too."""
+        experts = any(each.expert is not None for kind in self.kinds for each in kind.couplings.neurons)
+        return _EXPERT_GRAIN if experts else 1
 
     def neuron_cost(self, layer: LayerShape) -> int:
         """Parameters that go with one neuron of a layer's width."""
@@ -203,13 +213,16 @@ def stock_shape(config: PretrainedConfig) -> StockShape:
     model = build_stock(config)
     names = default_names(model, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     stock = StockModel(model)
+    found: list[Kind] = []
     kinds: list[Kind] = []
     layers = []
-    for layer in stock.layers:
+    for index, layer in enumerate(stock.layers):
         kind = _kind(layer, config)
-        same = next((i for i, other in enumerate(kinds) if _alike(kind, other)), len(kinds))
-        if same == len(kinds):
-            kinds.append(kind)
+        same = next((i for i, other in enumerate(found) if _alike(kind, other)), len(found))
+        if same == len(found):
+            found.append(kind)
+            kinds.append(_confirmed(kind, stock, index))
+        kind = kinds[same]
         layers.append(dataclasses.replace(kind.full, kind=same))
     kinds = [dataclasses.replace(each, full=dataclasses.replace(each.full, kind=i)) for i, each in enumerate(kinds)]
     text = text_config(config)
@@ -245,6 +258,25 @@ def _kind(layer: torch.nn.Module, config: PretrainedConfig) -> Kind:
         if queries % max(keys, 1):
             heads, widths = None, dataclasses.replace(widths, heads=0, kv_heads=0)
     return Kind(widths, tensors, LayerCouplings(neurons, heads))
+
+
+def _confirmed(kind: Kind, stock: StockModel, index: int) -> Kind:
+    """The kind with those couplings that the probe confirms on a layer of it."""
+    couplings, layer, kept = kind.couplings, stock.layers[index], list(kind.couplings.kept)
+    neurons: list[NeuronCoupling] = []
+    for coupling in couplings.neurons:
+        if coupling.expert:  # the first of a stack stands for all
+            neurons += [coupling] if neurons and neurons[-1].reads == coupling.reads else []
+            continue
+        own = confirmed(coupling, layer, stock.hidden)
+        if own is None:
+            kept.append(f"{coupling.name} computes something else than its projections suggest")
+        neurons += [own] if own else []
+    heads = couplings.heads
+    if heads is not None and not heads_agree(heads, stock, index, kind.full):
+        heads = None
+    full = kind.full if neurons else dataclasses.replace(kind.full, intermediate=0)
+    return dataclasses.replace(kind, full=full, couplings=LayerCouplings(tuple(neurons), heads, tuple(kept)))
 
 
 def _kv_heads(heads: HeadCoupling, tensors: Mapping[Role, tuple[int, ...]], queries: int) -> int:

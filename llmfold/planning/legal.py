@@ -17,14 +17,16 @@ class Rules:
         multiple_of: MLP widths are multiples of this; None: 128 where the layer is 1,024 wide or more, else 1.
         tensor_parallel: MLP widths, query heads and KV heads are multiples of this, so that so many devices share them
             evenly; KV heads that were fewer to begin with, which engines repeat, divide it instead.
+        grain: MLP widths are multiples of this, since the model's class runs on no others.
     """
 
     multiple_of: int | None = None
     tensor_parallel: int = 1
+    grain: int = 1
 
     def width_step(self, intermediate: int) -> int:
         """Granularity of the MLP width of a layer that is ``intermediate`` wide."""
-        step = math.lcm(width_multiple(intermediate, self.multiple_of), self.tensor_parallel)
+        step = math.lcm(width_multiple(intermediate, self.multiple_of), self.tensor_parallel, self.grain)
         return max(1, min(step, intermediate))
 
     def width(self, intermediate: int, kept: float) -> int:

@@ -30,7 +30,7 @@ class _Budget:
 
     @cached_property
     def rules(self) -> Rules:
-        return Rules(self.config.multiple_of, self.config.tensor_parallel)
+        return Rules(self.config.multiple_of, self.config.tensor_parallel, self.shape.grain)
 
     @cached_property
     def pinned(self) -> dict[int, LayerShape]:

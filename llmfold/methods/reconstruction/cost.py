@@ -177,5 +177,5 @@ class _Work:
 
 def gram_flops(tokens: float, n: int) -> float:
     """Operations of a Gram whose upper part is mirrored by panels."""
-    panels = -(-n // PANEL)
+    panels = max(1, -(-n // PANEL))
     return 2.0 * tokens * n**2 * (panels + 1) / (2 * panels)

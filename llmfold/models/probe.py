@@ -1,0 +1,205 @@
+"""The probe: whether couplings found by names and shapes are what the stock layer computes.
+
+Rows of single units are disturbed, and what the consumers read must change there and nowhere else. MLPs are tried at a
+few neurons, whatever their width; attentions at their own width, with nothing else of the layer in memory.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
+
+from llmfold.models.base import LayerShape, Role, tensor_path
+from llmfold.models.coupling import Activation, HeadCoupling, NeuronCoupling
+from llmfold.models.finder import tensors_of
+from llmfold.models.slots import Slot
+from llmfold.models.stock import Seen, StockModel
+
+_UNITS, _ROWS, _TOKENS = 8, 5, 6
+_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class ByModule:
+    """Neurons as the MLP's own module makes them: what its consumer reads.
+
+    Attributes:
+        module: the MLP.
+        consumer: path of the consumer in it.
+        names: by role, the parameter in it.
+    """
+
+    module: nn.Module
+    consumer: str
+    names: Mapping[Role, str]
+
+    def neurons(self, x: Tensor, mlp: Mapping[Role, Tensor]) -> Tensor:
+        """Activations (…, n) for inputs (…, hidden)."""
+        seen: list[Tensor] = []
+        hook = self.module.get_submodule(self.consumer).register_forward_pre_hook(
+            lambda module, args: seen.append(args[0])
+        )
+        try:
+            functional_call(self.module, {name: mlp[role] for role, name in self.names.items()}, (x,))
+        finally:
+            hook.remove()
+        return seen[0]
+
+
+def confirmed(coupling: NeuronCoupling, layer: nn.Module, hidden: int) -> NeuronCoupling | None:
+    """The coupling with an activation that gives what the layer's own modules give; None where there is none."""
+    generator = torch.Generator().manual_seed(0)
+    if coupling.expert is not None:
+        return coupling if _expert_agrees(coupling, layer, hidden, generator) else None
+    parent, _, name = coupling.gives.rpartition(".")
+    if not parent:
+        return coupling  # its projections stand in the layer itself, with nothing but the activation between them
+    module = layer.get_submodule(parent)
+    start = len(parent) + 1
+    names = {role: tensor_path(slot.tensor)[start:] for role, slot in coupling.slots.items()}
+    fused = len(set(names.values())) < len(names)
+    conv = isinstance(module.get_submodule(name), Conv1D)
+    units = coupling.units if conv else _UNITS
+    mlp = _random_mlp(coupling, hidden, units, generator)
+    x = torch.randn(_ROWS, hidden, generator=generator)
+    own = ByModule(module, name, names)
+    try:
+        made = _by_module(own, coupling, x, mlp, units)
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
+        return None
+    if _close(made, _formula(coupling.activation, x, mlp)):
+        return coupling
+    if fused or conv:
+        return None
+    coupling = dataclasses.replace(coupling, own=own)
+    for unit in range(units):
+        other = {role: value.clone() for role, value in mlp.items()}
+        for role in other.keys() - {"down", "down_bias"}:
+            other[role][unit] += 1
+        changed = (own.neurons(x, other) - made).abs().amax(0) > 0
+        if changed.nonzero().flatten().tolist() != [unit]:
+            return None
+    return coupling
+
+
+def _random_mlp(
+    coupling: NeuronCoupling, hidden: int, units: int, generator: torch.Generator
+) -> dict[Role, Tensor]:
+    sizes = {"down": (hidden, units), "down_bias": (hidden,)}
+    return {
+        role: torch.randn(sizes.get(role, (units, hidden) if slot.matrix else (units,)), generator=generator)
+        for role, slot in coupling.slots.items()
+    }
+
+
+def _formula(activation: Activation, x: Tensor, mlp: Mapping[Role, Tensor]) -> Tensor:
+    gate = nn.functional.linear(x, mlp["gate"], mlp.get("gate_bias")) if "gate" in mlp else None
+    return activation(gate, nn.functional.linear(x, mlp["up"], mlp.get("up_bias")))
+
+
+def _by_module(
+    own: ByModule, coupling: NeuronCoupling, x: Tensor, mlp: Mapping[Role, Tensor], units: int
+) -> Tensor:
+    """Neurons of the module itself, which is given its parameters in its own layout."""
+    widths = LayerShape(units, 0, 0)
+    tensors: dict[str, Tensor] = {}
+    for role, slot in coupling.slots.items():
+        name = own.names[role]
+        if name not in tensors:
+            tensors[name] = _room(coupling, role, mlp, own.names)
+        slot.write(tensors[name], mlp[role], widths)
+    given = dataclasses.replace(own, names={name: name for name in tensors})
+    return given.neurons(x, tensors)
+
+
+def _room(coupling: NeuronCoupling, role: Role, mlp: Mapping[Role, Tensor], names: Mapping[Role, str]) -> Tensor:
+    """An empty tensor that holds all roles stored in one."""
+    slot, value = coupling.slots[role], mlp[role]
+    parts = sum(name == names[role] for name in names.values())
+    shape = list(value.T.shape if slot.matrix and (slot.axis == 0) == slot.consumer else value.shape)
+    shape[slot.axis] *= parts
+    return value.new_full(shape, torch.nan)
+
+
+def _expert_agrees(coupling: NeuronCoupling, layer: nn.Module, hidden: int, generator: torch.Generator) -> bool:
+    """Whether the module of all experts gives what the formula gives for one of them."""
+    module = layer.get_submodule(coupling.reads)
+    mlp, widths = _random_mlp(coupling, hidden, _UNITS, generator), LayerShape(_UNITS, 0, 0)
+    x, tensors = torch.randn(_ROWS, hidden, generator=generator), {}
+    start = len(coupling.reads) + 1
+    for name, parameter in module.named_parameters():
+        tensors[name] = torch.zeros(1).expand(parameter.shape)
+    for role, slot in coupling.slots.items():
+        name = tensor_path(slot.tensor)[start:]
+        if tensors[name].stride()[0] == 0:  # nothing has been written into it yet
+            tensors[name] = _narrow(module, name, slot, coupling.units)
+        slot.write(tensors[name], mlp[role], widths)
+    index = torch.full((_ROWS, 1), coupling.expert)
+    try:
+        given = functional_call(module, tensors, (x, index, torch.ones(_ROWS, 1)))
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
+        return False
+    wanted = nn.functional.linear(_formula(coupling.activation, x, mlp), mlp["down"], mlp.get("down_bias"))
+    return _close(given[0] if isinstance(given, tuple) else given, wanted)
+
+
+def _narrow(module: nn.Module, name: str, slot: Slot, units: int) -> Tensor:
+    """Zeros of a stack's shape with a few neurons in place of all."""
+    shape = list(module.get_parameter(name).shape)
+    if slot.matrix or not slot.consumer:
+        axis = slot.unit_axis()
+        shape[axis] = shape[axis] // units * _UNITS
+    return torch.zeros(shape)
+
+
+def heads_agree(heads: HeadCoupling, stock: StockModel, index: int, widths: LayerShape) -> bool:
+    """Whether a unit of heads feeds its own inputs of the consumer, and those alone."""
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[Role, Tensor] = {}
+    producers = {slot.tensor for role, slot in heads.slots.items() if role[0] in "qkv"}
+    for role, shape in tensors_of(stock.layers[index]).items():
+        if role in producers:
+            weights[role] = torch.randn(shape, generator=generator).mul_(0.5)
+        else:
+            weights[role] = (torch.ones if len(shape) == 1 else torch.zeros)(1).expand(shape)
+    x = torch.randn(2, _TOKENS, stock.hidden, generator=generator)
+
+    def outputs() -> Tensor:
+        seen = Seen()
+        stock.layer(index, weights, x, inputs=(heads.consumer,), stop=True, seen=seen)
+        return seen.inputs[heads.consumer][0].reshape(-1, widths.head_units, size).abs()
+
+    size = widths.heads // widths.head_units * heads.head_dim
+    try:
+        with torch.no_grad():
+            before = outputs()
+            for unit in {0, widths.head_units - 1}:
+                kept = {name: weights[name] for name in producers}
+                for name in producers:
+                    weights[name] = weights[name].clone()
+                _disturb(heads, weights, widths, unit)
+                changed = (outputs() - before).abs().amax(0) > 0
+                weights.update(kept)
+                if not changed[unit].any() or changed.any(1).sum() != 1:
+                    return False
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError, KeyError):
+        return False
+    return True
+
+
+def _disturb(heads: HeadCoupling, weights: dict[Role, Tensor], widths: LayerShape, unit: int) -> None:
+    """Change the rows of one unit, in place."""
+    for role in ("q", "k", "v") if widths.grouped else ("q",):
+        slot = heads.slots[role]
+        values = slot.read(weights[slot.tensor], widths).clone()
+        units = widths.head_units
+        rows = values.view(units, len(values) // units, -1)
+        rows[unit] *= -1.5
+        slot.write(weights[slot.tensor], values, widths)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one - other).abs().max() <= _TOLERANCE * (1 + other.abs().max()))
