@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -14,7 +15,10 @@ from llmfold.models.slots import Block, Interleaved, QueryKeyValue, Slot
 
 GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("linear", "linear_v", "linear_1"))
 """Names of gate, up and down projections that are modules of their own."""
-FUSED = (("gate_up_proj", "down_proj"), ("up_gate_proj", "down_proj"), ("input_linear", "output_linear"))
+FUSED = (
+    *(("gate_up_proj", "down_proj"), ("up_gate_proj", "down_proj"), ("input_linear", "output_linear"), ("fc1", "fc2")),
+    *(("Wi", "Wo"), ("wi", "wo"), ("linear_fc1", "linear_fc2"), ("in_proj", "out_proj"), ("w1", "w2")),
+)
 """Names of projections that give gate and up side by side, and of the one that reads their product."""
 PLAIN = (
     *(("fc1", "fc2"), ("c_fc", "c_proj"), ("dense_h_to_4h", "dense_4h_to_h"), ("up_proj", "down_proj")),
@@ -66,6 +70,17 @@ def _activation(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     return None
 
 
+def _learned(module: nn.Module, path: str) -> dict[Role, Slot]:
+    """Slots of an activation's own parameters, which no unit goes with."""
+    for name in _ACTIVATIONS:
+        function = getattr(module, name, None)
+        if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
+            names = [f"{name}.{each}" for each in function.state_dict()]
+            prefix = f"{path}." if path else ""
+            return {each: Slot(role_of(prefix + each), matrix=False, consumer=True) for each in names}
+    return {}
+
+
 @dataclass(frozen=True)
 class _Elementwise:
     """``act(gate) * up``, or ``act(up)`` without a gate."""
@@ -93,7 +108,7 @@ def neuron_couplings(layer: nn.Module) -> Iterator[NeuronCoupling]:
     """Couplings of all MLPs and experts of a stock layer that are recognised, in module order."""
     taken: list[str] = []
     for path, module in layer.named_modules():
-        if any(path == one or path.startswith(f"{one}.") for one in taken):
+        if "norm" in path or any(path == one or path.startswith(f"{one}.") for one in taken):
             continue
         found = list(_experts(path, module)) or list(_mlp(path, module))
         if found:
@@ -102,9 +117,8 @@ def neuron_couplings(layer: nn.Module) -> Iterator[NeuronCoupling]:
 
 
 def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
-    function = _activation(module)
-    if function is None:
-        return
+    function = _activation(module) or F.silu  # some name it in their forward pass alone; the probe tells
+    learned = _learned(module, path)
     prefix = f"{path}." if path else ""
 
     def linears(*names: str) -> list[nn.Module] | None:
@@ -115,7 +129,7 @@ def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
         modules = linears(gate, up, down)
         if modules and _outputs(modules[0]) == _outputs(modules[1]) == _inputs(modules[2]):
             slots = _slots(prefix + gate, modules[0], "gate") | _slots(prefix + up, modules[1], "up")
-            slots |= _slots(prefix + down, modules[2], "down", consumer=True)
+            slots |= _slots(prefix + down, modules[2], "down", consumer=True) | learned
             yield NeuronCoupling(path, prefix + up, prefix + down, _inputs(modules[2]), slots, _Elementwise(function))
             return
     for fused, down in FUSED:
@@ -123,13 +137,14 @@ def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
         if modules and _outputs(modules[0]) == 2 * _inputs(modules[1]):
             slots = _slots(prefix + fused, modules[0], "gate", rows=Block(0, 2))
             slots |= _slots(prefix + fused, modules[0], "up", rows=Block(1, 2))
-            slots |= _slots(prefix + down, modules[1], "down", consumer=True)
+            slots |= _slots(prefix + down, modules[1], "down", consumer=True) | learned
             yield NeuronCoupling(path, prefix + fused, prefix + down, _inputs(modules[1]), slots, _Elementwise(function))
             return
     for up, down in PLAIN:
         modules = linears(up, down)
         if modules and _outputs(modules[0]) == _inputs(modules[1]):
-            slots = _slots(prefix + up, modules[0], "up") | _slots(prefix + down, modules[1], "down", consumer=True)
+            slots = _slots(prefix + up, modules[0], "up") | learned
+            slots |= _slots(prefix + down, modules[1], "down", consumer=True)
             yield NeuronCoupling(path or up, prefix + up, prefix + down, _inputs(modules[1]), slots, _Elementwise(function))
             return
 

@@ -43,13 +43,16 @@ class ByModule:
             lambda module, args: seen.append(args[0])
         )
         try:
-            functional_call(self.module, {name: mlp[role] for role, name in self.names.items()}, (x,))
+            sequences = x if x.ndim > 2 else x[None]
+            functional_call(self.module, {name: mlp[role] for role, name in self.names.items()}, (sequences,))
         finally:
             hook.remove()
-        return seen[0]
+        return seen[0].reshape(*x.shape[:-1], -1)
 
 
-def confirmed(coupling: NeuronCoupling, layer: nn.Module, hidden: int) -> NeuronCoupling | None:
+def confirmed(
+    coupling: NeuronCoupling, layer: nn.Module, hidden: int, *, swapped: bool = False
+) -> NeuronCoupling | None:
     """The coupling with an activation that gives what the layer's own modules give; None where there is none."""
     generator = torch.Generator().manual_seed(0)
     if coupling.expert is not None:
@@ -70,14 +73,19 @@ def confirmed(coupling: NeuronCoupling, layer: nn.Module, hidden: int) -> Neuron
         made = _by_module(own, coupling, x, mlp, units)
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
         return None
-    if _close(made, _formula(coupling.activation, x, mlp)):
-        return coupling
+    try:
+        if _close(made, _formula(coupling.activation, x, mlp)):
+            return coupling
+    except (RuntimeError, NotImplementedError, TypeError):
+        pass  # an activation with parameters of its own
+    if fused and not swapped:
+        return confirmed(_exchanged(coupling), layer, hidden, swapped=True)
     if fused or conv:
         return None
     coupling = dataclasses.replace(coupling, own=own)
     for unit in range(units):
         other = {role: value.clone() for role, value in mlp.items()}
-        for role in other.keys() - {"down", "down_bias"}:
+        for role in other.keys() & {"gate", "up", "gate_bias", "up_bias"}:
             other[role][unit] += 1
         changed = (own.neurons(x, other) - made).abs().amax(0) > 0
         if changed.nonzero().flatten().tolist() != [unit]:
@@ -85,14 +93,23 @@ def confirmed(coupling: NeuronCoupling, layer: nn.Module, hidden: int) -> Neuron
     return coupling
 
 
+def _exchanged(coupling: NeuronCoupling) -> NeuronCoupling:
+    """The coupling with gate and up projection in each other's place."""
+    others = {"gate": "up", "up": "gate", "gate_bias": "up_bias", "up_bias": "gate_bias"}
+    return dataclasses.replace(coupling, slots={others.get(role, role): slot for role, slot in coupling.slots.items()})
+
+
 def _random_mlp(
     coupling: NeuronCoupling, hidden: int, units: int, generator: torch.Generator
 ) -> dict[Role, Tensor]:
-    sizes = {"down": (hidden, units), "down_bias": (hidden,)}
-    return {
-        role: torch.randn(sizes.get(role, (units, hidden) if slot.matrix else (units,)), generator=generator)
-        for role, slot in coupling.slots.items()
-    }
+    sizes: dict[Role, tuple[int, ...]] = {"down": (hidden, units), "down_bias": (hidden,)}
+    values = {}
+    for role, slot in coupling.slots.items():
+        if role not in sizes and slot.consumer:
+            values[role] = torch.ones(())  # of the activation
+            continue
+        values[role] = torch.randn(sizes.get(role, (units, hidden) if slot.matrix else (units,)), generator=generator)
+    return values
 
 
 def _formula(activation: Activation, x: Tensor, mlp: Mapping[Role, Tensor]) -> Tensor:
@@ -131,10 +148,10 @@ def _expert_agrees(coupling: NeuronCoupling, layer: nn.Module, hidden: int, gene
     x, tensors = torch.randn(_ROWS, hidden, generator=generator), {}
     start = len(coupling.reads) + 1
     for name, parameter in module.named_parameters():
-        tensors[name] = torch.zeros(1).expand(parameter.shape)
+        tensors[name] = torch.zeros(()).expand(parameter.shape)
     for role, slot in coupling.slots.items():
         name = tensor_path(slot.tensor)[start:]
-        if tensors[name].stride()[0] == 0:  # nothing has been written into it yet
+        if not any(tensors[name].stride()):  # nothing has been written into it yet
             tensors[name] = _narrow(module, name, slot, coupling.units)
         slot.write(tensors[name], mlp[role], widths)
     index = torch.full((_ROWS, 1), coupling.expert)
@@ -149,7 +166,7 @@ def _expert_agrees(coupling: NeuronCoupling, layer: nn.Module, hidden: int, gene
 def _narrow(module: nn.Module, name: str, slot: Slot, units: int) -> Tensor:
     """Zeros of a stack's shape with a few neurons in place of all."""
     shape = list(module.get_parameter(name).shape)
-    if slot.matrix or not slot.consumer:
+    if slot.of_units:
         axis = slot.unit_axis()
         shape[axis] = shape[axis] // units * _UNITS
     return torch.zeros(shape)
@@ -164,7 +181,7 @@ def heads_agree(heads: HeadCoupling, stock: StockModel, index: int, widths: Laye
         if role in producers:
             weights[role] = torch.randn(shape, generator=generator).mul_(0.5)
         else:
-            weights[role] = (torch.ones if len(shape) == 1 else torch.zeros)(1).expand(shape)
+            weights[role] = (torch.ones if len(shape) == 1 else torch.zeros)(()).expand(shape)
     x = torch.randn(2, _TOKENS, stock.hidden, generator=generator)
 
     def outputs() -> Tensor:

@@ -106,6 +106,11 @@ class Slot:
             part.index_copy_(self.axis, rows.to(part.device), stored.to(part.dtype))
 
     @property
+    def of_units(self) -> bool:
+        """Whether the tensor has an axis of units: a consumer's bias has none."""
+        return self.matrix or not self.consumer
+
+    @property
     def is_whole(self) -> bool:
         """Whether the tensor is the role's matrix or vector as it stands."""
         return self.expert is None and self.rows is whole and not self._transposed

@@ -49,11 +49,17 @@ def layers_path(model: PreTrainedModel) -> str:
     Raises:
         CheckpointError: there is none, or it is shared by several towers.
     """
-    count = text_config(model.config).num_hidden_layers
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+    count = getattr(text_config(model.config), "num_hidden_layers", None)
+    decoder = model.get_decoder()
+    start = next((name for name, module in model.named_modules() if module is decoder), "")
+    places = [*decoder.named_modules(prefix=start), *model.named_modules()]
+    lists = [(path, module) for path, module in places if isinstance(module, nn.ModuleList) and len(module)]
+    for path, module in lists:
+        if len(module) == count:
             return path
-    raise CheckpointError(f"{type(model).__name__} has no list of {count} decoder layers")
+    if lists:
+        return lists[0][0]
+    raise CheckpointError(f"{type(model).__name__} has no list of decoder layers, so there is nothing to fold")
 
 
 def text_config(config: Any) -> Any:

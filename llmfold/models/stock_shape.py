@@ -49,13 +49,13 @@ class Kind:
             if coupling.expert not in (None, 0):
                 continue  # all experts of a stack are of one width, and lie in one tensor
             for role, slot in coupling.slots.items():
-                if role != "down_bias":
+                if slot.of_units:
                     axis, size = sizes.get(slot.tensor, (slot.unit_axis(), 0))
                     sizes[slot.tensor] = (axis, size + self.units(coupling, widths))
         if self.couplings.heads is not None:
             of_role = _head_rows(self.couplings.heads, widths)
             for role, slot in self.couplings.heads.slots.items():
-                if role != "o_bias":
+                if slot.of_units:
                     axis, size = sizes.get(slot.tensor, (slot.unit_axis(), 0))
                     sizes[slot.tensor] = (axis, size + of_role[role[0]])
         for tensor, (axis, size) in sizes.items():
@@ -234,7 +234,7 @@ def stock_shape(config: PretrainedConfig) -> StockShape:
         head_dim=heads.head_dim if heads else int(getattr(text, "head_dim", None) or 1),
         vocabulary=int(stock.parameters[f"{stock.embedding_path}.weight"][0]),
         layers=tuple(layers),
-        tied=bool(config.tie_word_embeddings),
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
         qkv_bias=False,
         o_bias=False,
         mlp_bias=False,
@@ -257,7 +257,10 @@ def _kind(layer: torch.nn.Module, config: PretrainedConfig) -> Kind:
         widths = dataclasses.replace(widths, heads=queries, kv_heads=keys)
         if queries % max(keys, 1):
             heads, widths = None, dataclasses.replace(widths, heads=0, kv_heads=0)
-    return Kind(widths, tensors, LayerCouplings(neurons, heads))
+    kind = Kind(widths, tensors, LayerCouplings(neurons, heads))
+    if heads is not None and dict(kind.narrowed(widths)) != tensors:  # more lies in its projections than heads
+        kind = Kind(widths, tensors, LayerCouplings(neurons, None))
+    return kind
 
 
 def _confirmed(kind: Kind, stock: StockModel, index: int) -> Kind:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+from functools import partial
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,13 @@ _NEURON_KEYS = (
     *("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size", "intermediate_size", "ffn_dim", "n_inner"),
     *("shared_expert_intermediate_size", "shared_intermediate_size", "intermediate_size_mlp", "mlp_hidden_size"),
     *("inner_hidden_size", "d_inner", "d_ff", "hidden_dim", "block_ff_dim", "ff_dim", "dense_intermediate_size"),
-    *("moe_shared_expert_intermediate_size", "mlp_dim"),
+    *("moe_shared_expert_intermediate_size", "mlp_dim", "shared_experts_intermediate_size", "n_inner_dim"),
 )
 _HEAD_KEYS = ("num_attention_heads", "num_key_value_heads", "num_kv_heads")
+_SWITCHES = {"block_auto_adjust_ff_dim": False}
+"""Keys that have a class compute another width than its config says, and their value where it does not."""
+_FACTORS = (1, 2)
+"""A key may hold the width of gate and up projection together."""
 _MOST_TRIED = 40
 
 
@@ -31,11 +36,11 @@ class WidthKeys:
     """Keys of a config that hold widths.
 
     Attributes:
-        neurons: by kind of layer and units of a coupling at full width, the key, or keys that hold the same width.
+        neurons: by kind of layer and group of couplings, the key, and how many times the width it holds.
         heads: whether its heads can be counted anew.
     """
 
-    neurons: Mapping[tuple[int, str], str]
+    neurons: Mapping[tuple[int, str], tuple[str, int]]
     heads: bool
 
 
@@ -44,9 +49,12 @@ def _widths(shape: "StockShape", after: tuple[LayerShape, ...]) -> dict[str, int
     values: dict[str, int] = {}
     for layer in after:
         for coupling in shape.couplings(layer).neurons:
-            key = shape.keys.neurons.get((layer.kind, _group(coupling.name)))
-            if key is not None:
-                values[key] = shape.units(coupling, layer)
+            held = shape.keys.neurons.get((layer.kind, _group(coupling.name)))
+            if held is not None:
+                values[held[0]] = held[1] * shape.units(coupling, layer)
+    if values:
+        text = text_config(shape.stock.model.config)
+        values |= {switch: off for switch, off in _SWITCHES.items() if hasattr(text, switch)}
     return values
 
 
@@ -114,20 +122,31 @@ def find_keys(shape: "StockShape", config: PretrainedConfig) -> "StockShape":
     return _without_heads(tried)
 
 
-def _candidates(groups: Mapping[tuple[int, str], int], text: Any) -> Iterator[dict[tuple[int, str], str]]:
+def _candidates(groups: Mapping[tuple[int, str], int], text: Any) -> Iterator[dict[tuple[int, str], tuple[str, int]]]:
     """Assignments of keys to groups of couplings, the likelier first."""
     options = []
     for (_, name), units in groups.items():
-        keys = [key for key in _NEURON_KEYS if _value(text, key) in (units, "unset")]
+        keys = [
+            key for factor in _FACTORS for key in _NEURON_KEYS if _value(text, key) in (factor * units, "unset")
+        ]
         if "expert" not in name and "shared" not in name:
             keys.sort(key=lambda key: key.startswith(("moe", "shared", "expert")))
         elif "shared" in name:
             keys.sort(key=lambda key: "shared" not in key)
-        options.append([*keys, None])  # None: it follows another key, or nothing
+        if any(getattr(text, switch, off) != off for switch, off in _SWITCHES.items()):
+            options.append([("intermediate_size", 1)])
+            continue
+        options.append([*map(partial(_times, text, units), dict.fromkeys(keys)), None])  # None: another key's width
     for chosen in itertools.islice(itertools.product(*options), _MOST_TRIED):
         found = {group: key for group, key in zip(groups, chosen, strict=True) if key is not None}
         if found or not groups:
             yield found
+
+
+def _times(text: Any, units: int, key: str) -> tuple[str, int]:
+    """A key with how many times the width it holds."""
+    value = _value(text, key)
+    return key, value // units if isinstance(value, int) else 1
 
 
 def _value(text: Any, key: str) -> Any:

@@ -335,6 +335,7 @@ class _Layer:
         kept, inputs = self.neuron_order(coupling, width).kept, self._inputs.neurons_of(coupling)
         producers = [role for role in ("gate", "up", "gate_bias", "up_bias") if role in inputs.weights]
         folded = {role: inputs.weights[role][kept] for role in producers}
+        folded |= {r: t for r, t in inputs.weights.items() if r not in (*producers, "down", "down_bias")}
 
         def rows(part: slice) -> tuple[Tensor, Tensor, Tensor]:
             x, y, w = inputs.mlp(part)
