@@ -44,6 +44,7 @@ class MethodFacts:
         one_pass: whether several ratios are folded in one pass over the layers.
         random: whether another seed may give another result.
         parallel: how processes share its work.
+        described_only: whether it folds only the families whose tensors llmfold describes itself.
     """
 
     name: str = ""
@@ -60,6 +61,7 @@ class MethodFacts:
     one_pass: bool = False
     random: bool = False
     parallel: Parallel = Parallel.LAYERS
+    described_only: bool = False
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise UsageError where options, by the names of ``FoldConfig``'s fields, cannot be had together."""

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from llmfold.checkpoint.blocks import is_finite
 from llmfold.data.beginnings import PLAIN, UNSET, Beginnings, Mixture, starts
 from llmfold.data.tokens import TokenBudget, input_device
 from llmfold.errors import CheckpointError
 from llmfold.models.casting import not_finite
+from llmfold.models.settings import setting
 from llmfold.runtime.hidden_states import mapped_tensor
 from llmfold.runtime.limits import CACHE_BYTES
 from llmfold.runtime.seeding import seeded
@@ -61,9 +62,9 @@ class Sampling:
 def cache_bytes(config: Any, length: int) -> int:
     """Key/value cache of one document, counted in float32."""
     text = config.get_text_config(decoder=True)
-    heads = getattr(text, "num_attention_heads", None) or 1
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    shared = getattr(text, "num_key_value_heads", None) or heads
+    heads = setting(text, "num_attention_heads") or 1
+    head_dim = setting(text, "head_dim") or text.hidden_size // heads
+    shared = setting(text, "num_key_value_heads") or heads
     return int(2 * 4 * text.num_hidden_layers * shared * head_dim * length)
 
 
@@ -166,24 +167,25 @@ class _Preallocated(DynamicLayer):  # type: ignore[misc]
         first = self.get_seq_length()
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            shape = list(key_states.shape)
-            self._rooms = self._room(key_states, 2, *shape[:2], self._length, shape[3])
+            self._rooms = [self._room(states, name) for name, states in (("keys", key_states), ("values", value_states))]
         last = first + key_states.shape[2]
         for room, new in zip(self._rooms, (key_states, value_states), strict=True):
             room[:, :, first:last] = new
         self.keys, self.values = (room[:, :, :last] for room in self._rooms)
         return self.keys, self.values
 
-    def _room(self, like: Tensor, *shape: int) -> Tensor:
+    def _room(self, like: Tensor, name: str) -> Tensor:
+        shape = (*like.shape[:2], self._length, like.shape[3])
         if self._file is None:
             return like.new_empty(shape)
-        return mapped_tensor(self._file, shape, like.dtype)
+        return mapped_tensor(self._file.with_name(f"{self._file.name}-{name}"), shape, like.dtype)
 
 
 def _cache(config: Any, length: int, folder: Path | None) -> DynamicCache:
     """A cache for documents; layers whose sliding window is shorter than those keep the cache of transformers."""
     cache = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
-        if isinstance(layer, DynamicLayer) and (getattr(layer, "sliding_window", None) or length) >= length:
+        known = type(layer) is DynamicLayer or isinstance(layer, DynamicSlidingWindowLayer)
+        if known and (getattr(layer, "sliding_window", None) or length) >= length:
             cache.layers[index] = _Preallocated(length, folder and folder / f"layer-{index:05d}")
     return cache

@@ -5,7 +5,7 @@ turns them into logits a few positions at a time. So the two models are never in
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +21,11 @@ from llmfold.data.sampling import Sampler, Sampling
 from llmfold.data.tokens import TokenBudget, input_device
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import FIDELITY_TOKENS
-from llmfold.models import head_name
+from llmfold.models import ModelShape, head_name
 from llmfold.models.casting import cast_linear, decoder_layers
+from llmfold.models.forward import forward_context
 from llmfold.models.tying import stored_shape
+from llmfold.models.unembedding import Ends
 from llmfold.records.plain import finite
 from llmfold.repair.least_squares import relative_error
 
@@ -73,14 +75,16 @@ class Reference:
 
     Attributes:
         tokens: (sequences, length) int64.
-        hidden: (sequences, length, d) final hidden states, normalised, on the CPU.
-        head: (vocabulary, d) output embedding in its stored dtype, on the CPU.
+        hidden: (sequences, length, d) hidden states that ``logits`` takes, on the CPU.
+        logits: from rows of them (t, d), on a device, to (t, vocabulary) there.
+        vocabulary: how many tokens there are.
         layers: after every decoder layer, (sequences, length, d) hidden states of the first few sequences, on the CPU.
     """
 
     tokens: Tensor
     hidden: Tensor
-    head: Tensor
+    logits: Callable[[Tensor], Tensor]
+    vocabulary: int
     layers: Sequence[Tensor]
 
 
@@ -92,7 +96,7 @@ def held_back_tokens(
     Sequences are windows of sampled documents as those that a fold measures on, ``length`` long, or as long as the
     model allows if that is less; (sequences, length) int64.
     """
-    positions = int(model.config.max_position_embeddings)
+    positions = int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or length)
     length = min(length, positions)
     sequences = max(1, tokens // length)
     budget = TokenBudget.sampled(sequences, length, positions)
@@ -101,14 +105,52 @@ def held_back_tokens(
 
 def reference(folder: Path, model: Any, tokens: Tensor, *, batch: int = 8) -> Reference:
     """Run the dense ``model``, loaded from ``folder``, over (sequences, length) ``tokens``."""
-    with _traced(model) as layers:
-        hidden = [
-            model.base_model(part.to(input_device(model)), use_cache=False)[0].cpu()
-            for part in torch.split(tokens, batch)
-        ]
     checkpoint = Checkpoint.open(folder)
-    head = checkpoint.read(head_name(checkpoint.tensors, stored_shape(checkpoint).tied))
-    return Reference(tokens, torch.cat(hidden), head, layers)
+    shape = stored_shape(checkpoint)
+    with _traced(model) as layers:
+        if shape.architecture.described:
+            hidden = [
+                model.base_model(part.to(input_device(model)), use_cache=False)[0].cpu()
+                for part in torch.split(tokens, batch)
+            ]
+            logits = _head(checkpoint.read(head_name(checkpoint.tensors, shape.tied)))
+        else:
+            hidden = [_last_states(model, part.to(input_device(model))) for part in torch.split(tokens, batch)]
+            logits = _ends(checkpoint, shape)
+    return Reference(tokens, torch.cat(hidden), logits, shape.vocabulary, layers)
+
+
+def _head(head: Tensor) -> Callable[[Tensor], Tensor]:
+    """Logits of normalised states by an output embedding (vocabulary, d), which moves to their device once."""
+    moved: dict[torch.device, Tensor] = {}
+    return lambda states: cast_linear(states, moved.setdefault(states.device, head.to(states.device)))
+
+
+def _ends(checkpoint: Checkpoint, shape: ModelShape) -> Callable[[Tensor], Tensor]:
+    """Logits of the states after the last layer, by the stock model's own end."""
+    ends: dict[torch.device, Ends] = {}
+
+    def logits(states: Tensor) -> Tensor:
+        if states.device not in ends:
+            ends[states.device] = forward_context(checkpoint.config, shape).ends(checkpoint, states.device)
+        return ends[states.device].logits(states.float())
+
+    return logits
+
+
+def _last_states(model: Any, tokens: Tensor) -> Tensor:
+    """Hidden states after the last decoder layer, on the CPU."""
+    kept: list[Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        kept.append((output[0] if isinstance(output, tuple) else output).cpu())
+
+    hook = decoder_layers(model)[-1].register_forward_hook(keep)
+    try:
+        model(tokens, use_cache=False)
+    finally:
+        hook.remove()
+    return kept[0]
 
 
 @contextmanager
@@ -159,17 +201,16 @@ def fidelity(dense: Reference, model: Any, *, batch: int = 8) -> Fidelity:
         UsageError: the two have different vocabularies.
         CheckpointError: the model computes NaN or infinity.
     """
-    check_vocabularies(len(dense.head), int(model.config.vocab_size))
-    total, agreed = 0.0, 0
-    head = dense.head.to(input_device(model))
-    rows = max(1, _LOGIT_BYTES // (4 * len(head)))
+    check_vocabularies(dense.vocabulary, int(model.config.get_text_config(decoder=True).vocab_size))
+    total, agreed, device = 0.0, 0, input_device(model)
+    rows = max(1, _LOGIT_BYTES // (4 * dense.vocabulary))
     with _traced(model) as layers:
         for part, hidden in zip(torch.split(dense.tokens, batch), torch.split(dense.hidden, batch), strict=True):
             logits = model(part.to(input_device(model)), use_cache=False).logits
             pairs = zip(torch.split(hidden.flatten(0, 1), rows), torch.split(logits.flatten(0, 1), rows), strict=True)
             for states, model_logits in pairs:
-                p = cast_linear(states.to(head.device), head).float().log_softmax(-1)
-                q = model_logits.to(head.device).float().log_softmax(-1)
+                p = dense.logits(states.to(device)).float().log_softmax(-1)
+                q = model_logits.to(device).float().log_softmax(-1)
                 total += float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).double().sum())
                 agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
     count = dense.tokens.numel()

@@ -66,7 +66,7 @@ def confirmed(
     fused = len(set(names.values())) < len(names)
     conv = isinstance(module.get_submodule(name), Conv1D)
     units = coupling.units if conv else _UNITS
-    mlp = _random_mlp(coupling, hidden, units, generator)
+    mlp = _random_mlp(coupling, layer, hidden, units, generator)
     x = torch.randn(_ROWS, hidden, generator=generator)
     own = ByModule(module, name, names)
     try:
@@ -100,13 +100,14 @@ def _exchanged(coupling: NeuronCoupling) -> NeuronCoupling:
 
 
 def _random_mlp(
-    coupling: NeuronCoupling, hidden: int, units: int, generator: torch.Generator
+    coupling: NeuronCoupling, layer: nn.Module, hidden: int, units: int, generator: torch.Generator
 ) -> dict[Role, Tensor]:
+    shapes = tensors_of(layer)
     sizes: dict[Role, tuple[int, ...]] = {"down": (hidden, units), "down_bias": (hidden,)}
     values = {}
     for role, slot in coupling.slots.items():
         if role not in sizes and slot.consumer:
-            values[role] = torch.ones(())  # of the activation
+            values[role] = torch.ones(shapes[slot.tensor])  # of the activation
             continue
         values[role] = torch.randn(sizes.get(role, (units, hidden) if slot.matrix else (units,)), generator=generator)
     return values
@@ -125,6 +126,9 @@ def _by_module(
     tensors: dict[str, Tensor] = {}
     for role, slot in coupling.slots.items():
         name = own.names[role]
+        if slot.is_whole:
+            tensors[name] = mlp[role]
+            continue
         if name not in tensors:
             tensors[name] = _room(coupling, role, mlp, own.names)
         slot.write(tensors[name], mlp[role], widths)
@@ -144,7 +148,7 @@ def _room(coupling: NeuronCoupling, role: Role, mlp: Mapping[Role, Tensor], name
 def _expert_agrees(coupling: NeuronCoupling, layer: nn.Module, hidden: int, generator: torch.Generator) -> bool:
     """Whether the module of all experts gives what the formula gives for one of them."""
     module = layer.get_submodule(coupling.reads)
-    mlp, widths = _random_mlp(coupling, hidden, _UNITS, generator), LayerShape(_UNITS, 0, 0)
+    mlp, widths = _random_mlp(coupling, layer, hidden, _UNITS, generator), LayerShape(_UNITS, 0, 0)
     x, tensors = torch.randn(_ROWS, hidden, generator=generator), {}
     start = len(coupling.reads) + 1
     for name, parameter in module.named_parameters():

@@ -59,12 +59,22 @@ def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
             f"model_type {config['model_type']!r} in config.json is not known to the transformers installed: install a "
             "newer one, or write the type whose class computes the model"
         )
-    plain = {k: v for k, v in config.items() if k not in ("per_layer_config", "auto_map")}
+    own = ("per_layer_config", "auto_map") if config["model_type"] in ARCHITECTURES else ("auto_map",)
+    plain = {k: v for k, v in config.items() if k not in own}
     try:
-        return CONFIG_MAPPING[config["model_type"]].from_dict(plain)
+        return CONFIG_MAPPING[config["model_type"]].from_dict(special_floats(plain))
     except Exception as error:  # transformers raises many kinds for a bad field
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json is not a valid {config['model_type']} config: {reason}") from error
+
+
+def special_floats(value: Any) -> Any:
+    """A value of a config with infinities and NaN in place of the words that transformers writes for them."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: special_floats(part) for key, part in value.items()}
+    return [special_floats(part) for part in value] if isinstance(value, list) else value
 
 
 def _check_dtype(config: Mapping[str, Any]) -> None:
@@ -129,7 +139,14 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     if architecture is None:
         from llmfold.models.stock_shape import stock_shape  # builds on transformers' models
 
-        return stock_shape(stock_config(config))
+        try:
+            return stock_shape(stock_config(config))
+        except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"llmfold does not understand the stock class of model_type {config['model_type']!r} in config.json: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
     stock = plain_settings(config) or stock_config(config)
     hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")

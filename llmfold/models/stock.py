@@ -67,6 +67,10 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True)
 
 
+_HANDED_ON = object()
+"""What a stub returns beside hidden states: a layer that is given it depends on more than those."""
+
+
 class _Stop(Exception):
     """Everything that was asked for is known; what follows need not be computed."""
 
@@ -89,8 +93,9 @@ class _Stub(nn.Module):
 
 @dataclass(frozen=True)
 class Given:
-    """What a layer is given beside the hidden states."""
+    """What the layer of an index is given beside the hidden states."""
 
+    index: int
     args: tuple[Any, ...]
     named: dict[str, Any]
 
@@ -127,7 +132,7 @@ class StockModel:
         )
         if not self.embedding_path or not self.head_path:
             raise CheckpointError(f"{type(model).__name__} has no embedding and head of tokens")
-        self._tuples = False
+        self._extra: tuple[Any, ...] | None = None
         self._on_visit: Callable[[int, Tensor, Given], Tensor] = lambda index, hidden, given: hidden
         self._given: dict[tuple[int, int, torch.device], list[Given]] = {}
 
@@ -137,8 +142,8 @@ class StockModel:
         return int(text_config(self.model.config).hidden_size)
 
     def _visit(self, index: int, hidden: Tensor, args: tuple[Any, ...], named: Any) -> Any:
-        result = self._on_visit(index, hidden, Given(args, named))
-        return (result,) if self._tuples else result
+        result = self._on_visit(index, hidden, Given(index, args, named))
+        return result if self._extra is None else (result, *self._extra)
 
     @contextmanager
     def _visiting(self, on_visit: Callable[[int, Tensor, Given], Tensor]) -> Iterator[None]:
@@ -194,8 +199,8 @@ class StockModel:
         self._to(device)
 
         def note(index: int, hidden: Tensor, given: Given) -> Tensor:
-            if hidden.ndim != 3:
-                raise TypeError("not hidden states of sequences")
+            if hidden.ndim != 3 or any(value is _HANDED_ON for value in (*given.args, *given.named.values())):
+                raise TypeError("not hidden states of sequences alone")
             found.append(given)
             return hidden
 
@@ -204,20 +209,23 @@ class StockModel:
 
         ids = torch.zeros(sequences, tokens, dtype=torch.int64, device=device)
         zeros = {name: torch.zeros(1, device=device).expand(self.parameters[name]) for name in self._before}
-        for self._tuples in (False, True):
+        for self._extra in (None, (), (_HANDED_ON,)):
             found.clear()
             hook = self.model.get_submodule(self.head_path).register_forward_pre_hook(stop)
             try:
                 with self._visiting(note), torch.no_grad():
                     functional_call(self.model, zeros, (ids,), {"use_cache": False}, tie_weights=False)
             except _Stop:
-                return list(found)
-            except (TypeError, IndexError, RuntimeError, ValueError):
-                if self._tuples:
-                    raise
+                if [given.index for given in found] == list(range(len(self.layers))):
+                    return list(found)
+            except (TypeError, IndexError, KeyError, RuntimeError, ValueError, AttributeError):
+                pass  # what the model does with the hidden states of a stub tells that it returns something else
             finally:
                 hook.remove()
-        return list(found)
+        raise CheckpointError(
+            f"the layers of {type(self.model).__name__} hand on more than hidden states, or run in another order than "
+            "they stand: llmfold cannot fold them one by one"
+        )
 
     def _to(self, device: torch.device) -> None:
         """Move buffers; parameters stay where they take no room."""

@@ -16,11 +16,14 @@ from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling
 from llmfold.models.finder import head_coupling, neuron_couplings, tensors_of
 from llmfold.models.layout import Layout, default_names
 from llmfold.models.probe import confirmed, heads_agree
+from llmfold.models.settings import setting
 from llmfold.models.stock import StockModel, build_stock, text_config
 from llmfold.models.width_keys import WidthKeys, find_keys
 
 
 _EXPERT_GRAIN = 8
+_POSITIONS = 2048
+"""Of models that count none, for samples to have an end."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,11 @@ def stock_shape(config: PretrainedConfig) -> StockShape:
     Raises:
         CheckpointError: the family is not one that llmfold can fold, with the reason.
     """
+    if getattr(config, "is_encoder_decoder", False) or _is_encoder(config):
+        raise CheckpointError(
+            f"model_type {config.model_type!r} in config.json is an encoder, or an encoder with a decoder: llmfold folds "
+            "decoders"
+        )
     model = build_stock(config)
     names = default_names(model, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     stock = StockModel(model)
@@ -231,19 +239,39 @@ def stock_shape(config: PretrainedConfig) -> StockShape:
     shape = StockShape(
         architecture=Architecture(str(config.model_type), name.removesuffix("ForCausalLM"), class_name=name),
         hidden=stock.hidden,
-        head_dim=heads.head_dim if heads else int(getattr(text, "head_dim", None) or 1),
+        head_dim=heads.head_dim if heads else int(setting(text, "head_dim") or 1),
         vocabulary=int(stock.parameters[f"{stock.embedding_path}.weight"][0]),
         layers=tuple(layers),
         tied=bool(getattr(config, "tie_word_embeddings", False)),
         qkv_bias=False,
         o_bias=False,
         mlp_bias=False,
-        positions=int(getattr(text, "max_position_embeddings", None) or 2048),
+        positions=int(setting(text, "max_position_embeddings") or _POSITIONS),
         kinds=tuple(kinds),
         stock=stock,
     )
     shape = dataclasses.replace(shape, layout=Layout(stock.model, stock.parameters, names))
-    return find_keys(shape, config)
+    stock.given(1, 2, torch.device("cpu"))  # refuses layers that hand on more than hidden states
+    shape = find_keys(shape, config)
+    _refuse_unfoldable(shape)
+    return shape
+
+
+def _refuse_unfoldable(shape: StockShape) -> None:
+    """Raise CheckpointError where no layer has anything to fold, with the reason that most of them share."""
+    if any(kind.couplings.neurons or kind.couplings.heads for kind in shape.kinds):
+        return
+    reasons = [reason for kind in shape.kinds for reason in kind.couplings.kept]
+    reason = reasons[0] if reasons else "its layers hold no MLP or attention that is understood"
+    raise CheckpointError(
+        f"llmfold finds nothing to fold in {shape.architecture.causal_lm} (model_type "
+        f"{shape.architecture.model_type!r} in config.json): {reason}"
+    )
+
+
+def _is_encoder(config: PretrainedConfig) -> bool:
+    """Whether a model reads text in both directions, unless its config says that it shall be a decoder."""
+    return getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention")
 
 
 def _kind(layer: torch.nn.Module, config: PretrainedConfig) -> Kind:

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from llmfold.errors import CheckpointError
 from llmfold.models.base import LayerShape
+from llmfold.models.settings import setting
 from llmfold.models.stock import StockModel, build_stock, text_config
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _widths(shape: "StockShape", after: tuple[LayerShape, ...]) -> dict[str, int
                 values[held[0]] = held[1] * shape.units(coupling, layer)
     if values:
         text = text_config(shape.stock.model.config)
-        values |= {switch: off for switch, off in _SWITCHES.items() if hasattr(text, switch)}
+        values |= {switch: off for switch, off in _SWITCHES.items() if setting(text, switch) is not None}
     return values
 
 
@@ -82,7 +83,7 @@ def config_values(
     if changed:
         text = text_config(config)
         values["num_attention_heads"] = changed[0].heads
-        key = next((key for key in _HEAD_KEYS[1:] if getattr(text, key, None) is not None), None)
+        key = next((key for key in _HEAD_KEYS[1:] if setting(text, key) is not None), None)
         if key is not None:
             values[key] = changed[0].kv_heads
         values["head_dim"] = shape.head_dim
@@ -93,7 +94,7 @@ def holds(config: PretrainedConfig, shape: "StockShape", after: tuple[LayerShape
     """Whether the stock class builds layers of widths ``after`` from the config that says so."""
     try:
         stock = StockModel(build_stock(updated(config, shape, after)))
-    except (CheckpointError, ValueError, TypeError, AttributeError):
+    except (CheckpointError, ValueError, TypeError, AttributeError, RuntimeError, KeyError):
         return False
     expected = {
         f"{stock.path}.{index}.{path}": size
@@ -133,7 +134,7 @@ def _candidates(groups: Mapping[tuple[int, str], int], text: Any) -> Iterator[di
             keys.sort(key=lambda key: key.startswith(("moe", "shared", "expert")))
         elif "shared" in name:
             keys.sort(key=lambda key: "shared" not in key)
-        if any(getattr(text, switch, off) != off for switch, off in _SWITCHES.items()):
+        if any(setting(text, switch) not in (None, off) for switch, off in _SWITCHES.items()):
             options.append([("intermediate_size", 1)])
             continue
         options.append([*map(partial(_times, text, units), dict.fromkeys(keys)), None])  # None: another key's width
@@ -151,9 +152,10 @@ def _times(text: Any, units: int, key: str) -> tuple[str, int]:
 
 def _value(text: Any, key: str) -> Any:
     """The value of a key; ``unset`` where the config knows it and leaves it to a default."""
-    if not hasattr(text, key):
+    try:
+        value = getattr(text, key)
+    except (AttributeError, RuntimeError):  # not there, or of each layer's own
         return None
-    value = getattr(text, key)
     return "unset" if value is None else value
 
 

@@ -12,8 +12,8 @@ from llmfold.checkpoint.locate import locate
 from llmfold.config import DTYPES, FoldConfig
 from llmfold.data.plain_text import read_plain_text
 from llmfold.demo import DEMO_NAME
-from llmfold.errors import CheckpointError
-from llmfold.models import ModelShape, check_tensors, expected_tensors, shape_of
+from llmfold.errors import CheckpointError, UsageError
+from llmfold.models import ARCHITECTURES, ModelShape, check_tensors, expected_tensors, shape_of
 from llmfold.models.forward import forward_context
 from llmfold.models.plain import plain_settings
 from llmfold.models.tying import stored_shape
@@ -58,6 +58,24 @@ def _check_generation_config(folder: Path) -> None:
         raise CheckpointError(f"{path} does not hold a JSON object: download the file again, or remove it")
 
 
+def check_family(config: FoldConfig, shape: ModelShape) -> None:
+    """Raise UsageError where options are for families that llmfold describes itself, and the model is of another."""
+    if shape.architecture.described:
+        return
+    described = ", ".join(sorted(ARCHITECTURES))
+    asked = {
+        f"--method {config.method}": config.facts.described_only,
+        "--align gauge": config.alignment == "gauge",
+        "--allocation adaptive": config.allocation == "adaptive",
+    }
+    for option, is_asked in asked.items():
+        if is_asked:
+            raise UsageError(
+                f"{option} is for {described} alone, and the model is of type {shape.architecture.model_type}: leave it "
+                "out"
+            )
+
+
 def check_data(config: FoldConfig) -> None:
     """Raise UsageError, before any work is done, where a local file of ``--data`` cannot be read as text."""
     path = Path(config.data or "").expanduser()
@@ -75,6 +93,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     if config.model == DEMO_NAME or os.path.exists(os.path.expanduser(config.model)):
         source = locate(config.model, config.revision)
         checkpoint, shape = _opened(source)
+        check_family(config, shape)
         if plain_settings(checkpoint.config) is None:  # a plain config holds nothing that could be refused
             forward_context(checkpoint.config, shape)
         return make_plan(shape, checkpoint.tensors, config)
@@ -83,6 +102,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     refuse_quantised_config(raw, config.model)
     refuse_model_code(raw, config.model)
     shape = shape_of(raw)
+    check_family(config, shape)
     stored = str(raw.get("dtype") or raw.get("torch_dtype"))
     dtype = getattr(torch, stored) if stored in DTYPES[1:] else torch.float32
     tensors = {name: TensorInfo(name, dtype, size, shard="") for name, size in expected_tensors(shape).items()}

@@ -24,7 +24,7 @@ from llmfold.models import Role
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
-from llmfold.pipeline.opening import check_data, open_source
+from llmfold.pipeline.opening import check_data, check_family, open_source
 from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
 from llmfold.pipeline.progress import Listener
 from llmfold.pipeline.provenance import origin, provenance, public_config, public_data, source_name
@@ -67,6 +67,7 @@ class Run:
         check_data(config)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
+        check_family(config, self.shape)
         self.config = resolve_effort(config, self.shape)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config)
         self.data = public_data(config.data)

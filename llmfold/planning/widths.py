@@ -154,7 +154,21 @@ def plan_widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | N
     else:
         widths = _meet(budget, mlp, attention, curves)
     budget.rules.check(shape.layers, widths)
+    _check_alike(shape, widths)
     return widths
+
+
+def _check_alike(shape: ModelShape, widths: tuple[LayerShape, ...]) -> None:
+    """Raise UsageError where layers of one kind would differ in width, and the model's config has one width for all."""
+    if shape.architecture.described:
+        return
+    for before in set(shape.layers):
+        found = {after for layer, after in zip(shape.layers, widths, strict=True) if layer == before}
+        if len(found) > 1:
+            raise UsageError(
+                f"{shape.architecture.causal_lm} has one width for all its layers of a kind: leave layers out of the "
+                "recipe"
+            )
 
 
 def _meet(

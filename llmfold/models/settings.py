@@ -1,0 +1,11 @@
+"""Reading a stock config whose keys differ from family to family."""
+
+from typing import Any
+
+
+def setting(config: Any, name: str) -> Any:
+    """The value of a key; None where the config has none, or one of each layer's own."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # what transformers raises for a key that layers differ in
+        return None
