@@ -167,7 +167,9 @@ class _Preallocated(DynamicLayer):  # type: ignore[misc]
         first = self.get_seq_length()
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self._rooms = [self._room(states, name) for name, states in (("keys", key_states), ("values", value_states))]
+            self._rooms = [
+                self._room(states, name) for name, states in (("keys", key_states), ("values", value_states))
+            ]
         last = first + key_states.shape[2]
         for room, new in zip(self._rooms, (key_states, value_states), strict=True):
             room[:, :, first:last] = new

@@ -3,23 +3,21 @@
 import dataclasses
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.paths import regular_file
 from llmfold.config import FoldConfig
 from llmfold.effort import EFFORTS
 from llmfold.errors import CheckpointError, UsageError
-from llmfold.models import ModelShape, embedding_name
-from llmfold.runtime.hidden_states import CHUNK, chunks, stored_array
+from llmfold.models import ModelShape
+from llmfold.runtime.hidden_states import CHUNK, stored_array
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _OF_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}

@@ -236,7 +236,7 @@ class ExpertInputs(NeuronInputs):
     def routed(self) -> tuple[Tensor, Tensor]:
         """Numbers of the rows that are routed to the expert, ascending, and their shares, on the CPU."""
         experts, shares = self.layer.routing[self.coupling.reads]
-        rows, places = torch.nonzero(experts == self.coupling.expert, as_tuple=True)
+        rows, places = torch.where(experts.eq(self.coupling.expert or 0))
         return rows.cpu(), shares[rows, places].float().cpu()
 
     @property

@@ -44,9 +44,7 @@ class Context(Protocol):
     def mlp_inputs(self, inside: Tensor, weights: Weights, coupling: NeuronCoupling, index: int) -> Tensor:
         """What a coupling's producers read (…, hidden)."""
 
-    def mlp_outputs(
-        self, inside: Tensor, after: Tensor, x: Tensor, mlp: Weights, coupling: NeuronCoupling
-    ) -> Tensor:
+    def mlp_outputs(self, inside: Tensor, after: Tensor, x: Tensor, mlp: Weights, coupling: NeuronCoupling) -> Tensor:
         """What a dense coupling's consumer gives (…, hidden) for inputs ``x``."""
 
     def neurons(self, x: Tensor, mlp: Weights, coupling: NeuronCoupling) -> Tensor:

@@ -40,16 +40,16 @@ def linear(module: Any) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _inputs(module: nn.Module) -> int:
+def _inputs(module: Any) -> int:
     """Features that a linear module reads."""
     return int(module.weight.shape[0 if isinstance(module, Conv1D) else 1])
 
 
-def _outputs(module: nn.Module) -> int:
+def _outputs(module: Any) -> int:
     return int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
 
 
-def _slots(path: str, module: nn.Module, role: Role, *, consumer: bool = False, rows: Any = None) -> dict[Role, Slot]:
+def _slots(path: str, module: Any, role: Role, *, consumer: bool = False, rows: Any = None) -> dict[Role, Slot]:
     """Slots of a linear module's weight and bias."""
     transposed = isinstance(module, Conv1D)
     options = {} if rows is None else {"rows": rows}
@@ -64,9 +64,9 @@ def _slots(path: str, module: nn.Module, role: Role, *, consumer: bool = False, 
 
 def _activation(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     for name in _ACTIVATIONS:
-        function = getattr(module, name, None)
+        function: Any = getattr(module, name, None)
         if callable(function):
-            return function
+            return function  # type: ignore[no-any-return]
     return None
 
 
@@ -121,7 +121,7 @@ def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
     learned = _learned(module, path)
     prefix = f"{path}." if path else ""
 
-    def linears(*names: str) -> list[nn.Module] | None:
+    def linears(*names: str) -> list[Any] | None:
         modules = [getattr(module, name, None) for name in names]
         return modules if all(map(linear, modules)) else None
 
@@ -138,18 +138,22 @@ def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
             slots = _slots(prefix + fused, modules[0], "gate", rows=Block(0, 2))
             slots |= _slots(prefix + fused, modules[0], "up", rows=Block(1, 2))
             slots |= _slots(prefix + down, modules[1], "down", consumer=True) | learned
-            yield NeuronCoupling(path, prefix + fused, prefix + down, _inputs(modules[1]), slots, _Elementwise(function))
+            yield NeuronCoupling(
+                path, prefix + fused, prefix + down, _inputs(modules[1]), slots, _Elementwise(function)
+            )
             return
     for up, down in PLAIN:
         modules = linears(up, down)
         if modules and _outputs(modules[0]) == _inputs(modules[1]):
             slots = _slots(prefix + up, modules[0], "up") | learned
             slots |= _slots(prefix + down, modules[1], "down", consumer=True)
-            yield NeuronCoupling(path or up, prefix + up, prefix + down, _inputs(modules[1]), slots, _Elementwise(function))
+            yield NeuronCoupling(
+                path or up, prefix + up, prefix + down, _inputs(modules[1]), slots, _Elementwise(function)
+            )
             return
 
 
-def _experts(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
+def _experts(path: str, module: Any) -> Iterator[NeuronCoupling]:
     """Couplings of a stack of experts, as transformers marks them."""
     down = getattr(module, "down_proj", None)
     if not isinstance(down, nn.Parameter) or down.ndim != 3 or not hasattr(module, "is_transposed"):

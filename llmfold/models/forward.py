@@ -151,7 +151,8 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> Context:
         CheckpointError: transformers has no such rotary variant or activation, or the layers' windows are not defined.
     """
     if not shape.architecture.described:
-        from llmfold.models.stock_forward import StockContext, StockShape  # builds on transformers' models
+        from llmfold.models.stock_forward import StockContext
+        from llmfold.models.stock_shape import StockShape  # builds on transformers' models
 
         assert isinstance(shape, StockShape)
         return StockContext(shape)

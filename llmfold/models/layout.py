@@ -87,8 +87,8 @@ class Layout:
         for name, group in self._by_parameter.items():
             if group.parameters[name] != parameters.get(name):
                 raise CheckpointError(
-                    f"tensor {group.stored[0][0]} gives {name} the shape {list(group.parameters[name])} but config.json "
-                    f"implies {list(parameters.get(name, ()))}"
+                    f"tensor {group.stored[0][0]} gives {name} the shape {list(group.parameters[name])} but "
+                    f"config.json implies {list(parameters.get(name, ()))}"
                 )
 
     def missing(self, parameters: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from llmfold.models.base import LayerShape, Role, tensor_path
 from llmfold.models.coupling import Activation, HeadCoupling, NeuronCoupling
 from llmfold.models.finder import tensors_of
 from llmfold.models.slots import Slot
-from llmfold.models.stock import Seen, StockModel
+from llmfold.models.stock import StockModel
 
 _UNITS, _ROWS, _TOKENS = 8, 5, 6
 _TOLERANCE = 1e-4
@@ -118,9 +118,7 @@ def _formula(activation: Activation, x: Tensor, mlp: Mapping[Role, Tensor]) -> T
     return activation(gate, nn.functional.linear(x, mlp["up"], mlp.get("up_bias")))
 
 
-def _by_module(
-    own: ByModule, coupling: NeuronCoupling, x: Tensor, mlp: Mapping[Role, Tensor], units: int
-) -> Tensor:
+def _by_module(own: ByModule, coupling: NeuronCoupling, x: Tensor, mlp: Mapping[Role, Tensor], units: int) -> Tensor:
     """Neurons of the module itself, which is given its parameters in its own layout."""
     widths = LayerShape(units, 0, 0)
     tensors: dict[str, Tensor] = {}
@@ -158,6 +156,7 @@ def _expert_agrees(coupling: NeuronCoupling, layer: nn.Module, hidden: int, gene
         if not any(tensors[name].stride()):  # nothing has been written into it yet
             tensors[name] = _narrow(module, name, slot, coupling.units)
         slot.write(tensors[name], mlp[role], widths)
+    assert coupling.expert is not None
     index = torch.full((_ROWS, 1), coupling.expert)
     try:
         given = functional_call(module, tensors, (x, index, torch.ones(_ROWS, 1)))
@@ -189,9 +188,9 @@ def heads_agree(heads: HeadCoupling, stock: StockModel, index: int, widths: Laye
     x = torch.randn(2, _TOKENS, stock.hidden, generator=generator)
 
     def outputs() -> Tensor:
-        seen = Seen()
-        stock.layer(index, weights, x, inputs=(heads.consumer,), stop=True, seen=seen)
-        return seen.inputs[heads.consumer][0].reshape(-1, widths.head_units, size).abs()
+        seen = stock.watched(index, weights, x, inputs=(heads.consumer,), stop=True)
+        made: Tensor = seen.inputs[heads.consumer][0]
+        return made.reshape(-1, widths.head_units, size)
 
     size = widths.heads // widths.head_units * heads.head_dim
     try:

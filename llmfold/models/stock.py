@@ -5,8 +5,8 @@ capped, windowed or rotated. It is built on the meta device. Its forward pass ru
 layers, which tell what each layer is given beside the hidden states; layers run one by one by functional calls.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -56,9 +57,9 @@ def layers_path(model: PreTrainedModel) -> str:
     lists = [(path, module) for path, module in places if isinstance(module, nn.ModuleList) and len(module)]
     for path, module in lists:
         if len(module) == count:
-            return path
+            return str(path)
     if lists:
-        return lists[0][0]
+        return str(lists[0][0])
     raise CheckpointError(f"{type(model).__name__} has no list of decoder layers, so there is nothing to fold")
 
 
@@ -71,7 +72,7 @@ _HANDED_ON = object()
 """What a stub returns beside hidden states: a layer that is given it depends on more than those."""
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """Everything that was asked for is known; what follows need not be computed."""
 
 
@@ -102,10 +103,39 @@ class Given:
 
 @dataclass
 class Seen:
-    """What was seen of a layer while it ran, by path: inputs of modules, and their outputs."""
+    """What was seen of a layer while it ran.
+
+    Attributes:
+        inputs: of modules by path.
+        outputs: of modules by path.
+        after: the states after the layer, where it ran to its end.
+    """
 
     inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    after: Tensor | None = None
+
+    def input_hook(self, path: str, wanted: int) -> Callable[..., None]:
+        """What notes a module's inputs, and stops the layer once so many modules were seen as are ``wanted``."""
+
+        def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self.inputs[path] = (*args, *named.values())
+            self._stop_at(wanted)
+
+        return note
+
+    def output_hook(self, path: str, wanted: int) -> Callable[..., None]:
+        """The same for its outputs."""
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            self.outputs[path] = output[0] if isinstance(output, tuple) else output
+            self._stop_at(wanted)
+
+        return note
+
+    def _stop_at(self, wanted: int) -> None:
+        if len(self.inputs) + len(self.outputs) == wanted:
+            raise _StopError
 
 
 class StockModel:
@@ -159,20 +189,17 @@ class StockModel:
 
         def stop(index: int, hidden: Tensor, given: Given) -> Tensor:
             first.append(hidden)
-            raise _Stop
+            raise _StopError
 
         ids, narrow = self._rows(outside, tokens)
-        with self._visiting(stop):
-            try:
-                functional_call(self.model, narrow, (ids,), {"use_cache": False}, tie_weights=False)
-            except _Stop:
-                pass
+        with self._visiting(stop), suppress(_StopError):
+            functional_call(self.model, narrow, (ids,), {"use_cache": False}, tie_weights=False)
         return first[0]
 
     def _rows(self, outside: Outside, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Tokens and parameters with only those rows of the embedding, in float32, that the tokens look up."""
         name = f"{self.embedding_path}.weight"
-        ids, places = tokens.unique(return_inverse=True)
+        ids, places = torch.unique(tokens, return_inverse=True)
         small = {key: tensor.float() for key, tensor in outside.items() if key in self._before and key != name}
         return places.to(tokens.device), {**small, name: F.embedding(ids, outside[name]).float()}
 
@@ -205,7 +232,7 @@ class StockModel:
             return hidden
 
         def stop(module: nn.Module, inputs: Any) -> None:
-            raise _Stop
+            raise _StopError
 
         ids = torch.zeros(sequences, tokens, dtype=torch.int64, device=device)
         zeros = {name: torch.zeros(1, device=device).expand(self.parameters[name]) for name in self._before}
@@ -215,7 +242,7 @@ class StockModel:
             try:
                 with self._visiting(note), torch.no_grad():
                     functional_call(self.model, zeros, (ids,), {"use_cache": False}, tie_weights=False)
-            except _Stop:
+            except _StopError:
                 if [given.index for given in found] == list(range(len(self.layers))):
                     return list(found)
             except (TypeError, IndexError, KeyError, RuntimeError, ValueError, AttributeError):
@@ -234,69 +261,57 @@ class StockModel:
                 for name, buffer in module.named_buffers(recurse=False):
                     module._buffers[name] = buffer.to(device)
 
-    def layer(
+    def layer(self, index: int, weights: Mapping[Role, Tensor], x: Tensor) -> Tensor:
+        """Hidden states after a decoder layer; (sequences, tokens, hidden) in and out.
+
+        Args:
+            index: of the layer.
+            weights: all its tensors by role, in the dtype and on the device of ``x``.
+            x: states before it.
+        """
+        given = self.given(x.shape[0], x.shape[1], x.device)[index]
+        named = {tensor_path(role): tensor for role, tensor in weights.items()}
+        with _repeatable(x):
+            result = functional_call(self.layers[index], named, (x, *given.args), given.named, tie_weights=False)
+        after: Tensor = result[0] if isinstance(result, tuple) else result
+        return after
+
+    def watched(
         self,
         index: int,
         weights: Mapping[Role, Tensor],
         x: Tensor,
         *,
-        inputs: tuple[str, ...] = (),
-        outputs: tuple[str, ...] = (),
+        inputs: Sequence[str] = (),
+        outputs: Sequence[str] = (),
         stop: bool = False,
-        seen: Seen | None = None,
-    ) -> Tensor | None:
-        """Run a decoder layer.
+    ) -> Seen:
+        """Run a decoder layer as :meth:`layer` does, and look at modules in it.
 
         Args:
             index: of the layer.
-            weights: all its tensors by role, in the dtype and on the device of ``x``.
-            x: (sequences, tokens, hidden).
+            weights: as of :meth:`layer`.
+            x: as of :meth:`layer`.
             inputs: paths of modules whose inputs are wanted.
             outputs: paths of modules whose outputs are wanted.
-            stop: whether nothing else is wanted.
-            seen: gets what is wanted.
-
-        Returns:
-            The hidden states after the layer, or None where it was stopped before.
+            stop: whether nothing else is wanted, so that the rest of the layer need not run.
         """
-        given, layer = self.given(x.shape[0], x.shape[1], x.device)[index], self.layers[index]
-        named = {tensor_path(role): tensor for role, tensor in weights.items()}
-        wanted = len(inputs) + len(outputs)
-        hooks = []
-
-        def count() -> None:
-            assert seen is not None
-            if stop and len(seen.inputs) + len(seen.outputs) == wanted:
-                raise _Stop
-
-        def note_input(path: str) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-                assert seen is not None
-                seen.inputs[path] = (*args, *named.values())
-                count()
-
-            return hook
-
-        def note_output(path: str) -> Any:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                assert seen is not None
-                seen.outputs[path] = output[0] if isinstance(output, tuple) else output
-                count()
-
-            return hook
-
-        for path in inputs:
-            hooks.append(layer.get_submodule(path).register_forward_pre_hook(note_input(path), with_kwargs=True))
-        for path in outputs:
-            hooks.append(layer.get_submodule(path).register_forward_hook(note_output(path)))
+        seen, layer = Seen(), self.layers[index]
+        wanted = len(inputs) + len(outputs) if stop else -1
+        hooks = [
+            *(
+                layer.get_submodule(path).register_forward_pre_hook(seen.input_hook(path, wanted), with_kwargs=True)
+                for path in inputs
+            ),
+            *(layer.get_submodule(path).register_forward_hook(seen.output_hook(path, wanted)) for path in outputs),
+        ]
         try:
-            result = functional_call(layer, named, (x, *given.args), given.named, tie_weights=False)
-        except _Stop:
-            return None
+            with suppress(_StopError):
+                seen.after = self.layer(index, weights, x)
         finally:
             for hook in hooks:
                 hook.remove()
-        return result[0] if isinstance(result, tuple) else result
+        return seen
 
     def logits(self, outside: Outside, x: Tensor) -> Tensor:
         """(sequences, tokens, vocabulary) float32 of hidden states after the last layer, differentiable in them.
@@ -311,7 +326,7 @@ class StockModel:
         tensors = {name: tensor if name == stored else tensor.float() for name, tensor in outside.items()}
         looked_up = f"{self.embedding_path}.weight"
         tensors[looked_up] = torch.zeros(1, device=x.device).expand(self.parameters[looked_up])
-        forward, head.forward = head.forward, lambda rows: _Widened.apply(rows, head.weight, head.bias)
+        forward, head.forward = head.forward, lambda rows: _Widened.apply(rows, head.weight, head.bias)  # type: ignore[no-untyped-call]
         try:
             with self._visiting(lambda index, hidden, given: x if index == last else hidden):
                 result = functional_call(self.model, tensors, (ids,), {"use_cache": False}, tie_weights=False)
@@ -319,6 +334,11 @@ class StockModel:
             head.forward = forward
         logits: Tensor = result.logits
         return logits
+
+
+def _repeatable(x: Tensor) -> AbstractContextManager[None]:
+    """Where a GPU is to give gradients, attention that adds them up in the same order every time."""
+    return sdpa_kernel(SDPBackend.MATH) if x.is_cuda and x.requires_grad else nullcontext()
 
 
 class _Widened(torch.autograd.Function):
@@ -332,7 +352,7 @@ class _Widened(torch.autograd.Function):
         return result if bias is None else result + bias.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         blocks, start = _Widened._blocks(ctx.weight, gradient.dtype), 0
         total = gradient.new_zeros(*gradient.shape[:-1], ctx.weight.shape[1])
         for block in blocks:

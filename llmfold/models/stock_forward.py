@@ -11,7 +11,7 @@ from torch import Tensor
 from llmfold.checkpoint import Checkpoint
 from llmfold.models.base import LayerShape, Role
 from llmfold.models.coupling import NeuronCoupling
-from llmfold.models.stock import Seen, StockModel
+from llmfold.models.stock import StockModel
 from llmfold.models.stock_shape import StockShape
 from llmfold.models.unembedding import Ends
 from llmfold.runtime.hidden_states import chunks
@@ -47,27 +47,26 @@ class StockContext:
 
     def through(self, x: Tensor, weights: Weights, index: int) -> tuple[Tensor, Tensor]:
         """The inputs of a layer's MLPs (…, inner_width), and the hidden states after it (…, hidden)."""
-        seen, readers = Seen(), self.readers(index)
-        after = self.stock.layer(index, weights, x, inputs=readers, seen=seen)
-        assert after is not None
+        readers = self.readers(index)
+        seen = self.stock.watched(index, weights, x, inputs=readers)
+        assert seen.after is not None
         inner = x.new_zeros(*x.shape[:-1], self.inner_width)
         for number, path in enumerate(readers):
             start = number * self.shape.hidden
             inner[..., start : start + self.shape.hidden] = seen.inputs[path][0].view_as(x)
-        return inner, after
+        return inner, seen.after
 
     def layer(self, x: Tensor, weights: Weights, index: int, widths: LayerShape | None = None) -> Tensor:
         """Hidden states after a layer; (sequences, tokens, hidden) in and out."""
-        after = self.stock.layer(index, weights, x)
-        assert after is not None
-        return after
+        return self.stock.layer(index, weights, x)
 
     def heads(self, x: Tensor, weights: Weights, index: int) -> Tensor:
         """What the heads' consumer reads, (sequences, tokens, heads * head_dim), from the states before a layer."""
-        heads, seen = self.shape.couplings(self.shape.layers[index]).heads, Seen()
+        heads = self.shape.couplings(self.shape.layers[index]).heads
         assert heads is not None
-        self.stock.layer(index, weights, x, inputs=(heads.consumer,), stop=True, seen=seen)
-        return seen.inputs[heads.consumer][0].view(*x.shape[:2], -1)
+        seen = self.stock.watched(index, weights, x, inputs=(heads.consumer,), stop=True)
+        outputs: Tensor = seen.inputs[heads.consumer][0]
+        return outputs.view(*x.shape[:2], -1)
 
     def disturbed(self, inside: Tensor, after: Tensor) -> Tensor:
         """The states that an error of the attention disturbs first, of those that are kept."""
@@ -75,22 +74,17 @@ class StockContext:
 
     def mlp_inputs(self, inside: Tensor, weights: Weights, coupling: NeuronCoupling, index: int) -> Tensor:
         """What a coupling's producers read (…, hidden), from what is kept of a layer's inside (…, inner_width)."""
-        blocks = dict.fromkeys(
-            map(_block, self.shape.couplings(self.shape.layers[index]).neurons)
-        )
+        blocks = dict.fromkeys(map(_block, self.shape.couplings(self.shape.layers[index]).neurons))
         start = list(blocks).index(_block(coupling)) * self.shape.hidden
         return inside[..., start : start + self.shape.hidden]
 
-    def mlp_outputs(
-        self, inside: Tensor, after: Tensor, x: Tensor, mlp: Weights, coupling: NeuronCoupling
-    ) -> Tensor:
+    def mlp_outputs(self, inside: Tensor, after: Tensor, x: Tensor, mlp: Weights, coupling: NeuronCoupling) -> Tensor:
         """What a dense coupling's consumer gives (…, hidden) for inputs ``x``."""
         return F.linear(self.neurons(x, mlp, coupling), mlp["down"], mlp.get("down_bias"))
 
     def routing(self, x: Tensor, weights: Weights, index: int, coupling: NeuronCoupling) -> tuple[Tensor, Tensor]:
         """Experts (t, k) of each row and their weights (t, k), from the states (sequences, tokens, hidden) before."""
-        seen = Seen()
-        self.stock.layer(index, weights, x, inputs=(coupling.reads,), stop=True, seen=seen)
+        seen = self.stock.watched(index, weights, x, inputs=(coupling.reads,), stop=True)
         _, experts, shares = seen.inputs[coupling.reads][:3]
         return experts, shares
 
@@ -106,10 +100,9 @@ class StockContext:
         couplings = self.shape.couplings(self.shape.layers[index])
         heads = couplings.heads.consumer if couplings.heads else None
         gives = max(couplings.neurons, key=lambda each: each.expert is not None).gives if couplings.neurons else None
-        seen, paths = Seen(), tuple(path for path in (heads, gives) if path)
-        after = self.stock.layer(index, weights, x, outputs=paths, seen=seen)
-        assert after is not None
-        return (seen.outputs[heads] if heads else None, seen.outputs[gives] if gives else None, after)
+        seen = self.stock.watched(index, weights, x, outputs=[path for path in (heads, gives) if path])
+        assert seen.after is not None
+        return (seen.outputs[heads] if heads else None, seen.outputs[gives] if gives else None, seen.after)
 
     def embed(self, checkpoint: Checkpoint, tokens: Tensor, device: torch.device) -> Iterator[Tensor]:
         """Hidden states before the first layer, in chunks of ``CHUNK`` sequences."""

@@ -20,7 +20,6 @@ from llmfold.models.settings import setting
 from llmfold.models.stock import StockModel, build_stock, text_config
 from llmfold.models.width_keys import WidthKeys, find_keys
 
-
 _EXPERT_GRAIN = 8
 _POSITIONS = 2048
 """Of models that count none, for samples to have an end."""
@@ -51,7 +50,7 @@ class Kind:
         for coupling in self.couplings.neurons:
             if coupling.expert not in (None, 0):
                 continue  # all experts of a stack are of one width, and lie in one tensor
-            for role, slot in coupling.slots.items():
+            for slot in coupling.slots.values():
                 if slot.of_units:
                     axis, size = sizes.get(slot.tensor, (slot.unit_axis(), 0))
                     sizes[slot.tensor] = (axis, size + self.units(coupling, widths))
@@ -129,7 +128,9 @@ class StockShape(ModelShape):
     def outside_parameters(self) -> int:
         """Parameters outside the decoder layers; a tied head once."""
         head = f"{self.stock.head_path}.weight"
-        sizes = {name: math.prod(size) for name, size in self.stock.parameters.items() if not self.stock.is_inside(name)}
+        sizes = {
+            name: math.prod(size) for name, size in self.stock.parameters.items() if not self.stock.is_inside(name)
+        }
         return sum(size for name, size in sizes.items() if not (self.tied and name == head))
 
     def layer_tensors(self, index: int) -> dict[Role, str]:
@@ -164,7 +165,8 @@ class StockShape(ModelShape):
             for index, layer in enumerate(self.layers)
             for name, size in self.stored_shapes(index, layer).items()
         } | {
-            name: tuple(tensor.shape) for name, tensor in self.layout.store(self._outside_groups(), self._meta()).items()
+            name: tuple(tensor.shape)
+            for name, tensor in self.layout.store(self._outside_groups(), self._meta()).items()
         }
 
     def _outside_groups(self) -> list[Any]:
@@ -215,8 +217,8 @@ def stock_shape(config: PretrainedConfig) -> StockShape:
     """
     if getattr(config, "is_encoder_decoder", False) or _is_encoder(config):
         raise CheckpointError(
-            f"model_type {config.model_type!r} in config.json is an encoder, or an encoder with a decoder: llmfold folds "
-            "decoders"
+            f"model_type {config.model_type!r} in config.json is an encoder, or an encoder with a decoder: "
+            "llmfold folds decoders"
         )
     model = build_stock(config)
     names = default_names(model, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})

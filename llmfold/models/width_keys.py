@@ -3,9 +3,9 @@
 import copy
 import dataclasses
 import itertools
-from functools import partial
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
@@ -74,9 +74,7 @@ def updated(config: PretrainedConfig, shape: "StockShape", after: tuple[LayerSha
     return new
 
 
-def config_values(
-    shape: "StockShape", after: tuple[LayerShape, ...], config: PretrainedConfig
-) -> dict[str, Any]:
+def config_values(shape: "StockShape", after: tuple[LayerShape, ...], config: PretrainedConfig) -> dict[str, Any]:
     """Keys of the language model's config and their values at widths ``after``."""
     values: dict[str, Any] = dict(_widths(shape, after))
     changed = [b for a, b in zip(shape.layers, after, strict=True) if a.heads != b.heads]
@@ -125,11 +123,9 @@ def find_keys(shape: "StockShape", config: PretrainedConfig) -> "StockShape":
 
 def _candidates(groups: Mapping[tuple[int, str], int], text: Any) -> Iterator[dict[tuple[int, str], tuple[str, int]]]:
     """Assignments of keys to groups of couplings, the likelier first."""
-    options = []
+    options: list[list[tuple[str, int] | None]] = []
     for (_, name), units in groups.items():
-        keys = [
-            key for factor in _FACTORS for key in _NEURON_KEYS if _value(text, key) in (factor * units, "unset")
-        ]
+        keys = [key for factor in _FACTORS for key in _NEURON_KEYS if _value(text, key) in (factor * units, "unset")]
         if "expert" not in name and "shared" not in name:
             keys.sort(key=lambda key: key.startswith(("moe", "shared", "expert")))
         elif "shared" in name:

@@ -71,8 +71,8 @@ def check_family(config: FoldConfig, shape: ModelShape) -> None:
     for option, is_asked in asked.items():
         if is_asked:
             raise UsageError(
-                f"{option} is for {described} alone, and the model is of type {shape.architecture.model_type}: leave it "
-                "out"
+                f"{option} is for {described} alone, and the model is of type {shape.architecture.model_type}: "
+                "leave it out"
             )
 
 

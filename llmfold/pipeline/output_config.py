@@ -65,11 +65,12 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
 
 
 def _with_widths(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
-    """The source's config with the new widths where its class reads them, of a family that llmfold does not describe."""
+    """The source's config with the new widths where its class reads them, of a family that is not described."""
     from llmfold.models.stock_shape import StockShape  # builds on transformers' models
     from llmfold.models.width_keys import config_values
 
-    assert isinstance(plan.after, StockShape) and isinstance(plan.before, StockShape)
+    assert isinstance(plan.after, StockShape)
+    assert isinstance(plan.before, StockShape)
     config: dict[str, Any] = without_paths({k: v for k, v in source.items() if k != "auto_map"})
     values = config_values(plan.before, plan.after.layers, stock_config(source))
     part = next((config[key] for key in _TEXT_PARTS if isinstance(config.get(key), dict)), config)

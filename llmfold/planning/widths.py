@@ -75,7 +75,9 @@ class _Budget:
         mlp, attention = mlp or 0.0, attention or 0.0
         options = head_options(self.shape, layer, self.rules)
         heads, kv_heads = min(options, key=lambda o: (abs(1 - o[0] / max(layer.heads, 1) - attention), -o[0]))
-        return replace(layer, intermediate=self.rules.width(layer.intermediate, 1 - mlp), heads=heads, kv_heads=kv_heads)
+        return replace(
+            layer, intermediate=self.rules.width(layer.intermediate, 1 - mlp), heads=heads, kv_heads=kv_heads
+        )
 
     def layers(self, mlp: float | None, attention: float | None) -> tuple[LayerShape, ...]:
         """Widths of all layers when every free one loses these fractions."""
@@ -98,7 +100,9 @@ class _Budget:
     def attention_fractions(self) -> list[float]:
         """Fractions of heads that legal head counts of the free layers remove, ascending."""
         options = ((layer, head_options(self.shape, layer, self.rules)) for layer in self.free)
-        return sorted({1 - heads / max(layer.heads, 1) for layer, counts in options for heads, _ in counts if layer.heads}) or [0.0]
+        return sorted(
+            {1 - heads / max(layer.heads, 1) for layer, counts in options for heads, _ in counts if layer.heads}
+        ) or [0.0]
 
     def mlp_fraction(self, attention: float) -> float:
         """Fraction of the free layers' neurons that must go once ``attention`` of the heads has gone."""

@@ -333,9 +333,10 @@ class _Layer:
     def _mlp(self, coupling: NeuronCoupling, width: int) -> tuple[dict[Role, Tensor], dict[str, Any]]:
         """A coupling's tensors at ``width`` neurons, and what the report says of it."""
         kept, inputs = self.neuron_order(coupling, width).kept, self._inputs.neurons_of(coupling)
-        producers = [role for role in ("gate", "up", "gate_bias", "up_bias") if role in inputs.weights]
+        producers: list[Role] = [role for role in ("gate", "up", "gate_bias", "up_bias") if role in inputs.weights]
         folded = {role: inputs.weights[role][kept] for role in producers}
-        folded |= {r: t for r, t in inputs.weights.items() if r not in (*producers, "down", "down_bias")}
+        learned = inputs.weights.keys() - {*producers, "down", "down_bias"}  # of the activation itself
+        folded |= {role: inputs.weights[role] for role in learned}
 
         def rows(part: slice) -> tuple[Tensor, Tensor, Tensor]:
             x, y, w = inputs.mlp(part)
