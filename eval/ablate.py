@@ -38,7 +38,8 @@ from llmfold.data.texts import Text, read_text
 from llmfold.data.tokens import TokenBudget, embed, load_tokenizer
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
 from llmfold.methods.dense import LayerInputs, Measurement
-from llmfold.methods.reconstruction.fold import RIDGES, SELECTION_RIDGE, split
+from llmfold.methods.reconstruction.fold import SELECTION_RIDGE, split
+from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.models import ModelShape, Role, shape_of, tensor_name
 from llmfold.models.casting import load_model
 from llmfold.models.forward import attention_block, forward_context, mlp_neurons

@@ -61,9 +61,10 @@ class Beginnings:
         Raises:
             CheckpointError: nothing says how a document begins.
         """
-        rows = int(config.vocab_size)
+        text = config.get_text_config(decoder=True)
+        rows, places = int(text.vocab_size), (settings, config, text)
         named = {
-            key: _rows(getattr(settings, key, None), rows) or _rows(getattr(config, key, None), rows)
+            key: next(filter(None, (_rows(getattr(place, key, None), rows) for place in places)), ())
             for key in ("bos_token_id", "eos_token_id")
         }
         ends = named["eos_token_id"]

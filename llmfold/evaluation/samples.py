@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmfold.data.tokens import input_device, load_tokenizer
 from llmfold.errors import CheckpointError
+from llmfold.models.settings import POSITIONS, setting
 
 PROMPTS = (
     "Once upon a time, there was a",
@@ -53,7 +54,8 @@ def continue_prompts(
     """
     ids = [list(tokenizer(prompt).input_ids) for prompt in prompts]
     longest = max(map(len, ids))
-    vocabulary, positions = model.config.vocab_size, model.config.max_position_embeddings
+    text = model.config.get_text_config(decoder=True)
+    vocabulary, positions = text.vocab_size, setting(text, "max_position_embeddings") or POSITIONS
     if not all(ids) or max(map(max, ids)) >= vocabulary or longest >= positions:
         return None
     written = greedy(model, ids, min(new_tokens, positions - longest))

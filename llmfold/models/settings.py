@@ -2,6 +2,9 @@
 
 from typing import Any
 
+POSITIONS = 2048
+"""Of models that count none, for samples to have an end."""
+
 
 def setting(config: Any, name: str) -> Any:
     """The value of a key; None where the config has none, or one of each layer's own."""

@@ -21,6 +21,7 @@ from transformers.initialization import no_init_weights
 
 from llmfold.errors import CheckpointError
 from llmfold.models.base import Role, tensor_path
+from llmfold.models.settings import setting
 from llmfold.runtime.quiet import quiet_transformers
 
 Outside = Mapping[str, Tensor]
@@ -90,6 +91,19 @@ class _Stub(nn.Module):
         if args:
             return self._visit(self._index, args[0], args[1:], named)
         return self._visit(self._index, named.pop("hidden_states"), (), named)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two layers' arguments, or lists of them, are equal in every tensor."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and bool(torch.equal(one, other))
+    if isinstance(one, Given):
+        return isinstance(other, Given) and _same([one.args, one.named], [other.args, other.named])
+    if isinstance(one, dict):
+        return isinstance(other, dict) and all(_same(value, other.get(key)) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return isinstance(other, list | tuple) and all(map(_same, one, other))
+    return True
 
 
 @dataclass(frozen=True)
@@ -221,7 +235,18 @@ class StockModel:
             self._given[key] = self._record(sequences, tokens, device)
         return self._given[key]
 
-    def _record(self, sequences: int, tokens: int, device: torch.device) -> list[Given]:
+    def refuse_dependence(self) -> None:
+        """Raise CheckpointError where a layer needs more than the hidden states before it and their places."""
+        name, cpu = type(self.model).__name__, torch.device("cpu")
+        if setting(text_config(self.model.config), "num_kv_shared_layers"):
+            raise CheckpointError(f"layers of {name} share keys and values: llmfold cannot fold them one by one")
+        ids = torch.arange(3)[None]
+        if not _same(self._record(1, 3, cpu), self._record(1, 3, cpu, ids)):
+            raise CheckpointError(
+                f"layers of {name} are given more of the tokens than hidden states: llmfold cannot fold them one by one"
+            )
+
+    def _record(self, sequences: int, tokens: int, device: torch.device, ids: Tensor | None = None) -> list[Given]:
         found: list[Given] = []
         self._to(device)
 
@@ -234,14 +259,15 @@ class StockModel:
         def stop(module: nn.Module, inputs: Any) -> None:
             raise _StopError
 
-        ids = torch.zeros(sequences, tokens, dtype=torch.int64, device=device)
-        zeros = {name: torch.zeros(1, device=device).expand(self.parameters[name]) for name in self._before}
+        if ids is None:
+            ids = torch.zeros(sequences, tokens, dtype=torch.int64, device=device)
+        outside = {name: self._stand_in(name, device) for name in self._before}
         for self._extra in (None, (), (_HANDED_ON,)):
             found.clear()
             hook = self.model.get_submodule(self.head_path).register_forward_pre_hook(stop)
             try:
                 with self._visiting(note), torch.no_grad():
-                    functional_call(self.model, zeros, (ids,), {"use_cache": False}, tie_weights=False)
+                    functional_call(self.model, outside, (ids,), {"use_cache": False}, tie_weights=False)
             except _StopError:
                 if [given.index for given in found] == list(range(len(self.layers))):
                     return list(found)
@@ -253,6 +279,13 @@ class StockModel:
             f"the layers of {type(self.model).__name__} hand on more than hidden states, or run in another order than "
             "they stand: llmfold cannot fold them one by one"
         )
+
+    def _stand_in(self, name: str, device: torch.device) -> Tensor:
+        """A parameter that takes no room; tables of tokens differ from row to row."""
+        shape = self.parameters[name]
+        if len(shape) == 2 and shape[0] > 1:
+            return torch.arange(shape[0], dtype=torch.float32, device=device)[:, None].expand(shape)
+        return torch.zeros((), device=device).expand(shape)
 
     def _to(self, device: torch.device) -> None:
         """Move buffers; parameters stay where they take no room."""

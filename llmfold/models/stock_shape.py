@@ -16,13 +16,11 @@ from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling
 from llmfold.models.finder import head_coupling, neuron_couplings, tensors_of
 from llmfold.models.layout import Layout, default_names
 from llmfold.models.probe import confirmed, heads_agree
-from llmfold.models.settings import setting
+from llmfold.models.settings import POSITIONS, setting
 from llmfold.models.stock import StockModel, build_stock, text_config
 from llmfold.models.width_keys import WidthKeys, find_keys
 
 _EXPERT_GRAIN = 8
-_POSITIONS = 2048
-"""Of models that count none, for samples to have an end."""
 
 
 @dataclass(frozen=True)
@@ -248,12 +246,12 @@ def stock_shape(config: PretrainedConfig) -> StockShape:
         qkv_bias=False,
         o_bias=False,
         mlp_bias=False,
-        positions=int(setting(text, "max_position_embeddings") or _POSITIONS),
+        positions=int(setting(text, "max_position_embeddings") or POSITIONS),
         kinds=tuple(kinds),
         stock=stock,
     )
     shape = dataclasses.replace(shape, layout=Layout(stock.model, stock.parameters, names))
-    stock.given(1, 2, torch.device("cpu"))  # refuses layers that hand on more than hidden states
+    stock.refuse_dependence()
     shape = find_keys(shape, config)
     _refuse_unfoldable(shape)
     return shape

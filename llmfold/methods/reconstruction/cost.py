@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llmfold.data.tokens import refine_steps, token_budget
-from llmfold.methods.reconstruction.fold import RIDGES, ReconstructionOptions, split
+from llmfold.methods.reconstruction.fold import ReconstructionOptions, split
 from llmfold.methods.reconstruction.importance import sequences_for
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
+from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.methods.sampling_cost import with_sampling
 from llmfold.models import LayerShape
 from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops, head_flops

@@ -6,11 +6,11 @@ the dense model's, and layers are independent.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,13 @@ from llmfold.methods.base import FoldContext, Folded, LayerMethod, ReadLayer, We
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement, NeuronInputs
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.importance import Importance, Part
+from llmfold.methods.reconstruction.refitting import Consumer, Sums, refit_consumer
 from llmfold.models import LayerShape, ModelShape, Role
 from llmfold.models.coupling import NeuronCoupling
 from llmfold.models.slots import Slots, narrowed
 from llmfold.planning import LayerCurves, Sensitivities
 from llmfold.planning.sensitivity import kept_neurons
-from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias, relative_error
+from llmfold.repair.least_squares import ActivationSums, activation_sums
 from llmfold.repair.refine import Refinement, refine
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, stored_tensors
 from llmfold.runtime.seeding import mixed_seed
@@ -35,8 +36,6 @@ from llmfold.runtime.timing import StageTimer
 from llmfold.selection.elimination import Elimination, eliminate_blocks, eliminate_units
 
 SELECTION_RIDGE = 1e-3
-RIDGES = (0.03, 0.3, 1.0, 3.0)
-"""Pull of the consumer's rows towards what they were, as fractions of the mean diagonal; held-back rows choose."""
 _GAUSSIAN_ROWS = 8192
 _FEW_SHARE = 0.5
 """Share of random inputs where an expert is given too few tokens to tell its neurons apart."""
@@ -190,29 +189,6 @@ def split(sequences: int, held_back: float, chunk: int = CHUNK) -> tuple[list[sl
     return [p for p in parts if p.start < first_held], [p for p in parts if p.start >= first_held]
 
 
-class _Sums(NamedTuple):
-    """Sums over the rows to fit on, and over all rows."""
-
-    train: ActivationSums
-    whole: ActivationSums
-
-
-class _Consumer(NamedTuple):
-    """A dense consumer: its role, the tensors of its coupling, and the sums over what it reads."""
-
-    role: Role
-    weights: Weights
-    sums: _Sums
-
-
-class _Refitted(NamedTuple):
-    """A consumer by role, refit on the rows to fit on and on all rows, and what the report says of it."""
-
-    train: dict[Role, Tensor]
-    whole: dict[Role, Tensor]
-    record: dict[str, Any]
-
-
 class _Layer:
     """One layer on the states around it."""
 
@@ -224,7 +200,8 @@ class _Layer:
         self._attention_weights = {} if heads is None else heads.view(inputs.weights, inputs.shape)
         self._unit_size = self._widths.heads * owner.shape.head_dim // max(self._widths.head_units, 1)
         self._train, self._held = split(owner.measurement.size[0], self._options.held_back, chunk)
-        self._known: dict[str, _Sums] = {}
+        self._judged = self._held or self._train
+        self._known: dict[str, Sums] = {}
         self._record = LayerRecord()
         self._stages = StageTimer(self._record.seconds)
 
@@ -280,17 +257,17 @@ class _Layer:
         weight = sums.weight / (sequences * tokens)
         return importance.metric(self._inputs.index, part).to(sums.gram.device) / math.sqrt(max(2 * weight, 1e-30))
 
-    def _sums(self, part: str, rows: Callable[[slice], tuple[Tensor, Tensor]]) -> _Sums:
+    def _sums(self, part: str, rows: Callable[[slice], tuple[Tensor, Tensor]]) -> Sums:
         """Sums over what the consumer of a part reads: ``rows`` gives features and row weights."""
         if part not in self._known:
             self._known = {}  # those of one consumer at a time: they are the largest tensors of all
             train = activation_sums(map(rows, self._train))
             whole = train + activation_sums(map(rows, self._held)) if self._held else train
-            self._known[part] = _Sums(train, whole)
+            self._known[part] = Sums(train, whole)
             self._stages.lap("measure")
         return self._known[part]
 
-    def _neuron_sums(self, inputs: NeuronInputs) -> _Sums:
+    def _neuron_sums(self, inputs: NeuronInputs) -> Sums:
         name = inputs.coupling.name
         if name in self._known:
             return self._known[name]
@@ -302,7 +279,7 @@ class _Layer:
         sums = self._sums(name, rows)
         share = self._options.gaussian or (_FEW_SHARE if inputs.scarce else 0.0)
         if share:
-            self._known[name] = _Sums(*(self._with_gaussian(each, inputs, share) for each in sums))
+            self._known[name] = Sums(*(self._with_gaussian(each, inputs, share) for each in sums))
         return self._known[name]
 
     def _with_gaussian(self, sums: ActivationSums, inputs: NeuronInputs, share: float) -> ActivationSums:
@@ -325,7 +302,7 @@ class _Layer:
         known = self._attention_weights
         folded = {role: known[role][rows] for role, rows in picked.items() if role in known}
         sums = self._sums("heads", self._inputs.heads)
-        refitted = self._refit(_Consumer("o", known, sums), queries, self._head_rows)
+        refitted = refit_consumer(Consumer("o", known, sums), queries, map(self._head_rows, self._judged))
         self._record.attention = {"before": self._widths.heads, "after": after.heads, **refitted.record}
         self._stages.lap("select")
         return folded | refitted.whole
@@ -342,7 +319,9 @@ class _Layer:
             x, y, w = inputs.mlp(part)
             return inputs.neurons(x), y, w
 
-        refitted = self._refit(_Consumer("down", inputs.weights, self._neuron_sums(inputs)), kept, rows)
+        refitted = refit_consumer(
+            Consumer("down", inputs.weights, self._neuron_sums(inputs)), kept, map(rows, self._judged)
+        )
         self._known = {}  # the refinement needs the room
         self._stages.lap("select")
         record = {"before": coupling.units, "after": width, **refitted.record}
@@ -361,50 +340,6 @@ class _Layer:
         heads, w = self._inputs.heads(part)
         known = self._attention_weights
         return heads, F.linear(heads, known["o"], known.get("o_bias")), w
-
-    def _refit(
-        self, consumer: _Consumer, kept: Tensor, rows: Callable[[slice], tuple[Tensor, Tensor, Tensor]]
-    ) -> _Refitted:
-        """Refit a consumer at the ridge that held-back rows like best.
-
-        Args:
-            consumer: as it was, with the sums over what it reads.
-            kept: features that stay.
-            rows: of some sequences: all features (t, n), targets (t, d) and row weights (t,).
-        """
-        sums, dense = consumer.sums, consumer.weights[consumer.role].T
-        bias = consumer.weights.get(f"{consumer.role}_bias")
-
-        def fitted(over: ActivationSums, ridge: float) -> tuple[Tensor, Tensor | None]:
-            new = refit(over if bias is None else over.centred(), dense, kept, ridge)
-            return new, None if bias is None else refit_bias(over, dense, kept, new, bias)
-
-        index = kept.to(dense.device)
-        candidates = [(dense[index], bias), *(fitted(sums.train, ridge) for ridge in RIDGES)]
-        errors = _errors(candidates, map(rows, self._held or self._train), index)
-        best = min(range(len(RIDGES)), key=lambda i: errors[i + 1])
-        record = {"ridge": RIDGES[best], "error_before_repair": errors[0], "error_after_repair": errors[best + 1]}
-        whole = fitted(sums.whole, RIDGES[best])
-        role = consumer.role
-        return _Refitted(_consumer(role, *candidates[best + 1]), _consumer(role, *whole), record)
-
-
-def _errors(
-    candidates: Sequence[tuple[Tensor, Tensor | None]], rows: Iterable[tuple[Tensor, Tensor, Tensor]], kept: Tensor
-) -> list[float]:
-    """Relative squared error on some rows of consumers (k, d) with biases."""
-    wrong, total = [0.0] * len(candidates), 0.0
-    for features, targets, w in rows:
-        total += float((targets.square().sum(1) * w).double().sum())
-        some = features[:, kept]
-        for number, (consumer, bias) in enumerate(candidates):
-            rest = targets - some @ consumer - (0 if bias is None else bias)
-            wrong[number] += float((rest.square().sum(1) * w).double().sum())
-    return [relative_error(value, total) for value in wrong]
-
-
-def _consumer(role: Role, rows: Tensor, bias: Tensor | None) -> dict[Role, Tensor]:
-    return {role: rows.T.contiguous()} | ({} if bias is None else {f"{role}_bias": bias})
 
 
 def _features(units: Tensor, size: int) -> Tensor:

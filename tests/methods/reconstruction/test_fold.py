@@ -20,8 +20,8 @@ from llmfold.data import tokens as tk
 from llmfold.data.sampling import Sampler
 from llmfold.errors import OutputError
 from llmfold.methods import source as source_module
-from llmfold.methods.reconstruction.fold import RIDGES
 from llmfold.methods.reconstruction.population import Population
+from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.planning import Sensitivities
 
 MEASURED: dict[str, Any] = {"num_samples": 16, "sequence_length": 32}
