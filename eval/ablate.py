@@ -35,14 +35,14 @@ from llmfold.data import tokens as tokens_module
 from llmfold.data.beginnings import Beginnings, Mixture
 from llmfold.data.sampling import Sampler, Sampling, strewn
 from llmfold.data.texts import Text, read_text
-from llmfold.data.tokens import TokenBudget, embed, load_tokenizer
+from llmfold.data.tokens import TokenBudget, load_tokenizer
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
-from llmfold.methods.dense import LayerInputs, Measurement
+from llmfold.methods.dense import LayerInputs, Measurement, NeuronInputs
 from llmfold.methods.reconstruction.fold import SELECTION_RIDGE, split
 from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.models import ModelShape, Role, shape_of, tensor_name
 from llmfold.models.casting import load_model
-from llmfold.models.forward import attention_block, forward_context, mlp_neurons
+from llmfold.models.forward import attention_block, own_context
 from llmfold.repair.least_squares import ActivationSums, cholesky
 from llmfold.repair.refine import Refinement, held_error, refine
 from llmfold.runtime.devices import pick_device
@@ -91,7 +91,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.checkpoint = Checkpoint.open(self.folder)
         self.shape: ModelShape = shape_of(self.checkpoint.config)
-        self.context = forward_context(self.checkpoint.config, self.shape)
+        self.context = own_context(self.checkpoint.config, self.shape)
         self.model = load_model(self.folder, torch.float32, self.device).requires_grad_(False)
         self.dense = [{role: t.weight for role, t in _linears(self.model, i)} for i in range(len(self.shape.layers))]
         self.batch = 2 if self.device.type == "cpu" else 8
@@ -150,21 +150,24 @@ class Bench:
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Hidden states before the first layer."""
-        return torch.cat([part.cpu() for part in embed(self.checkpoint, tokens, self.device)])
+        return torch.cat([part.cpu() for part in self.context.embed(self.checkpoint, tokens, self.device)])
 
-    def inputs(self, index: int, weights: dict[Role, Tensor], before: Tensor, goal: Tensor | None) -> LayerInputs:
-        """A dense layer on some states; its MLP is to give what is missing to ``goal``, or its own output."""
+    def inputs(self, index: int, weights: dict[Role, Tensor], before: Tensor, goal: Tensor | None) -> NeuronInputs:
+        """A dense layer's MLP on some states; it is to give what is missing to ``goal``, or its own output."""
         measurement = Measurement(self.context, lambda: iter(()), tuple(before.shape[:2]), Path(), self.device)  # type: ignore[arg-type]
         between, layer = torch.empty_like(before), self.shape.layers[index]
         for part in chunks(len(before)):
-            states = before[part].to(self.device)
-            between[part] = attention_block(states, weights, layer, self.context, index)
+            given = before[part].to(self.device)
+            between[part] = attention_block(given, weights, layer, self.context, index)
         after = goal if goal is not None else torch.empty_like(before)
-        found = LayerInputs(measurement, index, weights, *(t.numpy() for t in (before, between, after)), None)  # type: ignore[arg-type]
+        states = (each.numpy() for each in (before, between, after))
+        around = LayerInputs(measurement, index, weights, *states, None)  # type: ignore[arg-type]
+        (coupling,) = self.shape.couplings(layer).neurons
+        found = around.neurons_of(coupling)
         if goal is None:
             for part in chunks(len(before)):
                 x, _, _ = found.mlp(part)
-                after[part] = between[part] + F.linear(found.neurons(x), weights["down"]).cpu().view_as(between[part])
+                after[part] = between[part] + found.mlp_output(x, found.weights).cpu().view_as(between[part])
         return found
 
     def scores(self, mlps: Mapping[int, Mapping[Role, Tensor]]) -> dict[str, float]:
@@ -213,7 +216,7 @@ class Sums:
         return start + torch.cholesky_solve(self.cross[kept] - gram @ start, factor)
 
 
-def sums(inputs: LayerInputs, parts: Iterable[slice]) -> Sums:
+def sums(inputs: NeuronInputs, parts: Iterable[slice]) -> Sums:
     """Sums over the neurons of a dense MLP and what it is to give."""
     gram, cross, total, energy, weight = None, None, None, 0.0, 0.0
     for part in parts:
@@ -228,17 +231,17 @@ def sums(inputs: LayerInputs, parts: Iterable[slice]) -> Sums:
 
 
 def fit(
-    case: Case, inputs: LayerInputs, width: int, known: dict[str, Any]
+    case: Case, inputs: NeuronInputs, width: int, known: dict[str, Any]
 ) -> tuple[dict[Role, Tensor], dict[str, float]]:
     """Narrow one MLP; returns its tensors, and its errors on the rows fitted to and on those held back.
 
     Args:
         case: what to do.
-        inputs: the layer on its states.
+        inputs: the MLP on its layer's states.
         width: neurons to keep.
         known: what other cases on the same inputs have computed.
     """
-    train_parts, held_parts = split(inputs.measurement.size[0], 0.125)
+    train_parts, held_parts = split(inputs.layer.measurement.size[0], 0.125)
     if "train" not in known:
         known["train"], known["held"] = sums(inputs, train_parts), sums(inputs, held_parts)
         known["whole"] = known["train"] + known["held"]
@@ -261,7 +264,7 @@ def fit(
     if case.refine:
         settings = Refinement(case.refine, case.batch, metric=known.get("metrics", {}).get(case.refine_in))
         trained = start | {"down": trials[best].float().T.contiguous()}
-        seed = case.seed + inputs.index
+        seed = case.seed + inputs.layer.index
         refined, (before, facts["refined"]) = refine(trained, inputs, train_parts, held_parts, settings, seed)
         if facts["refined"] < before:
             return refined, facts
@@ -384,7 +387,7 @@ def run_group(bench: Bench, cases: list[Case]) -> Iterator[tuple[Case, dict[str,
             if inside:
                 unseen_error = held_error(mlps[case][index], foreign, list(chunks(len(unseen))))
                 facts[case].append({"layer": index, **found, "unseen": unseen_error})
-        dense, unseen = torch.from_numpy(around.after), torch.from_numpy(foreign.after)
+        dense, unseen = torch.from_numpy(around.layer.after), torch.from_numpy(foreign.layer.after)
         print(f"layer {index}", end="\r", flush=True)
     for case in cases:
         if case.joint:
@@ -393,20 +396,20 @@ def run_group(bench: Bench, cases: list[Case]) -> Iterator[tuple[Case, dict[str,
 
 
 def _fit_on_folded(
-    bench: Bench, case: Case, folded: dict[Case, Tensor], dense: LayerInputs, maps: dict[str, Tensor]
+    bench: Bench, case: Case, folded: dict[Case, Tensor], dense: NeuronInputs, maps: dict[str, Tensor]
 ) -> tuple[dict[Role, Tensor], dict[str, float]]:
     """Narrow an MLP on the folded model's inputs, correcting a share of the error that they bring; moves them on."""
-    inputs = bench.inputs(dense.index, dense.weights, folded[case], None)
+    inputs = bench.inputs(dense.layer.index, dense.layer.weights, folded[case], None)
     share = float(case.target)
-    own = torch.from_numpy(inputs.after)
-    goal = torch.lerp(own, torch.from_numpy(dense.after), share)
-    inputs = dataclasses.replace(inputs, after=goal.numpy())  # type: ignore[arg-type]
+    own = torch.from_numpy(inputs.layer.after)
+    goal = torch.lerp(own, torch.from_numpy(dense.layer.after), share)
+    inputs = dataclasses.replace(inputs.layer, after=goal.numpy()).neurons_of(inputs.coupling)  # type: ignore[arg-type]
     mlp, facts = fit(case, inputs, bench.width, {"metrics": maps})
     after = torch.empty_like(goal)
     for part in chunks(len(goal)):
         x, _, _ = inputs.mlp(part)
-        found = F.linear(mlp_neurons(x, mlp, inputs.measurement.context), mlp["down"])
-        after[part] = torch.from_numpy(inputs.between[part]) + found.cpu().view_as(after[part])
+        found = inputs.mlp_output(x, mlp)
+        after[part] = torch.from_numpy(inputs.layer.inside[part]) + found.cpu().view_as(after[part])
     folded[case] = after
     return mlp, facts
 

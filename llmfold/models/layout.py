@@ -73,7 +73,7 @@ class Layout:
                 )
             converter = None if pattern is None else by_pattern[pattern]
             collected.setdefault(target, (converter, []))[1].append((name, pattern or name))
-        model._weight_conversions = [each for each in transforms if each.was_used()]
+        self._conversions = [each for each in transforms if each.was_used()]
         self.groups = [self._group(target, *each, stored) for target, each in collected.items()]
         self._by_parameter = {name: group for group in self.groups for name in group.parameters}
         self._check(parameters)
@@ -120,6 +120,7 @@ class Layout:
             if group.converter is None:
                 stored.update({name: parameters[group.target] for name, _ in group.stored})
                 continue
+            self._model._weight_conversions = self._conversions
             values = revert_weight_conversion(self._model, {name: parameters[name] for name in group.parameters})
             names = {name for name, _ in group.stored}
             if values.keys() != names:

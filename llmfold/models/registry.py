@@ -1,6 +1,8 @@
 """From a config.json to a validated :class:`ModelShape`."""
 
+import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -137,16 +139,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     architecture = architecture_of(config)
     _check_dtype(config)
     if architecture is None:
-        from llmfold.models.stock_shape import stock_shape  # builds on transformers' models
-
-        try:
-            return stock_shape(stock_config(config))
-        except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(
-                f"llmfold does not understand the stock class of model_type {config['model_type']!r} in config.json: "
-                f"{type(error).__name__}: {reason}"
-            ) from error
+        return _stock_shape(json.dumps(config, sort_keys=True))
     stock = plain_settings(config) or stock_config(config)
     hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
@@ -165,6 +158,22 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         mlp_bias=_flag(stock, architecture.mlp_bias),
         positions=_positive(stock.max_position_embeddings, "max_position_embeddings"),
     )
+
+
+@lru_cache(maxsize=4)
+def _stock_shape(config: str) -> ModelShape:
+    """The shape that the stock class of a config, as JSON, tells; it is asked for several times in a run."""
+    from llmfold.models.stock_shape import stock_shape  # builds on transformers' models
+
+    raw = json.loads(config)
+    try:
+        return stock_shape(stock_config(raw))
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"llmfold does not understand the stock class of model_type {raw['model_type']!r} in config.json: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
 
 
 def expected_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:

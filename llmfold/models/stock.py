@@ -5,6 +5,7 @@ capped, windowed or rotated. It is built on the meta device. Its forward pass ru
 layers, which tell what each layer is given beside the hidden states; layers run one by one by functional calls.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -27,6 +29,8 @@ from llmfold.runtime.quiet import quiet_transformers
 Outside = Mapping[str, Tensor]
 """Parameters outside the decoder layers, by their names in the model, of any float dtype."""
 _BLOCK_BYTES = 64_000_000
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
+_LARGE = 1_000_000
 
 
 def build_stock(config: PretrainedConfig) -> PreTrainedModel:
@@ -36,13 +40,25 @@ def build_stock(config: PretrainedConfig) -> PreTrainedModel:
         CheckpointError: transformers cannot build it.
     """
     try:
-        with quiet_transformers(), no_init_weights(), init_empty_weights(include_buffers=False):
+        with quiet_transformers(), no_init_weights(), init_empty_weights(include_buffers=False), _LargeOnMeta():
             model = AutoModelForCausalLM.from_config(config)
             model.set_experts_implementation("eager")
     except Exception as error:  # transformers raises many kinds for a bad field
         reason = " ".join(str(error).split())
         raise CheckpointError(f"transformers cannot build a {config.model_type} from config.json: {reason}") from error
     return model.eval()
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Has room for matrices made on the meta device at once: that of a stack of experts would not fit in memory."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(kwargs or {})
+        if function in _FACTORIES and named.get("device") is None:
+            sizes = args[0] if args and isinstance(args[0], tuple | list | torch.Size) else args
+            if math.prod(size for size in sizes if isinstance(size, int)) >= _LARGE:
+                named["device"] = "meta"
+        return function(*args, **named)
 
 
 def layers_path(model: PreTrainedModel) -> str:

@@ -1,18 +1,23 @@
 """Opening the model that is to be folded, and planning a fold of it."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
 
 from llmfold.checkpoint import Checkpoint, Source, TensorInfo, resolve
 from llmfold.checkpoint.accept import refuse_model_code, refuse_quantised_config
+from llmfold.checkpoint.adapter import ADAPTER_CONFIG
+from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.locate import locate
+from llmfold.checkpoint.paths import regular_file
+from llmfold.checkpoint.reader import CONFIG_FILE
+from llmfold.checkpoint.weights import INDEX_FILE
 from llmfold.config import DTYPES, FoldConfig
 from llmfold.data.plain_text import read_plain_text
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, UsageError
+from llmfold.model_path import local_folder
 from llmfold.models import ARCHITECTURES, ModelShape, check_tensors, expected_tensors, shape_of
 from llmfold.models.forward import forward_context
 from llmfold.models.plain import plain_settings
@@ -58,6 +63,13 @@ def _check_generation_config(folder: Path) -> None:
         raise CheckpointError(f"{path} does not hold a JSON object: download the file again, or remove it")
 
 
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder holds files of weights, of whatever kind."""
+    return any(path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf") for path in folder.iterdir()) or any(
+        (folder / name).exists() for name in (INDEX_FILE, ADAPTER_CONFIG)
+    )
+
+
 def check_family(config: FoldConfig, shape: ModelShape) -> None:
     """Raise UsageError where options are for families that llmfold describes itself, and the model is of another."""
     if shape.architecture.described:
@@ -84,13 +96,15 @@ def check_data(config: FoldConfig) -> None:
 
 
 def plan_from_config(config: FoldConfig) -> FoldPlan:
-    """Plan a fold from a hub model's config alone, without its weights; local folders are checked in full.
+    """Plan a fold by the config alone of a hub's model, or of a folder without weights; others are checked in full.
 
     Raises:
         LlmfoldError: as :func:`llmfold.fold` does before it begins to work.
     """
     check_data(config)
-    if config.model == DEMO_NAME or os.path.exists(os.path.expanduser(config.model)):
+    folder = local_folder(config.model, config.revision) if config.model != DEMO_NAME else None
+    bare = folder is not None and (folder / CONFIG_FILE).is_file() and not _has_weights(folder)
+    if not bare and (config.model == DEMO_NAME or folder is not None):
         source = locate(config.model, config.revision)
         checkpoint, shape = _opened(source)
         check_family(config, shape)
@@ -98,7 +112,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
             forward_context(checkpoint.config, shape)
         return make_plan(shape, checkpoint.tensors, config)
     source = resolve(config.model, revision=config.revision, weights=False)
-    raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    raw = read_object(regular_file(source.folder, CONFIG_FILE), unique_keys=False)
     refuse_quantised_config(raw, config.model)
     refuse_model_code(raw, config.model)
     shape = shape_of(raw)

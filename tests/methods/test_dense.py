@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmfold.checkpoint import Source
-from llmfold.data.tokens import embed
 from llmfold.methods.base import ReadLayer
 from llmfold.methods.dense import DenseStates, Measurement, row_weight
 from llmfold.models import Role, tensor_name
@@ -55,7 +54,7 @@ def prepare(model: Path, tmp_path: Path) -> Callable[..., Prepared]:
             return {role: checkpoint.read(tensor_name(index, role)) for role, _ in roles}
 
         seed = 0 if population else None
-        start = partial(embed, checkpoint, TOKENS, device)
+        start = partial(context.embed, checkpoint, TOKENS, device)
         return Measurement(context, start, SIZE, tmp_path, device, shuffle_seed=seed), read_layer
 
     return prepared
@@ -83,7 +82,7 @@ def test_only_states_around_the_group_stay_on_disk(prepare: Callable[..., Prepar
     measurement, read_layer = prepare()
     states = DenseStates(measurement)
     states.move_to([1, 2], read_layer)
-    assert files(measurement) == {"00001", "00001-between", "00002", "00002-between", "00003"}
+    assert files(measurement) == {"00001", "00001-inside", "00002", "00002-inside", "00003"}
     states.close()
     assert files(measurement) == set()
 
@@ -94,15 +93,18 @@ def test_a_layer_gives_its_mlps_inputs_and_outputs(prepare: Callable[..., Prepar
     states = DenseStates(measurement)
     states.move_to([1], read_layer)
     around = states.around(1, measurement.wide(read_layer(1)))
+    (coupling,) = measurement.shape.couplings(around.shape).neurons
+    mlp = around.neurons_of(coupling)
     part = slice(4, 9)
-    x, y, w = around.mlp(part)
-    torch.testing.assert_close(around.neurons(x) @ around.weights["down"].T, y, rtol=1e-3, atol=1e-4)
+    x, y, w = mlp.mlp(part)
+    torch.testing.assert_close(mlp.neurons(x) @ around.weights["down"].T, y, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(mlp.mlp_output(x, mlp.weights), y, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(w, row_weight(torch.from_numpy(around.after[part].copy())))
     rows = torch.arange(part.start * SIZE[1], part.stop * SIZE[1]).numpy()
-    for one, other in zip(around.mlp_rows(rows), (x, y, w), strict=True):
+    for one, other in zip(mlp.mlp_rows(rows), (x, y, w), strict=True):
         assert torch.equal(one, other)
     heads, _ = around.heads(part)
-    added = around.between[part].reshape(-1, measurement.shape.hidden) - (heads @ around.weights["o"].T).numpy()
+    added = around.inside[part].reshape(-1, measurement.shape.hidden) - (heads @ around.weights["o"].T).numpy()
     if population:
         assert around.order is not None
         expected = around.before.reshape(-1, measurement.shape.hidden)[around.order[rows]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmfold.models import shape_of
-from llmfold.models.forward import forward_context
+from llmfold.models.forward import ForwardContext, forward_context
 from llmfold.pipeline import forward_pass as unit
 from llmfold.planning.cost import forward_flops
 
@@ -36,12 +36,12 @@ def test_a_pass_is_timed_on_part_of_a_layer_and_scaled_to_the_model(monkeypatch:
 def test_wide_models_are_timed_on_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unit, "_PROBE_FLOPS", 1e5)
     seen: list[torch.Size] = []
-    layer = unit.decoder_layer
+    layer = ForwardContext.layer
 
-    def spied(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def spied(self: ForwardContext, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(x.shape)
-        return layer(x, *rest)
+        return layer(self, x, *rest)
 
-    monkeypatch.setattr(unit, "decoder_layer", spied)
+    monkeypatch.setattr(ForwardContext, "layer", spied)
     assert unit.forward_pass_seconds(forward_context(CONFIG, shape_of(CONFIG)), 1024, 64, torch.device("cpu")) > 0
     assert set(seen) == {(1, 16, 32)}

@@ -8,7 +8,7 @@ from support import tiny_model
 from torch import Tensor
 
 from llmfold.checkpoint import Source
-from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
+from llmfold.methods.dense import DenseStates, Measurement, NeuronInputs
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.opening import open_source
 from llmfold.repair.refine import Mlp, Refinement, held_error, refine
@@ -19,8 +19,8 @@ KEPT = torch.arange(36)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "biased"])
-def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerInputs:
-    """Layer 1 of a tiny model with the states around it, on random residual vectors."""
+def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NeuronInputs:
+    """The MLP of layer 1 of a tiny model with the states around it, on random residual vectors."""
     folder = tmp_path_factory.mktemp("refine")
     checkpoint, shape = open_source(Source(tiny_model(folder / "m", mlp_bias=request.param), "m", None))
 
@@ -38,17 +38,18 @@ def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
     states = DenseStates(measurement)
     states.move_to([1], read_layer)
-    return states.around(1, measurement.wide(read_layer(1)))
+    (coupling,) = shape.couplings(shape.layers[1]).neurons
+    return states.around(1, measurement.wide(read_layer(1))).neurons_of(coupling)
 
 
-def narrowed(inputs: LayerInputs) -> Mlp:
+def narrowed(inputs: NeuronInputs) -> Mlp:
     weights = inputs.weights
     rows = {role: weights[role][KEPT] for role in ("gate", "up", "gate_bias", "up_bias") if role in weights}
     down = {"down_bias": weights["down_bias"]} if "down_bias" in weights else {}
     return {**rows, "down": weights["down"][:, KEPT].contiguous(), **down}
 
 
-def test_steps_lower_the_error_on_rows_that_they_have_not_seen(inputs: LayerInputs) -> None:
+def test_steps_lower_the_error_on_rows_that_they_have_not_seen(inputs: NeuronInputs) -> None:
     start = narrowed(inputs)
     found, trace = refine(start, inputs, TRAIN, HELD, Refinement(steps=100, batch=128, rate=2e-2), 0)
     assert trace[1] < 0.8 * trace[0]
@@ -56,9 +57,9 @@ def test_steps_lower_the_error_on_rows_that_they_have_not_seen(inputs: LayerInpu
     assert {role: tensor.shape for role, tensor in found.items()} == {role: t.shape for role, t in start.items()}
 
 
-def test_steps_lower_the_error_in_the_metric_that_is_asked_for(inputs: LayerInputs) -> None:
+def test_steps_lower_the_error_in_the_metric_that_is_asked_for(inputs: NeuronInputs) -> None:
     """Where only a few outputs count, those come out better than by steps that count all of them."""
-    metric = torch.eye(inputs.measurement.shape.hidden)[:, :4]
+    metric = torch.eye(inputs.layer.measurement.shape.hidden)[:, :4]
     few = Refinement(steps=100, batch=128, rate=2e-2, metric=metric)
     start = narrowed(inputs)
     _, trace = refine(start, inputs, TRAIN, HELD, few, 0)
@@ -67,14 +68,12 @@ def test_steps_lower_the_error_in_the_metric_that_is_asked_for(inputs: LayerInpu
     assert trace[1] < 0.5 * trace[0]
 
 
-def test_the_dense_mlp_has_no_error(inputs: LayerInputs) -> None:
-    dense = {
-        role: tensor for role, tensor in inputs.weights.items() if role.partition("_")[0] in ("gate", "up", "down")
-    }
-    assert held_error(dense, inputs, HELD) < 1e-9
+def test_the_dense_mlp_has_no_error(inputs: NeuronInputs) -> None:
+    assert {role.partition("_")[0] for role in inputs.weights} == {"gate", "up", "down"}
+    assert held_error(inputs.weights, inputs, HELD) < 1e-9
 
 
-def test_the_same_seed_gives_the_same_bits(inputs: LayerInputs) -> None:
+def test_the_same_seed_gives_the_same_bits(inputs: NeuronInputs) -> None:
     once, again, other = (
         refine(narrowed(inputs), inputs, TRAIN, HELD, Refinement(steps=5, batch=64), seed)[0] for seed in (0, 0, 1)
     )

@@ -11,13 +11,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmfold.checkpoint import Checkpoint
-from llmfold.data import tokens as tk
 from llmfold.data.tokens import TokenBudget
 from llmfold.methods.dense import Measurement
 from llmfold.methods.reconstruction.importance import PARTS, TOKENS, Importance, metric_of, sequences_for
 from llmfold.models import Role, shape_of, tensor_name
 from llmfold.models.forward import forward_context
-from llmfold.models.unembedding import LMHead
 
 SEED = 3
 CPU = torch.device("cpu")
@@ -31,9 +29,9 @@ class Setup:
         shape = shape_of(checkpoint.config)
         context = forward_context(checkpoint.config, shape)
         size = (len(tokens), tokens.shape[1])
-        measurement = Measurement(context, lambda: tk.embed(checkpoint, tokens, CPU), size, work, CPU)
+        measurement = Measurement(context, lambda: context.embed(checkpoint, tokens, CPU), size, work, CPU)
         self.layers, self._checkpoint, self._shape = len(shape.layers), checkpoint, shape
-        output = partial(LMHead.of, checkpoint, shape, context.eps, CPU)
+        output = partial(context.ends, checkpoint, CPU)
         self.importance = Importance(measurement, output, sequences, SEED)
 
     def read(self, index: int) -> dict[Role, Tensor]:
@@ -139,7 +137,7 @@ def test_gradients_at_the_end_average_to_nothing_and_need_not_all_logits_at_once
 ) -> None:
     checkpoint = Checkpoint.open(tiny_model(tmp_path / "m"))
     shape = shape_of(checkpoint.config)
-    output = LMHead.of(checkpoint, shape, 1e-6, CPU)
+    output = forward_context(checkpoint.config, shape).ends(checkpoint, CPU)
     states = torch.randn(1, shape.hidden, generator=torch.Generator().manual_seed(1)).expand(4096, -1)
 
     def found() -> Tensor:
