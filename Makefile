@@ -18,7 +18,7 @@ define tell_size
 @echo "installed: $(VENV) takes $$(du -sh $(VENV) | cut -f1)"
 endef
 
-.PHONY: demo test test-slow lint types docs check clean
+.PHONY: demo test test-slow lint types docs families check clean
 
 demo: $(VENV)/.core
 	$(BIN)/llmfold --model demo --ratio 0.2 --output demo-output --overwrite
@@ -42,6 +42,10 @@ types: $(VENV)/.dev
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "documentation: build/site/index.html"
+
+# A tiny model of every causal language model of transformers, folded; a quarter of an hour.
+families: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python eval/families/run.py --work build/families --page eval/results/families.md
 
 check: lint types test test-slow
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmfold.methods.base import LayerMethod
     from llmfold.methods.method import Method
     from llmfold.models import Architecture, register_architecture
+    from llmfold.models.finder import register_projections
     from llmfold.planning import FoldPlan
     from llmfold.registry import register_method
 
@@ -39,6 +40,7 @@ __all__ = [
     "plan",
     "register_architecture",
     "register_method",
+    "register_projections",
     "sweep",
 ]
 
@@ -52,6 +54,7 @@ _HOMES = {
     "llmfold.folding.layer": ("LayerRecord",),
     "llmfold.methods.base": ("LayerMethod",),
     "llmfold.methods.method": ("Method",),
+    "llmfold.models.finder": ("register_projections",),
     "llmfold.planning": ("FoldPlan",),
     "llmfold.registry": ("register_method",),
 }

@@ -44,7 +44,8 @@ class MethodFacts:
         one_pass: whether several ratios are folded in one pass over the layers.
         random: whether another seed may give another result.
         parallel: how processes share its work.
-        described_only: whether it folds only the families whose tensors llmfold describes itself.
+        described_only: whether it knows only families whose tensors llmfold describes: one MLP and one attention a
+            layer, each tensor of one role. A method that works on couplings folds all.
     """
 
     name: str = ""
@@ -61,7 +62,7 @@ class MethodFacts:
     one_pass: bool = False
     random: bool = False
     parallel: Parallel = Parallel.LAYERS
-    described_only: bool = False
+    described_only: bool = True
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise UsageError where options, by the names of ``FoldConfig``'s fields, cannot be had together."""

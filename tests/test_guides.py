@@ -1,4 +1,4 @@
-"""The method that the guide shows works as the guide says."""
+"""The method and the family that the guides show work as the guides say."""
 
 import os
 import re
@@ -13,18 +13,21 @@ import torch
 from support import ROOT, environment, fold, logits, parameters, tensors
 
 from llmfold import registry
+from llmfold.models import finder
 
 GUIDE = ROOT / "docs" / "adding-a-method.md"
 NAME = "dice"
 LIMIT = 40
+FAMILY_GUIDE = ROOT / "docs" / "adding-a-family.md"
+FAMILY_LIMIT = 60
 
 
-def shown(title: str) -> str:
+def shown(title: str, guide: Path = GUIDE) -> str:
     """The code block of a title."""
     found = re.search(
-        rf'^```python title="{re.escape(title)}"\n(.*?)^```$', GUIDE.read_text(), re.MULTILINE | re.DOTALL
+        rf'^```python title="{re.escape(title)}"\n(.*?)^```$', guide.read_text(), re.MULTILINE | re.DOTALL
     )
-    assert found, f"{GUIDE.name} shows no {title}"
+    assert found, f"{guide.name} shows no {title}"
     return found[1]
 
 
@@ -92,3 +95,13 @@ def test_the_command_line_finds_it_by_its_entry_point(package: Path, session_mod
 
     assert "dice\n    units drawn at random are kept\n    data: none\n" in run("methods")
     assert "dice" in run("plan", "--model", session_model, "--ratio", 0.2, "--method", NAME)
+
+
+def test_a_family_with_names_of_its_own_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = {name: shown(f"{name}.py", FAMILY_GUIDE) for name in ("toy", "test_toy")}
+    assert sum(len(code.splitlines()) for code in codes.values()) <= FAMILY_LIMIT
+    for name, code in codes.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(finder, "GATED", list(finder.GATED))
+    import_module("test_toy").test_toy(tmp_path)

@@ -13,17 +13,17 @@ from llmfold.models.base import Role, role_of
 from llmfold.models.coupling import HeadCoupling, NeuronCoupling
 from llmfold.models.slots import Block, Interleaved, QueryKeyValue, Slot
 
-GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("linear", "linear_v", "linear_1"))
+GATED = [("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("w_0", "w_1", "w_out")]
 """Names of gate, up and down projections that are modules of their own."""
-FUSED = (
+FUSED = [
     *(("gate_up_proj", "down_proj"), ("up_gate_proj", "down_proj"), ("input_linear", "output_linear"), ("fc1", "fc2")),
     *(("Wi", "Wo"), ("wi", "wo"), ("linear_fc1", "linear_fc2"), ("in_proj", "out_proj"), ("w1", "w2")),
-)
+]
 """Names of projections that give gate and up side by side, and of the one that reads their product."""
-PLAIN = (
+PLAIN = [
     *(("fc1", "fc2"), ("c_fc", "c_proj"), ("dense_h_to_4h", "dense_4h_to_h"), ("up_proj", "down_proj")),
     *(("fc_in", "fc_out"), ("w1", "w2"), ("w_in", "w_out"), ("wi", "wo"), ("linear_in", "linear_out")),
-)
+]
 """Names of the two projections of an MLP without a gate."""
 SEPARATE_HEADS = (
     *(("q_proj", "k_proj", "v_proj", "o_proj"), ("q_proj", "k_proj", "v_proj", "out_proj")),
@@ -32,7 +32,22 @@ SEPARATE_HEADS = (
 FUSED_HEADS = (("qkv_proj", "o_proj", False), ("query_key_value", "dense", True), ("c_attn", "c_proj", False))
 """Names of a fused projection and of its consumer, and whether the rows of each KV group stand together."""
 _ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation", "ffn_act", "activation_func")
-_KEPT_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
+
+
+def register_projections(*names: str) -> None:
+    """Make known how an MLP's projections are called: gate, up and down, or those of one without a gate.
+
+    The probe decides in every layer whether they are what they are called.
+
+    Raises:
+        ValueError: neither three names nor two.
+    """
+    if len(names) == 3:
+        GATED.append((names[0], names[1], names[2]))
+    elif len(names) == 2:
+        PLAIN.append((names[0], names[1]))
+    else:
+        raise ValueError(f"{len(names)} names: an MLP has gate, up and down projection, or up and down alone")
 
 
 def linear(module: Any) -> bool:

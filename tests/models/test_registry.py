@@ -96,12 +96,12 @@ def test_a_family_that_transformers_does_not_know_is_refused_with_the_remedy(mod
 
 @pytest.mark.parametrize("model_type", ["bert", "t5"])
 def test_encoders_are_refused(model_type: str) -> None:
-    with pytest.raises(CheckpointError, match=f"model_type '{model_type}' .* encoder.* llmfold folds decoders"):
+    with pytest.raises(CheckpointError, match=rf"model_type '{model_type}' .* encoder.* llmfold folds decoders"):
         shape_of({"model_type": model_type})
 
 
 def test_a_family_without_anything_to_fold_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="nothing to fold in MambaForCausalLM .*'mamba'"):
+    with pytest.raises(CheckpointError, match=r"nothing to fold in MambaForCausalLM .*'mamba'"):
         shape_of({"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64})
 
 
@@ -125,9 +125,9 @@ def test_a_family_that_is_not_described_has_the_shape_of_its_stock_class(family:
     tensors = expected_tensors(shape)
     check_tensors(shape, tensors)
     gone = next(name for name in tensors if ".1." in name)
-    with pytest.raises(CheckpointError, match="missing from the checkpoint|implies"):
+    with pytest.raises(CheckpointError, match=r"missing from the checkpoint|implies"):
         check_tensors(shape, {name: size for name, size in tensors.items() if name != gone})
-    with pytest.raises(CheckpointError, match="tensor model.other is not part of"):
+    with pytest.raises(CheckpointError, match=r"tensor model\.other is not part of"):
         check_tensors(shape, {**tensors, "model.other": (3,)})
 
 

@@ -11,7 +11,7 @@ from support import SINGLE, fold, tiny_model
 
 from llmfold.data.sampling import Sampler
 from llmfold.errors import DeviceError
-from llmfold.models import forward
+from llmfold.methods.dense import LayerInputs
 from llmfold.runtime.oom import in_smaller_chunks, on_host_instead
 
 ROOM = 3
@@ -20,10 +20,10 @@ ROOM = 3
 def scarce(function: Any) -> Any:
     """The same where no more than ``ROOM`` sequences fit."""
 
-    def called(x: torch.Tensor, *rest: Any) -> Any:
-        if len(x) > ROOM:
+    def called(inputs: LayerInputs, part: slice) -> Any:
+        if part.stop - part.start > ROOM:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return function(x, *rest)
+        return function(inputs, part)
 
     return called
 
@@ -82,7 +82,7 @@ def test_a_fold_in_smaller_chunks_is_the_same_but_for_rounding(
     model = tiny_model(tmp_path / "m")
     options: dict[str, Any] = {"method": "self", "ratio": 0.25, "num_samples": 32, "sequence_length": 16, "refine": 0}
     roomy = fold(model, output=tmp_path / "roomy", **options)
-    monkeypatch.setattr(forward, "attention_block", scarce(forward.attention_block))
+    monkeypatch.setattr(LayerInputs, "forward", scarce(LayerInputs.forward))
     found = fold(model, output=tmp_path / "scarce", **options)
     assert ["layer 0" in record.getMessage() for record in caplog.records] == [True] * 2  # the size found is kept
     for before, after in zip(roomy.layers, found.layers, strict=True):

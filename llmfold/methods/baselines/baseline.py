@@ -7,7 +7,6 @@ class Baseline(Method):
     """Cuts units and repairs nothing; needs no data by default."""
 
     folds = False
-    described_only = True
     estimator = "llmfold.methods.baselines.costs:data_free_cost"
 
 
