@@ -18,8 +18,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 import llmfold
-from llmfold.planning.cost import Rates
 from llmfold.pipeline.estimate import disk_needed, estimate, memory_needed, whole_cost
+from llmfold.planning.cost import Rates
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama-3.1-405B": (
@@ -33,7 +33,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Kimi-K2": (
         "deepseek_v3",
         {
-            **{"num_attention_heads": 64, "num_key_value_heads": 64, "n_routed_experts": 384, "first_k_dense_replace": 1},
+            **{
+                "num_attention_heads": 64,
+                "num_key_value_heads": 64,
+                "n_routed_experts": 384,
+                "first_k_dense_replace": 1,
+            },
             **{"vocab_size": 163840, "n_group": 1, "topk_group": 1},
         },
     ),
@@ -68,7 +73,9 @@ def row(name: str, method: str) -> str:
         start = time.perf_counter()
         plan = llmfold.plan(folder, ratio=0.2, method=method)
         seconds = time.perf_counter() - start
-    widths = dict.fromkeys((a.intermediate, b.intermediate) for a, b in zip(plan.before.layers, plan.after.layers, strict=True))
+    widths = dict.fromkeys(
+        (a.intermediate, b.intermediate) for a, b in zip(plan.before.layers, plan.after.layers, strict=True)
+    )
     heads = dict.fromkeys((a.heads, b.heads) for a, b in zip(plan.before.layers, plan.after.layers, strict=True))
     hours = sum(estimate(plan).stages.values()) / 3600
     gpu = sum(map(H100.seconds, whole_cost(plan).stages)) / 3600

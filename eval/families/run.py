@@ -180,12 +180,12 @@ def page(rows: list[Row], command: str) -> str:
     lines = [
         "# Every causal language model of transformers",
         "",
-        f"`{command}`, seed {SEED}; transformers {version('transformers')}, torch {version('torch')}. Tiny random models,"
-        " float32. Folded: at ratio 0 equal logits, planted duplicates of neurons exact, `paper` and `self` at a quarter"
-        " of the decoder, strict reload in the stock class, parameters as planned, generates.",
+        f"`{command}`, seed {SEED}; transformers {version('transformers')}, torch {version('torch')}. Tiny random"
+        " models, float32. Folded: at ratio 0 equal logits, planted duplicates of neurons exact, `paper` and `self` at"
+        " a quarter of the decoder, strict reload in the stock class, parameters as planned, generates.",
         "",
-        f"**{len(folded)} of {len(decoders)} decoders fold** ({len(rows)} types; {len(rows) - len(decoders)} are encoders,"
-        " or have one).",
+        f"**{len(folded)} of {len(decoders)} decoders fold** ({len(rows)} types; {len(rows) - len(decoders)} are"
+        " encoders, or have one).",
         "",
         "| type | what is folded | paper | self |",
         "|---|---|---:|---:|",

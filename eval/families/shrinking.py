@@ -1,4 +1,4 @@
-"""Rules that shrink a config of transformers, whatever its family: a size by the name of its key, layers by their types."""
+"""Rules that shrink a config of transformers, whatever its family: sizes by their keys, layers by their types."""
 
 from __future__ import annotations
 
