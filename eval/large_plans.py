@@ -99,11 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
     lines = [
         "# Plans of large models, by their configs alone",
         "",
-        f"`python eval/large_plans.py`; ratio 0.2, transformers {version('transformers')}. Widths of all kinds of layers;"
-        " gigabytes of memory and disk that a fold takes beside the source; hours by this machine's rates and by an H100's"
-        " data sheet; seconds that the plan took.",
+        f"`python eval/large_plans.py`; ratio 0.2, transformers {version('transformers')}. Widths of all kinds of"
+        " layers; gigabytes of memory and disk that a fold takes beside the source; hours by this machine's rates and by"
+        " an H100's data sheet; seconds that the plan took.",
         "",
-        "| model | method | 10⁹ parameters | neurons | heads | GB | memory | disk | hours here | hours H100 | plan (s) |",
+        "| model | method | 10⁹ parameters | neurons | heads | GB | memory | disk | hours here | H100 | plan (s) |",
         "|---|---|---:|---|---|---:|---:|---:|---:|---:|---:|",
         *(row(name, method) for name in options.models for method in ("paper", "self")),
     ]

@@ -28,7 +28,16 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _EXPERTS: dict[str, Any] = {"num_local_experts": 3, "num_experts": 3, "num_experts_per_tok": 2}
+_FULL = ["full_attention"] * 2
 _OWN: dict[str, dict[str, Any]] = {
+    "gemma3n_text": {
+        "activation_sparsity_pattern": None,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+        "layer_types": _FULL,
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": 96,
+    },
     "gpt2": {"n_inner": 48},
     "gpt_oss": _EXPERTS,
     "mixtral": _EXPERTS,
