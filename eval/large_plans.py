@@ -100,8 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         "# Plans of large models, by their configs alone",
         "",
         f"`python eval/large_plans.py`; ratio 0.2, transformers {version('transformers')}. Widths of all kinds of"
-        " layers; gigabytes of memory and disk that a fold takes beside the source; hours by this machine's rates and by"
-        " an H100's data sheet; seconds that the plan took.",
+        " layers; gigabytes of memory and disk that a fold takes beside the source; hours by this machine's rates and"
+        " by an H100's data sheet; seconds that the plan took.",
         "",
         "| model | method | 10⁹ parameters | neurons | heads | GB | memory | disk | hours here | H100 | plan (s) |",
         "|---|---|---:|---|---|---:|---:|---:|---:|---:|---:|",

@@ -17,6 +17,8 @@ _QUANTISED_PARTS = frozenset(
         *("weight_scale", "weight_scale_inv", "weight_packed", "weight_zero_point", "input_scale"),
     )
 )
+_DEQUANTISED = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
+"""Quantisations that published weights come in, and the config of transformers that widens each."""
 _DOUBLED = ("model.model.", "model.lm_head.")
 _BARE = ("layers.", "embed_tokens.", "norm.")
 _ADVICE = "llmfold folds bf16, fp16 and fp32 weights: take the unquantised model, fold it first and quantise after"
@@ -42,6 +44,13 @@ def stock_name(name: str) -> str:
 def refuse_quantised_config(config: dict[str, Any], model: str) -> None:
     """Raise CheckpointError when ``config`` declares quantised weights."""
     declared = config.get("quantization_config")
+    method = declared.get("quant_method") if isinstance(declared, dict) else None
+    if method in _DEQUANTISED:
+        raise CheckpointError(
+            f"{model} is quantised ({method}); have transformers widen it first: "
+            "AutoModelForCausalLM.from_pretrained(MODEL, dtype='bfloat16', "
+            f"quantization_config={_DEQUANTISED[method]}(dequantize=True)).save_pretrained(DIR)"
+        )
     if declared or config.get("compression_config"):
         raise CheckpointError(f"{model} is quantised (its config.json says so); {_ADVICE}")
     if declared is not None:

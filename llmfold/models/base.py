@@ -194,6 +194,11 @@ class ModelShape:
         return fixed + per_group + per_head + self.neuron_parameters * layer.intermediate
 
     @property
+    def inferred(self) -> str:
+        """What was found to fold, and what is kept, in words; empty where llmfold describes the family itself."""
+        return ""
+
+    @property
     def grain(self) -> int:
         """What MLP widths divide by, for the model's class to run on them."""
         return 1

@@ -18,7 +18,7 @@ from llmfold.models.layout import Layout, default_names
 from llmfold.models.probe import confirmed, heads_agree
 from llmfold.models.settings import POSITIONS, setting
 from llmfold.models.stock import StockModel, build_stock, text_config
-from llmfold.models.width_keys import WidthKeys, find_keys
+from llmfold.models.width_keys import WidthKeys, find_keys, group_of
 
 _EXPERT_GRAIN = 8
 
@@ -107,6 +107,22 @@ class StockShape(ModelShape):
     def layer_parameters(self, layer: LayerShape) -> int:
         """Parameters of one decoder layer of widths ``layer``."""
         return self.kinds[layer.kind].parameters(layer)
+
+    @property
+    def inferred(self) -> str:
+        """What was found to fold, and what is kept, in words."""
+        folded: dict[str, None] = {}
+        kept: dict[str, None] = {}
+        for kind in self.kinds:
+            for coupling in kind.couplings.neurons:
+                folded[f"neurons of {group_of(coupling.name)}"] = None
+            if kind.couplings.heads is not None:
+                folded[f"heads of {kind.couplings.heads.consumer}"] = None
+            kept |= dict.fromkeys(kind.couplings.kept)
+        if not any(kind.couplings.heads for kind in self.kinds):
+            kept["attention and other mixers"] = None
+        words = f"{', '.join(folded)}; found in the stock class, and confirmed by the probe"
+        return f"{words} (kept: {', '.join(kept)})" if kept else words
 
     @property
     def grain(self) -> int:

@@ -50,7 +50,7 @@ def _widths(shape: "StockShape", after: tuple[LayerShape, ...]) -> dict[str, int
     values: dict[str, int] = {}
     for layer in after:
         for coupling in shape.couplings(layer).neurons:
-            held = shape.keys.neurons.get((layer.kind, _group(coupling.name)))
+            held = shape.keys.neurons.get((layer.kind, group_of(coupling.name)))
             if held is not None:
                 values[held[0]] = held[1] * shape.units(coupling, layer)
     if values:
@@ -59,7 +59,7 @@ def _widths(shape: "StockShape", after: tuple[LayerShape, ...]) -> dict[str, int
     return values
 
 
-def _group(name: str) -> str:
+def group_of(name: str) -> str:
     """The name of a coupling without an expert's number."""
     stem, _, last = name.rpartition(".")
     return stem if last.isdigit() else name
@@ -106,7 +106,7 @@ def holds(config: PretrainedConfig, shape: "StockShape", after: tuple[LayerShape
 def find_keys(shape: "StockShape", config: PretrainedConfig) -> "StockShape":
     """The shape with the keys that hold its widths; what no key holds is kept, and said to be."""
     groups = {
-        (kind.full.kind, _group(each.name)): each.units for kind in shape.kinds for each in kind.couplings.neurons
+        (kind.full.kind, group_of(each.name)): each.units for kind in shape.kinds for each in kind.couplings.neurons
     }
     for neurons in _candidates(groups, text_config(config)):
         tried = dataclasses.replace(shape, keys=WidthKeys(neurons, heads=False))

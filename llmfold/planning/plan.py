@@ -80,6 +80,7 @@ class FoldPlan:
             "decoder_ratio": self.decoder_ratio,
             "written_as": self.written_as.causal_lm,
             "needs_trust_remote_code": self.needs_remote_code,
+            **({"couplings": self.before.inferred} if self.before.inferred else {}),
             "layers": [
                 {"before": a.widths(), "after": b.widths()}
                 for a, b in zip(self.before.layers, self.after.layers, strict=True)

@@ -45,6 +45,8 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
     if config.uses("num_samples"):
         rows.append(("measured on", _measured_on(resolve_effort(config, plan.before))))
     rows.append(("loads as", f"{plan.written_as.causal_lm}{_loading_note(plan)}"))
+    if plan.before.inferred:
+        rows.append(("couplings", plan.before.inferred))
     if estimate is not None:
         memory, disk = human_bytes(estimate.memory_bytes), human_bytes(estimate.disk_bytes)
         rows.append(("expect", f"{memory} of memory, {disk} of disk, about {human_seconds(estimate.seconds)}"))

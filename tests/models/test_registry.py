@@ -124,7 +124,7 @@ def test_a_family_that_is_not_described_has_the_shape_of_its_stock_class(family:
     assert {layer.heads for layer in shape.layers} == {raw.get("n_head", raw.get("num_attention_heads"))}
     tensors = expected_tensors(shape)
     check_tensors(shape, tensors)
-    gone = next(name for name in tensors if ".1." in name and "norm" in name or "ln_1" in name)
+    gone = next(name for name in tensors if (".1." in name and "norm" in name) or "ln_1" in name)
     with pytest.raises(CheckpointError, match=f"tensor {gone} is missing from the checkpoint"):
         check_tensors(shape, {name: size for name, size in tensors.items() if name != gone})
     with pytest.raises(CheckpointError, match=r"tensor model\.other is not part of"):
