@@ -114,5 +114,5 @@ def test_parameters_are_on_no_device_and_buffers_are_computed() -> None:
 
 
 def test_layers_that_depend_on_more_than_hidden_states_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="hand on more than hidden states.*cannot fold them one by one"):
+    with pytest.raises(CheckpointError, match=r"hand on more than hidden states.*cannot fold them one by one"):
         stock_shape(tiny_config("gemma3n_text"))
