@@ -160,8 +160,7 @@ class Bench:
             given = before[part].to(self.device)
             between[part] = attention_block(given, weights, layer, self.context, index)
         after = goal if goal is not None else torch.empty_like(before)
-        states = (each.numpy() for each in (before, between, after))
-        around = LayerInputs(measurement, index, weights, *states, None)  # type: ignore[arg-type]
+        around = LayerInputs(measurement, index, weights, *(t.numpy() for t in (before, between, after)), None)  # type: ignore[arg-type]
         (coupling,) = self.shape.couplings(layer).neurons
         found = around.neurons_of(coupling)
         if goal is None:
