@@ -18,6 +18,8 @@ _GEMMA3N = {
     "intermediate_size": [48] * 4,
     "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
 }
+# As in Gemma 4 31B; the smaller ones have inputs per layer, and share keys and values.
+_GEMMA4 = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
 _LLAMA4 = {"interleave_moe_layer_step": 2, "moe_layers": [1, 3]}
 _QWEN4 = {
     "indexer_n_heads": 4,
@@ -58,10 +60,14 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     },
     "dots3_note_text": {"head_dim": 16},
     "emu3": {
-        "vocabulary_map": {"<image>": 90, "<|extra_200|>": 91} | {f"<|visual token {i:06d}|>": 80 + i for i in range(8)}
+        "vq_config": {"channel_multiplier": [1, 1], "num_res_blocks": 1},
+        "vocabulary_map": {"<image>": 90, "<|extra_200|>": 91}
+        | {f"<|visual token {i:06d}|>": 80 + i for i in range(8)},
     },
     "falcon_h1": {**_MAMBA_HEADS, "mamba_d_ssm": 64},
     "gemma3n_text": _GEMMA3N,
+    "gemma4": {"text_config": _GEMMA4},
+    "gemma4_text": _GEMMA4,
     "granitemoe_swa": _SHARED,
     "granitemoehybrid": {**_MAMBA_HEADS, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "granitemoeshared": _SHARED,
@@ -134,6 +140,9 @@ WHOLE_CLASS: Mapping[str, str] = {
     "emu3": "Emu3ForConditionalGeneration",
     "mllama": "MllamaForConditionalGeneration",
 }
+
+# Here the causal-LM mapping finds no tensor of the language model in the whole, and leaves it random.
+LOADS_AS_WHOLE_ONLY: tuple[str, ...] = ("emu3",)
 
 _DEFAULT_FAILS = "the library builds no model of its own default config"
 _NEEDS_TARGET = f"it drafts from the key-values of another model, and {_DEFAULT_FAILS}"

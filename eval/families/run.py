@@ -27,12 +27,12 @@ from transformers import AutoModelForCausalLM
 
 import llmfold
 from llmfold.checkpoint import Checkpoint
-from llmfold.errors import LlmfoldError
+from llmfold.errors import LlmfoldError, UsageError
 from llmfold.models.tying import stored_shape
 
 SEED = 0
 RATIO = 0.25
-EXACT = 1e-5
+EXACT = 1e-4
 """Largest difference of logits, relative to the largest logit, that counts as none but for rounding."""
 FOLDS: dict[str, dict[str, Any]] = {
     "paper": {"method": "paper"},
@@ -118,6 +118,16 @@ def fold(source: Path, output: Path, **options: Any) -> Any:
     return llmfold.fold(str(source), output=str(output), seed=SEED, fidelity_tokens=0, quiet=True, **options)
 
 
+def amount_for(source: Path) -> dict[str, Any]:
+    """How much to fold: a quarter of the decoder, or half of the neurons where most of the decoder is kept."""
+    amount = {"ratio": RATIO, "ratio_of": "decoder"}
+    try:
+        llmfold.plan(str(source), method="paper", **amount)
+    except UsageError:
+        return {"mlp_ratio": 0.5}
+    return amount
+
+
 def check_exact(source: Path, output: Path) -> None:
     """Raise ValueError unless ratio 0 changes nothing, and planted duplicates fold without loss."""
     dense = logits_of(source)
@@ -160,8 +170,9 @@ def try_type(model_type: str, work: Path) -> Row:
             name_beginning(source)
         row.couplings = couplings_of(source)
         check_exact(source, output)
+        amount = amount_for(source)
         for name, options in FOLDS.items():
-            report = fold(source, output, ratio=RATIO, ratio_of="decoder", **options)
+            report = fold(source, output, **amount, **options)
             check_folded(output, report)
             row.folded[name] = float(report.plan["decoder_ratio"])
     except LlmfoldError as error:

@@ -1,4 +1,4 @@
-"""Rules that shrink a config of transformers, whatever its family: sizes by their keys, layers by their types."""
+"""Rules that shrink a config of transformers, whatever its family: sizes by names of keys, layers by their kinds."""
 
 from __future__ import annotations
 

@@ -113,11 +113,12 @@ class Sampler:
         chances = torch.rand(len(documents), length, generator=generator)
         words = torch.tensor(self._beginnings.inner)
         share = sampling.mixture.strewn if len(words) else 0.0
-        cache, device = _cache(self._model.config, length, self._caches), input_device(self._model)
+        cache, device = self._cache(length), input_device(self._model)
         tokens = prompts[:, :1].repeat(1, length)
         for place in range(1, length):
             last = tokens[:, place - 1]
             output = self._model(last[:, None].to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
             left = (chances[:, place] - share).clamp_min(0) / (1 - share)
             logits = output.logits[:, -1]
             if not is_finite(logits):
@@ -129,6 +130,12 @@ class Sampler:
             tokens[:, place] = torch.where(fixed == UNSET, free, fixed)
             drawn(len(documents))
         return tokens
+
+    def _cache(self, length: int) -> DynamicCache | None:
+        """A cache for documents; None where the model makes one of its own kind."""
+        if not self._model._supports_default_dynamic_cache():
+            return None
+        return _cache(self._model.config, length, self._caches)
 
 
 def strewn(tokens: Tensor, chances: Tensor, share: float, words: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ FUSED = [
 """Names of projections that give gate and up side by side, and of the one that reads their product."""
 PLAIN = [
     *(("fc1", "fc2"), ("c_fc", "c_proj"), ("dense_h_to_4h", "dense_4h_to_h"), ("up_proj", "down_proj")),
-    *(("fc_in", "fc_out"), ("w1", "w2"), ("w_in", "w_out"), ("wi", "wo"), ("linear_in", "linear_out")),
+    *(("fc_in", "fc_out"), ("w1", "w2"), ("w_in", "w_out"), ("wi", "wo"), ("linear_in", "linear_out"), ("0", "2")),
 ]
 """Names of the two projections of an MLP without a gate."""
 SEPARATE_HEADS = (
@@ -85,15 +85,13 @@ def _activation(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     return None
 
 
-def _learned(module: nn.Module, path: str) -> dict[Role, Slot]:
-    """Slots of an activation's own parameters, which no unit goes with."""
-    for name in _ACTIVATIONS:
-        function = getattr(module, name, None)
-        if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
-            names = [f"{name}.{each}" for each in function.state_dict()]
-            prefix = f"{path}." if path else ""
-            return {each: Slot(role_of(prefix + each), matrix=False, consumer=True) for each in names}
-    return {}
+def _learned(module: nn.Module, path: str, slots: dict[Role, Slot]) -> dict[Role, Slot]:
+    """Slots of an MLP's other parameters, such as its activation's own, which no unit goes with."""
+    if not path:
+        return {}
+    known = {slot.tensor for slot in slots.values()}
+    names = {name: role_of(f"{path}.{name}") for name in module.state_dict()}
+    return {n: Slot(tensor, matrix=False, consumer=True) for n, tensor in names.items() if tensor not in known}
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,6 @@ def neuron_couplings(layer: nn.Module) -> Iterator[NeuronCoupling]:
 
 def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
     function = _activation(module) or F.silu  # some name it in their forward pass alone; the probe tells
-    learned = _learned(module, path)
     prefix = f"{path}." if path else ""
 
     def linears(*names: str) -> list[Any] | None:
@@ -144,7 +141,8 @@ def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
         modules = linears(gate, up, down)
         if modules and _outputs(modules[0]) == _outputs(modules[1]) == _inputs(modules[2]):
             slots = _slots(prefix + gate, modules[0], "gate") | _slots(prefix + up, modules[1], "up")
-            slots |= _slots(prefix + down, modules[2], "down", consumer=True) | learned
+            slots |= _slots(prefix + down, modules[2], "down", consumer=True)
+            slots |= _learned(module, path, slots)
             yield NeuronCoupling(path, prefix + up, prefix + down, _inputs(modules[2]), slots, _Elementwise(function))
             return
     for fused, down in FUSED:
@@ -152,7 +150,8 @@ def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
         if modules and _outputs(modules[0]) == 2 * _inputs(modules[1]):
             slots = _slots(prefix + fused, modules[0], "gate", rows=Block(0, 2))
             slots |= _slots(prefix + fused, modules[0], "up", rows=Block(1, 2))
-            slots |= _slots(prefix + down, modules[1], "down", consumer=True) | learned
+            slots |= _slots(prefix + down, modules[1], "down", consumer=True)
+            slots |= _learned(module, path, slots)
             yield NeuronCoupling(
                 path, prefix + fused, prefix + down, _inputs(modules[1]), slots, _Elementwise(function)
             )
@@ -160,8 +159,9 @@ def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
     for up, down in PLAIN:
         modules = linears(up, down)
         if modules and _outputs(modules[0]) == _inputs(modules[1]):
-            slots = _slots(prefix + up, modules[0], "up") | learned
+            slots = _slots(prefix + up, modules[0], "up")
             slots |= _slots(prefix + down, modules[1], "down", consumer=True)
+            slots |= _learned(module, path, slots)
             yield NeuronCoupling(
                 path or up, prefix + up, prefix + down, _inputs(modules[1]), slots, _Elementwise(function)
             )

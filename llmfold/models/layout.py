@@ -80,7 +80,13 @@ class Layout:
 
     def _group(self, target: str, converter: Any | None, names: list[tuple[str, str]], stored: Shapes) -> Group:
         group = Group(tuple(names), target, converter, {})
-        made = self.load([group], lambda name: torch.empty(stored[name], device="meta"))
+        try:
+            made = self.load([group], lambda name: torch.empty(stored[name], device="meta"))
+        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            raise CheckpointError(
+                f"the {len(names)} tensors that make up {target}, the first of them {names[0][0]}, do not fit "
+                "together: one is missing or of the wrong shape; download them again"
+            ) from error
         return Group(group.stored, target, converter, {name: tuple(tensor.shape) for name, tensor in made.items()})
 
     def _check(self, parameters: Shapes) -> None:

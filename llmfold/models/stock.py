@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import init_empty_weights
@@ -221,17 +222,18 @@ class StockModel:
             first.append(hidden)
             raise _StopError
 
-        ids, narrow = self._rows(outside, tokens)
+        tensors = self._with_rows(outside, tokens)
         with self._visiting(stop), suppress(_StopError):
-            functional_call(self.model, narrow, (ids,), {"use_cache": False}, tie_weights=False)
+            functional_call(self.model, tensors, (tokens,), {"use_cache": False}, tie_weights=False)
         return first[0]
 
-    def _rows(self, outside: Outside, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Tokens and parameters with only those rows of the embedding, in float32, that the tokens look up."""
+    def _with_rows(self, outside: Outside, tokens: Tensor) -> dict[str, Tensor]:
+        """Parameters in float32; of the embedding those rows that the tokens look up, the others take no memory."""
         name = f"{self.embedding_path}.weight"
-        ids, places = torch.unique(tokens, return_inverse=True)
-        small = {key: tensor.float() for key, tensor in outside.items() if key in self._before and key != name}
-        return places.to(tokens.device), {**small, name: F.embedding(ids, outside[name]).float()}
+        tensors = {key: tensor.float() for key, tensor in outside.items() if key in self._before and key != name}
+        table, ids = torch.from_numpy(np.zeros(self.parameters[name], np.float32)), torch.unique(tokens)
+        table[ids] = outside[name][ids].float()
+        return {**tensors, name: table}
 
     @property
     def _before(self) -> set[str]:
@@ -301,7 +303,7 @@ class StockModel:
         shape = self.parameters[name]
         if len(shape) == 2 and shape[0] > 1:
             return torch.arange(shape[0], dtype=torch.float32, device=device)[:, None].expand(shape)
-        return torch.zeros((), device=device).expand(shape)
+        return torch.ones((), device=device).expand(shape)
 
     def _to(self, device: torch.device) -> None:
         """Move buffers; parameters stay where they take no room."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -293,8 +293,7 @@ def _is_encoder(config: PretrainedConfig) -> bool:
 def _kind(layer: torch.nn.Module, config: PretrainedConfig) -> Kind:
     neurons, heads = tuple(neuron_couplings(layer)), head_coupling(layer, config)
     tensors = tensors_of(layer)
-    main = max(neurons, key=lambda each: each.units if each.expert is None else 10**9, default=None)
-    widths = LayerShape(main.units if main else 0, 0, 0)
+    widths = LayerShape(_main_units(neurons), 0, 0)
     if heads is not None:
         queries = tensors[heads.slots["o"].tensor][heads.slots["o"].axis] // heads.head_dim
         keys = _kv_heads(heads, tensors, queries)
@@ -305,6 +304,12 @@ def _kind(layer: torch.nn.Module, config: PretrainedConfig) -> Kind:
     if heads is not None and dict(kind.narrowed(widths)) != tensors:  # more lies in its projections than heads
         kind = Kind(widths, tensors, LayerCouplings(neurons, None))
     return kind
+
+
+def _main_units(neurons: Sequence[NeuronCoupling]) -> int:
+    """Neurons of the coupling that a layer's width counts: an expert, or the widest MLP; 0 where there is none."""
+    main = max(neurons, key=lambda each: (each.expert is not None, each.units), default=None)
+    return main.units if main else 0
 
 
 def _confirmed(kind: Kind, stock: StockModel, index: int) -> Kind:
@@ -322,7 +327,7 @@ def _confirmed(kind: Kind, stock: StockModel, index: int) -> Kind:
     heads = couplings.heads
     if heads is not None and not heads_agree(heads, stock, index, kind.full):
         heads = None
-    full = kind.full if neurons else dataclasses.replace(kind.full, intermediate=0)
+    full = dataclasses.replace(kind.full, intermediate=_main_units(neurons))
     return dataclasses.replace(kind, full=full, couplings=LayerCouplings(tuple(neurons), heads, tuple(kept)))
 
 

@@ -22,7 +22,14 @@ _NEURON_KEYS = (
     *("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size", "intermediate_size", "ffn_dim", "n_inner"),
     *("shared_expert_intermediate_size", "shared_intermediate_size", "intermediate_size_mlp", "mlp_hidden_size"),
     *("inner_hidden_size", "d_inner", "d_ff", "hidden_dim", "block_ff_dim", "ff_dim", "dense_intermediate_size"),
-    *("moe_shared_expert_intermediate_size", "mlp_dim", "shared_experts_intermediate_size", "n_inner_dim"),
+    *(
+        "dff",
+        "dim_ff",
+        "moe_shared_expert_intermediate_size",
+        "mlp_dim",
+        "shared_experts_intermediate_size",
+        "n_inner_dim",
+    ),
 )
 _HEAD_KEYS = ("num_attention_heads", "num_key_value_heads", "num_kv_heads")
 _SWITCHES = {"block_auto_adjust_ff_dim": False}
@@ -108,9 +115,10 @@ def find_keys(shape: "StockShape", config: PretrainedConfig) -> "StockShape":
     groups = {
         (kind.full.kind, group_of(each.name)): each.units for kind in shape.kinds for each in kind.couplings.neurons
     }
-    for neurons in _candidates(groups, text_config(config)):
+    # Kinds that have keys of their own are told from kinds that share one by narrowing them differently.
+    for alike, neurons in itertools.product((False, True), list(_candidates(groups, text_config(config)))):
         tried = dataclasses.replace(shape, keys=WidthKeys(neurons, heads=False))
-        if not neurons or holds(config, tried, _narrower(tried)):
+        if not neurons or holds(config, tried, _narrower(tried, alike=alike)):
             break
     else:
         tried = _without_neurons(shape, "no key of its config holds the width of its MLP alone")
@@ -155,9 +163,12 @@ def _value(text: Any, key: str) -> Any:
     return "unset" if value is None else value
 
 
-def _narrower(shape: "StockShape") -> tuple[LayerShape, ...]:
-    """All layers at half of their neurons."""
-    return tuple(dataclasses.replace(layer, intermediate=layer.intermediate // 2) for layer in shape.layers)
+def _narrower(shape: "StockShape", *, alike: bool) -> tuple[LayerShape, ...]:
+    """All layers at half of their neurons; or less, by another share for each kind."""
+    return tuple(
+        dataclasses.replace(layer, intermediate=layer.intermediate // (2 if alike else 2 + layer.kind))
+        for layer in shape.layers
+    )
 
 
 def _fewer_heads(shape: "StockShape") -> tuple[LayerShape, ...]:
