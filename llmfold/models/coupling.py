@@ -4,7 +4,7 @@ A unit of a neuron coupling is an intermediate neuron; a unit of a head coupling
 unit stays or goes as a whole, in every tensor of the coupling at once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -85,6 +85,12 @@ class LayerCouplings:
     neurons: tuple[NeuronCoupling, ...]
     heads: HeadCoupling | None
     kept: tuple[str, ...] = ()
+
+
+def main_units(neurons: Sequence[NeuronCoupling]) -> int:
+    """Neurons of the coupling that a layer's width counts: an expert, or the widest MLP; 0 where there is none."""
+    main = max(neurons, key=lambda each: (each.expert is not None, each.units), default=None)
+    return main.units if main else 0
 
 
 def described_couplings(shape: ModelShape, layer: LayerShape) -> LayerCouplings:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from llmfold.errors import CheckpointError
 from llmfold.models.base import Architecture, LayerShape, ModelShape, Role, role_of, tensor_path
-from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling
+from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling, main_units
 from llmfold.models.finder import head_coupling, neuron_couplings, tensors_of
 from llmfold.models.layout import Layout, default_names
 from llmfold.models.probe import confirmed, heads_agree
@@ -293,7 +293,7 @@ def _is_encoder(config: PretrainedConfig) -> bool:
 def _kind(layer: torch.nn.Module, config: PretrainedConfig) -> Kind:
     neurons, heads = tuple(neuron_couplings(layer)), head_coupling(layer, config)
     tensors = tensors_of(layer)
-    widths = LayerShape(_main_units(neurons), 0, 0)
+    widths = LayerShape(main_units(neurons), 0, 0)
     if heads is not None:
         queries = tensors[heads.slots["o"].tensor][heads.slots["o"].axis] // heads.head_dim
         keys = _kv_heads(heads, tensors, queries)
@@ -304,12 +304,6 @@ def _kind(layer: torch.nn.Module, config: PretrainedConfig) -> Kind:
     if heads is not None and dict(kind.narrowed(widths)) != tensors:  # more lies in its projections than heads
         kind = Kind(widths, tensors, LayerCouplings(neurons, None))
     return kind
-
-
-def _main_units(neurons: Sequence[NeuronCoupling]) -> int:
-    """Neurons of the coupling that a layer's width counts: an expert, or the widest MLP; 0 where there is none."""
-    main = max(neurons, key=lambda each: (each.expert is not None, each.units), default=None)
-    return main.units if main else 0
 
 
 def _confirmed(kind: Kind, stock: StockModel, index: int) -> Kind:
@@ -327,7 +321,7 @@ def _confirmed(kind: Kind, stock: StockModel, index: int) -> Kind:
     heads = couplings.heads
     if heads is not None and not heads_agree(heads, stock, index, kind.full):
         heads = None
-    full = dataclasses.replace(kind.full, intermediate=_main_units(neurons))
+    full = dataclasses.replace(kind.full, intermediate=main_units(neurons))
     return dataclasses.replace(kind, full=full, couplings=LayerCouplings(tuple(neurons), heads, tuple(kept)))
 
 

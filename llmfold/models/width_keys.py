@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from llmfold.errors import CheckpointError
 from llmfold.models.base import LayerShape
+from llmfold.models.coupling import main_units
 from llmfold.models.settings import setting
 from llmfold.models.stock import StockModel, build_stock, text_config
 
@@ -115,9 +116,13 @@ def find_keys(shape: "StockShape", config: PretrainedConfig) -> "StockShape":
     groups = {
         (kind.full.kind, group_of(each.name)): each.units for kind in shape.kinds for each in kind.couplings.neurons
     }
-    # Kinds that have keys of their own are told from kinds that share one by narrowing them differently.
-    for alike, neurons in itertools.product((False, True), list(_candidates(groups, text_config(config)))):
+    candidates = list(_candidates(groups, text_config(config)))
+    # Kinds that have keys of their own are told from kinds that share one by narrowing them differently. A coupling
+    # without a key follows another's, or is kept.
+    for kept, alike, neurons in itertools.product((False, True), (False, True), candidates):
         tried = dataclasses.replace(shape, keys=WidthKeys(neurons, heads=False))
+        if kept:
+            tried = _without(tried, groups.keys() - neurons.keys())
         if not neurons or holds(config, tried, _narrower(tried, alike=alike)):
             break
     else:
@@ -177,6 +182,20 @@ def _fewer_heads(shape: "StockShape") -> tuple[LayerShape, ...]:
         layer.with_units(layer.intermediate, layer.head_units - 1) if layer.head_units > 1 else layer
         for layer in shape.layers
     )
+
+
+def _without(shape: "StockShape", groups: Collection[tuple[int, str]]) -> "StockShape":
+    """The shape with some groups of couplings, by kind of layer, kept as they are."""
+    kinds = []
+    for kind in shape.kinds:
+        lost = {name for number, name in groups if number == kind.full.kind}
+        neurons = tuple(each for each in kind.couplings.neurons if group_of(each.name) not in lost)
+        reasons = tuple(f"{name}, whose width no key of the config holds alone" for name in sorted(lost))
+        couplings = dataclasses.replace(kind.couplings, neurons=neurons, kept=(*kind.couplings.kept, *reasons))
+        full = dataclasses.replace(kind.full, intermediate=main_units(neurons))
+        kinds.append(dataclasses.replace(kind, full=full, couplings=couplings))
+    layers = tuple(dataclasses.replace(each, intermediate=kinds[each.kind].full.intermediate) for each in shape.layers)
+    return dataclasses.replace(shape, kinds=tuple(kinds), layers=layers)
 
 
 def _without_neurons(shape: "StockShape", reason: str) -> "StockShape":
