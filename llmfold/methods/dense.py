@@ -251,9 +251,9 @@ class ExpertInputs(NeuronInputs):
         return self._of(rows[inside], shares[inside])
 
     def mlp_rows(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`NeuronInputs.mlp_rows`; as many rows routed to the expert, those that stand nearest."""
+        """See :meth:`NeuronInputs.mlp_rows`; as many rows routed to the expert, the last ones before those."""
         known, shares = self.routed
-        nearest = torch.searchsorted(known, torch.from_numpy(rows)).clamp_max(len(known) - 1)
+        nearest = (torch.searchsorted(known, torch.from_numpy(rows), right=True) - 1).clamp_min(0)
         return self._of(known[nearest], shares[nearest])
 
     def _of(self, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,8 @@ from llmfold.models.stock import StockModel
 
 _UNITS, _ROWS, _TOKENS = 8, 5, 6
 _TOLERANCE = 1e-4
+_UNLIKE = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError, KeyError)
+"""What a module raises that is given something else than it is used to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +53,15 @@ class ByModule:
 
 
 def confirmed(
-    coupling: NeuronCoupling, layer: nn.Module, hidden: int, *, swapped: bool = False
+    coupling: NeuronCoupling, stock: StockModel, index: int, *, swapped: bool = False
 ) -> NeuronCoupling | None:
     """The coupling with an activation that gives what the layer's own modules give; None where there is none."""
-    generator = torch.Generator().manual_seed(0)
+    generator, layer, hidden = torch.Generator().manual_seed(0), stock.layers[index], stock.hidden
     if coupling.expert is not None:
         return coupling if _expert_agrees(coupling, layer, hidden, generator) else None
     parent, _, name = coupling.gives.rpartition(".")
     if not parent:
-        return coupling  # its projections stand in the layer itself, with nothing but the activation between them
+        return coupling if _agrees_in_layer(coupling, stock, index, generator) else None
     module = layer.get_submodule(parent)
     start = len(parent) + 1
     names = {role: tensor_path(slot.tensor)[start:] for role, slot in coupling.slots.items()}
@@ -71,15 +73,15 @@ def confirmed(
     own = ByModule(module, name, names)
     try:
         made = _by_module(own, coupling, x, mlp, units)
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
+    except _UNLIKE:
         return None
     try:
         if _close(made, _formula(coupling.activation, x, mlp)):
             return coupling
-    except (RuntimeError, NotImplementedError, TypeError):
+    except _UNLIKE:
         pass  # an activation with parameters of its own
     if fused and not swapped:
-        return confirmed(_exchanged(coupling), layer, hidden, swapped=True)
+        return confirmed(_exchanged(coupling), stock, index, swapped=True)
     if fused or conv:
         return None
     coupling = dataclasses.replace(coupling, own=own)
@@ -91,6 +93,27 @@ def confirmed(
         if changed.nonzero().flatten().tolist() != [unit]:
             return None
     return coupling
+
+
+def _agrees_in_layer(coupling: NeuronCoupling, stock: StockModel, index: int, generator: torch.Generator) -> bool:
+    """Whether the formula gives what a consumer reads that stands, with its producers, in the layer itself."""
+    weights = {
+        role: (torch.ones if len(shape) == 1 else torch.zeros)(()).expand(shape)
+        for role, shape in tensors_of(stock.layers[index]).items()
+    }
+    widths, names = LayerShape(coupling.units, 0, 0), {role: slot.tensor for role, slot in coupling.slots.items()}
+    for role in names.keys() & {"gate", "up", "gate_bias", "up_bias"}:
+        shape = weights[names[role]].shape
+        each = torch.randn((shape[0], *(1 for _ in shape[1:])), generator=generator)
+        weights[names[role]] = each.expand(shape)  # equal entries of a row take no room
+    x = torch.randn(1, _TOKENS, stock.hidden, generator=generator)
+    try:
+        with torch.no_grad():
+            seen = stock.watched(index, weights, x, inputs=(coupling.reads, coupling.gives), stop=True)
+    except _UNLIKE:
+        return False
+    read, made = (seen.inputs[path][0].reshape(_TOKENS, -1) for path in (coupling.reads, coupling.gives))
+    return _close(made, _formula(coupling.activation, read, coupling.view(weights, widths)))
 
 
 def _exchanged(coupling: NeuronCoupling) -> NeuronCoupling:
@@ -160,7 +183,7 @@ def _expert_agrees(coupling: NeuronCoupling, layer: nn.Module, hidden: int, gene
     index = torch.full((_ROWS, 1), coupling.expert)
     try:
         given = functional_call(module, tensors, (x, index, torch.ones(_ROWS, 1)))
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError):
+    except _UNLIKE:
         return False
     wanted = nn.functional.linear(_formula(coupling.activation, x, mlp), mlp["down"], mlp.get("down_bias"))
     return _close(given[0] if isinstance(given, tuple) else given, wanted)
@@ -205,7 +228,7 @@ def heads_agree(heads: HeadCoupling, stock: StockModel, index: int, widths: Laye
                 weights.update(kept)
                 if not changed[unit].any() or changed.any(1).sum() != 1:
                     return False
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError, KeyError):
+    except _UNLIKE:
         return False
     return True
 

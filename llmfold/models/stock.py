@@ -193,6 +193,7 @@ class StockModel:
         )
         if not self.embedding_path or not self.head_path:
             raise CheckpointError(f"{type(model).__name__} has no embedding and head of tokens")
+        self._device = torch.device("cpu")
         self._extra: tuple[Any, ...] | None = None
         self._on_visit: Callable[[int, Tensor, Given], Tensor] = lambda index, hidden, given: hidden
         self._given: dict[tuple[int, int, torch.device], list[Given]] = {}
@@ -222,6 +223,7 @@ class StockModel:
             first.append(hidden)
             raise _StopError
 
+        self._to(tokens.device)
         tensors = self._with_rows(outside, tokens)
         with self._visiting(stop), suppress(_StopError):
             functional_call(self.model, tensors, (tokens,), {"use_cache": False}, tie_weights=False)
@@ -307,6 +309,9 @@ class StockModel:
 
     def _to(self, device: torch.device) -> None:
         """Move buffers; parameters stay where they take no room."""
+        if self._device == device:
+            return
+        self._device = device
         for root in (self.model, *self.layers):
             for module in root.modules():
                 for name, buffer in module.named_buffers(recurse=False):
@@ -321,6 +326,7 @@ class StockModel:
             x: states before it.
         """
         given = self.given(x.shape[0], x.shape[1], x.device)[index]
+        self._to(x.device)
         named = {tensor_path(role): tensor for role, tensor in weights.items()}
         with _repeatable(x):
             result = functional_call(self.layers[index], named, (x, *given.args), given.named, tie_weights=False)
@@ -371,6 +377,7 @@ class StockModel:
             outside: parameters outside the layers; the output embedding is widened block by block.
             x: (sequences, tokens, hidden) float32.
         """
+        self._to(x.device)
         last = len(self.layers) - 1
         ids = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
         head, stored = self.model.get_submodule(self.head_path), f"{self.head_path}.weight"

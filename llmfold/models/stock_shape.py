@@ -308,13 +308,13 @@ def _kind(layer: torch.nn.Module, config: PretrainedConfig) -> Kind:
 
 def _confirmed(kind: Kind, stock: StockModel, index: int) -> Kind:
     """The kind with those couplings that the probe confirms on a layer of it."""
-    couplings, layer, kept = kind.couplings, stock.layers[index], list(kind.couplings.kept)
+    couplings, kept = kind.couplings, list(kind.couplings.kept)
     neurons: list[NeuronCoupling] = []
     for coupling in couplings.neurons:
         if coupling.expert:  # the first of a stack stands for all
             neurons += [coupling] if neurons and neurons[-1].reads == coupling.reads else []
             continue
-        own = confirmed(coupling, layer, stock.hidden)
+        own = confirmed(coupling, stock, index)
         if own is None:
             kept.append(f"{coupling.name} computes something else than its projections suggest")
         neurons += [own] if own else []

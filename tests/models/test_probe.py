@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from llmfold.models.coupling import HeadCoupling, NeuronCoupling
 from llmfold.models.finder import head_coupling, neuron_couplings
 from llmfold.models.probe import confirmed, heads_agree
 from llmfold.models.slots import QueryKeyValue
+from llmfold.models.stock import StockModel
 
 HIDDEN = 32
 SEPARATE = ("llama", "gemma2", "opt")
@@ -20,10 +22,10 @@ FUSED = ("phi3", "glm4")
 STACKED = ("mixtral", "gpt_oss")
 
 
-def found(family: str) -> tuple[NeuronCoupling, nn.Module]:
-    """The first coupling of neurons that is found in a family's layers by names and shapes, and its layer."""
-    layer = tiny_stock(family).shape.stock.layers[0]
-    return next(neuron_couplings(layer)), layer
+def found(family: str) -> tuple[NeuronCoupling, StockModel]:
+    """The first coupling of neurons that is found in a family's layers by names and shapes, and the model."""
+    stock = tiny_stock(family).shape.stock
+    return next(neuron_couplings(stock.layers[0])), stock
 
 
 def other_activation(gate: Tensor | None, up: Tensor) -> Tensor:
@@ -38,41 +40,41 @@ def exchanged(coupling: NeuronCoupling) -> NeuronCoupling:
 
 @pytest.mark.parametrize("family", [*SEPARATE, *FUSED, *STACKED, "gpt2", "gpt_neox"])
 def test_couplings_of_known_families_are_confirmed_as_they_are_found(family: str) -> None:
-    coupling, layer = found(family)
-    own = confirmed(coupling, layer, HIDDEN)
+    coupling, stock = found(family)
+    own = confirmed(coupling, stock, 0)
     assert own == coupling
     assert own is not None
     assert own.own is None
 
 
-@pytest.mark.parametrize("family", [*FUSED, *STACKED, "gpt2"])
+@pytest.mark.parametrize("family", [*FUSED, *STACKED, "gpt2", "opt"])
 def test_another_activation_than_the_layers_is_refused(family: str) -> None:
-    coupling, layer = found(family)
-    assert confirmed(dataclasses.replace(coupling, activation=other_activation), layer, HIDDEN) is None
+    coupling, stock = found(family)
+    assert confirmed(dataclasses.replace(coupling, activation=other_activation), stock, 0) is None
 
 
 @pytest.mark.parametrize("family", STACKED)
 def test_experts_with_gate_and_up_exchanged_are_refused(family: str) -> None:
-    coupling, layer = found(family)
+    coupling, stock = found(family)
     assert exchanged(coupling) != coupling
-    assert confirmed(exchanged(coupling), layer, HIDDEN) is None
+    assert confirmed(exchanged(coupling), stock, 0) is None
 
 
 @pytest.mark.parametrize("family", FUSED)
 def test_a_fused_gate_and_up_projection_are_told_apart(family: str) -> None:
-    coupling, layer = found(family)
+    coupling, stock = found(family)
     assert exchanged(coupling) != coupling
-    assert confirmed(exchanged(coupling), layer, HIDDEN) == coupling
+    assert confirmed(exchanged(coupling), stock, 0) == coupling
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("wrong", ["activation", "exchanged"])
 def test_where_the_formula_is_wrong_the_module_itself_tells_what_its_neurons_are(family: str, wrong: str) -> None:
-    coupling, layer = found(family)
+    coupling, stock = found(family)
     changed = exchanged(coupling)
     if wrong == "activation":
         changed = dataclasses.replace(coupling, activation=other_activation)
-    own = confirmed(changed, layer, HIDDEN)
+    own = confirmed(changed, stock, 0)
     assert own is not None
     assert own.own is not None
     weights, widths = tiny_stock(family).layer(0), tiny_stock(family).shape.layers[0]
@@ -102,8 +104,9 @@ def test_neurons_that_depend_on_each_other_are_refused() -> None:
         layer = nn.Module()
         layer.mlp = Mixing(mixing=mixing)
         (coupling,) = neuron_couplings(layer)
+        stock: Any = SimpleNamespace(layers=[layer], hidden=HIDDEN)
         assert coupling.units == 16
-        assert confirmed(coupling, layer, HIDDEN) == (None if mixing else coupling)
+        assert confirmed(coupling, stock, 0) == (None if mixing else coupling)
 
 
 def heads_of(family: str) -> HeadCoupling:
