@@ -1,0 +1,95 @@
+"""Families that llmfold does not describe fold through the whole pipeline, and what cannot be is refused at once."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from stock_models import tiny_config
+from support import fold, logits, tensor_hashes
+from transformers import AutoModelForCausalLM
+
+import llmfold
+from llmfold.errors import CheckpointError, UsageError
+
+SELF = {"method": "self", "num_samples": 16, "sequence_length": 16, "refine": 2}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for family in ("gemma2", "mixtral"):
+        torch.manual_seed(0)
+        folders[family] = tmp_path_factory.mktemp("any") / family
+        config = tiny_config(family)
+        config.bos_token_id = 1
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folders[family])
+    return folders
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mixtral"])
+def test_ratio_zero_changes_nothing(family: str, models: dict[str, Path], tmp_path: Path) -> None:
+    fold(models[family], output=tmp_path / "out", ratio=0.0, method="paper")
+    assert tensor_hashes(tmp_path / "out") == tensor_hashes(models[family])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mixtral"])
+@pytest.mark.parametrize(
+    "options", [{"method": "paper"}, SELF, {"method": "weights"}], ids=["paper", "self", "weights"]
+)
+def test_a_narrower_model_loads_with_names_and_layout_of_its_source(
+    family: str, options: dict[str, Any], models: dict[str, Path], tmp_path: Path
+) -> None:
+    report = fold(models[family], output=tmp_path / "out", mlp_ratio=0.3, fidelity_tokens=64, **options)
+    before, after = (load_file(folder / "model.safetensors") for folder in (models[family], tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert sum(tensor.numel() for tensor in after.values()) == report.parameters_after < report.parameters_before
+    assert logits(tmp_path / "out", torch.tensor([[1, 2, 3]])).isfinite().all()
+
+
+def test_the_same_seed_gives_the_same_bytes(models: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        fold(models["mixtral"], output=tmp_path / name, mlp_ratio=0.3, **SELF)
+    assert tensor_hashes(tmp_path / "one") == tensor_hashes(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "wanda-sp", "data": "self"},
+        {"method": "paper", "align": "gauge"},
+        {"method": "self", "allocation": "adaptive"},
+    ],
+)
+def test_what_wants_a_described_family_is_refused(
+    options: dict[str, Any], models: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is for llama, mistral, qwen2, qwen3 alone"):
+        fold(models["gemma2"], output=tmp_path / "out", ratio=0.2, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_expert_is_a_sentence(models: dict[str, Path], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(models["mixtral"], model)
+    tensors = load_file(model / "model.safetensors")
+    del tensors[next(name for name in tensors if "experts.1.w3" in name)]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="do not fit together: one is missing"):
+        fold(model, output=tmp_path / "out", ratio=0.2, method="paper")
+
+
+def test_a_plan_needs_no_weights(models: dict[str, Path], tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(models["mixtral"] / "config.json", bare)
+    without, whole = (llmfold.plan(folder, ratio=0.1, method="paper") for folder in (bare, models["mixtral"]))
+    assert (without.parameters_after, without.after.layers) == (whole.parameters_after, whole.after.layers)
+    assert without.to_dict()["couplings"].startswith("neurons of mlp.experts")
+
+
+def test_layers_of_a_recipe_must_be_alike(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one width for all its layers"):
+        fold(models["gemma2"], output=tmp_path / "out", mlp_ratio=0.2, method="paper", layers={0: {"mlp": 0.5}})
