@@ -10,6 +10,7 @@ from torch import Tensor
 from llmfold.data.tokens import load_tokenizer
 from llmfold.errors import CheckpointError
 from llmfold.kinds import is_integer
+from llmfold.models.settings import text_config
 
 UNSET = -1
 """Where a prompt leaves the token to the model."""
@@ -61,7 +62,7 @@ class Beginnings:
         Raises:
             CheckpointError: nothing says how a document begins.
         """
-        text = config.get_text_config(decoder=True)
+        text = text_config(config)
         rows, places = int(text.vocab_size), (settings, config, text)
         named = {
             key: next(filter(None, (_rows(getattr(place, key, None), rows) for place in places)), ())

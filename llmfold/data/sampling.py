@@ -19,7 +19,7 @@ from llmfold.data.beginnings import PLAIN, UNSET, Beginnings, Mixture, starts
 from llmfold.data.tokens import TokenBudget, input_device
 from llmfold.errors import CheckpointError
 from llmfold.models.casting import not_finite
-from llmfold.models.settings import setting
+from llmfold.models.settings import setting, text_config
 from llmfold.runtime.hidden_states import mapped_tensor
 from llmfold.runtime.limits import CACHE_BYTES
 from llmfold.runtime.seeding import seeded
@@ -61,7 +61,7 @@ class Sampling:
 
 def cache_bytes(config: Any, length: int) -> int:
     """Key/value cache of one document, counted in float32."""
-    text = config.get_text_config(decoder=True)
+    text = text_config(config)
     heads = setting(text, "num_attention_heads") or 1
     head_dim = setting(text, "head_dim") or text.hidden_size // heads
     shared = setting(text, "num_key_value_heads") or heads

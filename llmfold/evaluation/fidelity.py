@@ -24,6 +24,7 @@ from llmfold.evaluation.defaults import FIDELITY_TOKENS
 from llmfold.models import ModelShape, head_name
 from llmfold.models.casting import cast_linear, decoder_layers
 from llmfold.models.forward import forward_context
+from llmfold.models.settings import text_config
 from llmfold.models.tying import stored_shape
 from llmfold.models.unembedding import Ends
 from llmfold.records.plain import finite
@@ -96,7 +97,7 @@ def held_back_tokens(
     Sequences are windows of sampled documents as those that a fold measures on, ``length`` long, or as long as the
     model allows if that is less; (sequences, length) int64.
     """
-    positions = int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or length)
+    positions = int(getattr(text_config(model.config), "max_position_embeddings", None) or length)
     length = min(length, positions)
     sequences = max(1, tokens // length)
     budget = TokenBudget.sampled(sequences, length, positions)
@@ -201,7 +202,7 @@ def fidelity(dense: Reference, model: Any, *, batch: int = 8) -> Fidelity:
         UsageError: the two have different vocabularies.
         CheckpointError: the model computes NaN or infinity.
     """
-    check_vocabularies(dense.vocabulary, int(model.config.get_text_config(decoder=True).vocab_size))
+    check_vocabularies(dense.vocabulary, int(text_config(model.config).vocab_size))
     total, agreed, device = 0.0, 0, input_device(model)
     rows = max(1, _LOGIT_BYTES // (4 * dense.vocabulary))
     with _traced(model) as layers:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmfold.data.tokens import input_device, load_tokenizer
 from llmfold.errors import CheckpointError
-from llmfold.models.settings import POSITIONS, setting
+from llmfold.models.settings import POSITIONS, setting, text_config
 
 PROMPTS = (
     "Once upon a time, there was a",
@@ -54,7 +54,7 @@ def continue_prompts(
     """
     ids = [list(tokenizer(prompt).input_ids) for prompt in prompts]
     longest = max(map(len, ids))
-    text = model.config.get_text_config(decoder=True)
+    text = text_config(model.config)
     vocabulary, positions = text.vocab_size, setting(text, "max_position_embeddings") or POSITIONS
     if not all(ids) or max(map(max, ids)) >= vocabulary or longest >= positions:
         return None

@@ -13,6 +13,7 @@ from llmfold.checkpoint.blocks import is_finite
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.errors import CheckpointError
 from llmfold.models import ARCHITECTURES, WINDOW_KEYS
+from llmfold.models.settings import text_config
 from llmfold.runtime.quiet import quiet_transformers
 
 BLOCK_BYTES = 64_000_000
@@ -60,7 +61,7 @@ def _forget_leftovers(config: Any) -> None:
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The decoder layers of a stock model: the first list of as many modules as its config has layers."""
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    count = text_config(model.config).num_hidden_layers
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     return next(module for module in lists if len(module) == count)
 

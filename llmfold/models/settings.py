@@ -12,3 +12,9 @@ def setting(config: Any, name: str) -> Any:
         return getattr(config, name, None)
     except RuntimeError:  # what transformers raises for a key that layers differ in
         return None
+
+
+def text_config(config: Any) -> Any:
+    """The part of a config that says what the language model is; the config itself where it has no parts."""
+    whole = getattr(config, "get_text_config", None)
+    return config if whole is None else whole(decoder=True)

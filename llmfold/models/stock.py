@@ -24,7 +24,7 @@ from transformers.initialization import no_init_weights
 
 from llmfold.errors import CheckpointError
 from llmfold.models.base import Role, tensor_path
-from llmfold.models.settings import setting
+from llmfold.models.settings import setting, text_config
 from llmfold.runtime.quiet import quiet_transformers
 
 Outside = Mapping[str, Tensor]
@@ -79,11 +79,6 @@ def layers_path(model: PreTrainedModel) -> str:
     if lists:
         return str(lists[0][0])
     raise CheckpointError(f"{type(model).__name__} has no list of decoder layers, so there is nothing to fold")
-
-
-def text_config(config: Any) -> Any:
-    """The part of a config that says what the language model is; the config itself where it has no parts."""
-    return config.get_text_config(decoder=True)
 
 
 _HANDED_ON = object()

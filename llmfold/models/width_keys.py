@@ -13,8 +13,8 @@ from transformers import PretrainedConfig
 from llmfold.errors import CheckpointError
 from llmfold.models.base import LayerShape
 from llmfold.models.coupling import main_units
-from llmfold.models.settings import setting
-from llmfold.models.stock import StockModel, build_stock, text_config
+from llmfold.models.settings import setting, text_config
+from llmfold.models.stock import StockModel, build_stock
 
 if TYPE_CHECKING:
     from llmfold.models.stock_shape import StockShape

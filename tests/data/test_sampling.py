@@ -198,7 +198,7 @@ def test_keys_and_values_may_lie_in_files(tmp_path: Path) -> None:
     assert torch.equal(found, sample_tokens(model, asked))
     config = AutoConfig.from_pretrained(model)
     sizes = [path.stat().st_size for path in sorted(caches.iterdir())]
-    assert len(sizes) == config.num_hidden_layers
+    assert len(sizes) == 2 * config.num_hidden_layers  # keys and values of each
     assert sum(sizes) == 8 * cache_bytes(config, 12)
 
 
