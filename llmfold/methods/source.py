@@ -16,6 +16,7 @@ from llmfold.data import tokens as tk
 from llmfold.data.beginnings import MIXTURE
 from llmfold.data.plain_text import EXTRA, join_documents, read_plain_text
 from llmfold.data.sampling import Sampler, Sampling, cache_bytes
+from llmfold.data.tokenizer import load_tokenizer
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.methods.base import FoldContext
 from llmfold.methods.dense import Measurement
@@ -89,7 +90,7 @@ def token_source(context: FoldContext, notify: Notify) -> TokenSource:
 def _without_words(folder: Path) -> dict[str, str]:
     """What the report must say where no tokenizer tells what words there are."""
     try:
-        tk.load_tokenizer(folder)
+        load_tokenizer(folder)
     except CheckpointError as error:
         reason = str(error).replace(f"{folder}/", "").replace(str(folder), "the model")  # reports name no path
         return {"note": f"the model's own text was sampled with no random words in it: {reason}"}

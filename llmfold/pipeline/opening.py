@@ -17,6 +17,7 @@ from llmfold.models import ModelShape, check_tensors, expected_tensors, shape_of
 from llmfold.models.forward import forward_context
 from llmfold.models.plain import plain_settings
 from llmfold.models.tying import stored_shape
+from llmfold.pipeline.output_tokenizer import check_tokenizer_can_be_kept
 from llmfold.planning import FoldPlan, make_plan
 
 GENERATION_CONFIG = "generation_config.json"
@@ -77,7 +78,9 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         checkpoint, shape = _opened(source)
         if plain_settings(checkpoint.config) is None:  # a plain config holds nothing that could be refused
             forward_context(checkpoint.config, shape)
-        return make_plan(shape, checkpoint.tensors, config)
+        plan = make_plan(shape, checkpoint.tensors, config)
+        check_tokenizer_can_be_kept(checkpoint.folder, plan)
+        return plan
     source = resolve(config.model, revision=config.revision, weights=False)
     raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     refuse_quantised_config(raw, config.model)
