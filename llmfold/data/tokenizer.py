@@ -39,6 +39,11 @@ def load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{path} is no tokenizer that can be read ({reason}): download it again") from error
 
 
+def max_token_id(folder: Path) -> int:
+    """The largest id that the tokenizer of ``folder`` could write; raises CheckpointError as :func:`load_tokenizer`."""
+    return max(load_tokenizer(folder).get_vocab().values(), default=0)
+
+
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None

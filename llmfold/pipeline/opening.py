@@ -11,6 +11,9 @@ from llmfold.checkpoint.accept import refuse_model_code, refuse_quantised_config
 from llmfold.checkpoint.locate import locate
 from llmfold.config import DTYPES, FoldConfig
 from llmfold.data.plain_text import read_plain_text
+from llmfold.data.texts import read_text
+from llmfold.data.tokenizer import load_tokenizer, max_token_id
+from llmfold.data.tokens import token_ids
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError
 from llmfold.models import ModelShape, check_tensors, expected_tensors, shape_of
@@ -66,6 +69,25 @@ def check_data(config: FoldConfig) -> None:
         read_plain_text(path, config.text_column, characters=1)
 
 
+def check_tokenizer(config: FoldConfig, folder: Path) -> None:
+    """Raise CheckpointError, before any work is done, where a text will be read and no tokenizer can be."""
+    if config.needs_tokenizer:
+        load_tokenizer(folder)
+
+
+def _check_texts(config: FoldConfig, folder: Path, shape: ModelShape) -> None:
+    """Read local texts as the run will: raise LlmfoldError where one is too short, or has tokens without a row."""
+    if not config.needs_tokenizer:
+        return
+    from llmfold.methods.source import calibration_tokens  # takes seconds, which most plans do without
+
+    check_tokenizer(config, folder)
+    if config.reads_text and Path(str(config.data)).expanduser().is_file():
+        calibration_tokens(config, folder, shape)
+    if config.eval_text is not None and max_token_id(folder) >= shape.vocabulary:
+        token_ids(folder, read_text(config.eval_text, config.text_column).content, shape.vocabulary)
+
+
 def plan_from_config(config: FoldConfig) -> FoldPlan:
     """Plan a fold from a hub model's config alone, without its weights; local folders are checked in full.
 
@@ -78,6 +100,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         checkpoint, shape = _opened(source)
         if plain_settings(checkpoint.config) is None:  # a plain config holds nothing that could be refused
             forward_context(checkpoint.config, shape)
+        _check_texts(config, checkpoint.folder, shape)
         plan = make_plan(shape, checkpoint.tensors, config)
         check_tokenizer_can_be_kept(checkpoint.folder, plan)
         return plan

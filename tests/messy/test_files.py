@@ -45,8 +45,13 @@ def test_a_tokenizer_is_missed_only_where_text_is_read(
     change(teach(model))
     out = space / "out"
     arguments = ("--model", model, "--ratio", 0.2, "--num-samples", 4, "--sequence-length", 16, "--refine", 0)
+    calibrated = (*arguments, "--method", "calibrated", "--data", prose, "--output", out)
+    measured = ("--model", model, "--ratio", 0.2, "--method", "paper", "--eval", "wikitext2", "--eval-text", prose)
     for run in (
-        llmfold(*arguments, "--method", "calibrated", "--data", prose, "--output", out),
+        llmfold(*calibrated),
+        llmfold("plan", *calibrated),
+        llmfold(*measured, "--output", out),
+        llmfold("plan", *measured),
         llmfold("eval", "--model", model, "--text", prose, "--sequence-length", 50),
     ):
         assert (run[0], sentence in run[2], "unexpected" in run[2]) == (1, True, False), run
