@@ -87,7 +87,7 @@ class FoldConfig:
         None,
     )
     text_column: str = option(
-        "column of the text, where --data or --eval-text is a table (.jsonl, .json, .parquet, .csv) or a data set",
+        "column of the text, where --data or --eval-text is a table (.jsonl, .json, .parquet, .csv, .tsv) or data set",
         TEXT,
         HOW,
         "text",
