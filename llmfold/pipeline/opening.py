@@ -13,7 +13,7 @@ from llmfold.config import DTYPES, FoldConfig
 from llmfold.data.plain_text import read_plain_text
 from llmfold.data.texts import read_text
 from llmfold.data.tokenizer import load_tokenizer, max_token_id
-from llmfold.data.tokens import token_ids
+from llmfold.data.tokens import resolve_effort, token_ids
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError
 from llmfold.models import ModelShape, check_tensors, expected_tensors, shape_of
@@ -100,6 +100,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         checkpoint, shape = _opened(source)
         if plain_settings(checkpoint.config) is None:  # a plain config holds nothing that could be refused
             forward_context(checkpoint.config, shape)
+        resolve_effort(config, shape)  # refuses sequences that the model has no positions for
         _check_texts(config, checkpoint.folder, shape)
         plan = make_plan(shape, checkpoint.tensors, config)
         check_tokenizer_can_be_kept(checkpoint.folder, plan)
