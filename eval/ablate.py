@@ -35,7 +35,8 @@ from llmfold.data import tokens as tokens_module
 from llmfold.data.beginnings import Beginnings, Mixture
 from llmfold.data.sampling import Sampler, Sampling, strewn
 from llmfold.data.texts import Text, read_text
-from llmfold.data.tokens import TokenBudget, load_tokenizer
+from llmfold.data.tokenizer import load_tokenizer
+from llmfold.data.tokens import TokenBudget
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
 from llmfold.methods.dense import LayerInputs, Measurement, NeuronInputs
 from llmfold.methods.reconstruction.fold import SELECTION_RIDGE, split

@@ -12,6 +12,7 @@ from llmfold.errors import LlmfoldError
 from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.loading import Loading, fits
 from llmfold.evaluation.options import EvaluationSettings
+from llmfold.evaluation.perplexity import text_windows
 from llmfold.evaluation.suite import Suite, prepare
 from llmfold.pipeline.estimate import AFTERWARDS
 from llmfold.records.fold import FoldRecord
@@ -20,18 +21,22 @@ from llmfold.runtime.devices import pick_device
 
 
 def prepare_afterwards(config: FoldConfig) -> Suite:
-    """Find the data of ``--eval`` before hours go into the fold.
+    """Find the data of ``--eval``, and read its text, before hours go into the fold.
 
     Raises:
-        UsageError: an unknown task, data that cannot be had.
+        UsageError: an unknown task, data that cannot be had, a text that is too short.
+        CheckpointError: a tokenizer that cannot be read, or is not the model's.
     """
-    return prepare(
+    suite = prepare(
         config.eval,
         text=config.eval_text,
         column=config.text_column,
         data_dir=config.eval_data_dir,
         limit=config.eval_limit,
     )
+    if suite.text:
+        text_windows(locate(config.model, config.revision).folder, suite.text)
+    return suite
 
 
 @contextmanager

@@ -21,6 +21,8 @@ AFTERWARDS = ("fidelity_tokens", "eval", "eval_text", "eval_data_dir", "eval_lim
 """Options of what is measured when the fold is done."""
 OF_SAMPLING = ("temperature", "max_memory")
 """Options of folds that sample from the model, be it by their method or by their data."""
+SPEED = "speed"
+"""The task of ``eval`` that reads no text."""
 WHAT, MUCH, HOW, RUN, AFTER = "what", "much", "how", "run", "after"
 GROUPS = {
     WHAT: "what to fold",
@@ -85,7 +87,7 @@ class FoldConfig:
         None,
     )
     text_column: str = option(
-        "column of the text, where --data or --eval-text is a table (.jsonl, .json, .parquet, .csv) or a data set",
+        "column of the text, where --data or --eval-text is a table (.jsonl, .json, .parquet, .csv, .tsv) or data set",
         TEXT,
         HOW,
         "text",
@@ -226,6 +228,11 @@ class FoldConfig:
     def reads_text(self) -> bool:
         """Whether ``data`` is outside text."""
         return self.data not in (None, SELF_DATA)
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether a text is read, to measure on or by a task of ``eval``."""
+        return self.reads_text or not {name.strip() for name in (self.eval or SPEED).split(",")} <= {SPEED}
 
     def uses(self, name: str) -> bool:
         """Whether an option changes anything under this method and data."""

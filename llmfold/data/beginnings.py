@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfold.data.tokens import load_tokenizer
+from llmfold.data.tokenizer import load_tokenizer
 from llmfold.errors import CheckpointError
 from llmfold.kinds import is_integer
 from llmfold.models.settings import text_config

@@ -13,8 +13,15 @@ from llmfold.errors import UsageError
 TEXT_COLUMN = "text"
 """Column of a table that holds its documents, unless the user names another."""
 EXTRA = "need the eval extra: pip install 'llmfold[eval]'"
-_TABLES = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-"""Names that tables end in, and who reads them in the library ``datasets``."""
+_TABLES: dict[str, tuple[str, dict[str, str]]] = {
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".json": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+}
+"""Names that tables end in, and who reads them in the library ``datasets``, with what options."""
 _PACKED: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open}
 _UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error)
 _FIRST_LINE = 1 << 24
@@ -25,8 +32,8 @@ def read_plain_text(path: Path, column: str = TEXT_COLUMN, characters: int = -1)
     """The head of a local file: at most ``characters`` of prose, or as many documents as hold them; all by default.
 
     Args:
-        path: UTF-8 prose, or a table of documents (JSON lines, JSON, Parquet, CSV) by the end of its name; either may
-            be packed as ``.gz`` or ``.xz``.
+        path: UTF-8 prose, or a table of documents (JSON lines, JSON, Parquet, CSV, TSV) by the end of its name; either
+            may be packed as ``.gz`` or ``.xz``.
         column: of a table.
         characters: wanted; -1 for all.
 
@@ -35,7 +42,7 @@ def read_plain_text(path: Path, column: str = TEXT_COLUMN, characters: int = -1)
     """
     table = _TABLES.get((path.with_suffix("") if path.suffix.lower() in _PACKED else path).suffix.lower())
     if table is not None:
-        return _read_table(path, table, column, characters)
+        return _read_table(path, *table, column, characters)
     try:
         with _open(path) as file:
             first = file.readline(_FIRST_LINE)
@@ -95,7 +102,7 @@ def _is_json(line: str) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
 
-def _read_table(path: Path, builder: str, column: str, characters: int) -> str:
+def _read_table(path: Path, builder: str, options: Mapping[str, str], column: str, characters: int) -> str:
     if not path.is_file():
         raise UsageError(f"text {path} does not exist")
     try:
@@ -103,7 +110,7 @@ def _read_table(path: Path, builder: str, column: str, characters: int) -> str:
     except ImportError as error:
         raise UsageError(f"text {path} is a table, and tables {EXTRA}") from error
     try:
-        rows = datasets.load_dataset(builder, data_files=str(path), split="train", streaming=True)
+        rows = datasets.load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
         return join_documents(rows, column, characters, f"text {path}")
     except UsageError:
         raise

@@ -2,8 +2,7 @@
 
 import dataclasses
 import hashlib
-import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmfold.checkpoint.paths import regular_file
 from llmfold.config import FoldConfig
+from llmfold.data.tokenizer import load_tokenizer
 from llmfold.effort import EFFORTS
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.models import ModelShape
 from llmfold.runtime.hidden_states import CHUNK, stored_array
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-_OF_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 TOKENS_FILE = "llmfold_tokens.npy"
 _WINDOWS, _DOCUMENT = 2, 512
 """Most sequences to a document, and tokens of one that has several: more make fewer documents, which differ less."""
@@ -77,12 +74,17 @@ def token_budget(config: FoldConfig, shape: ModelShape) -> TokenBudget:
         shape: the model's shape.
 
     Raises:
-        UsageError: sequences longer than the model allows.
+        UsageError: sequences longer than the model allows, or of a single token.
     """
     effort = EFFORTS[config.effort]
     length = config.sequence_length or effort.length_for(shape)
     if length > shape.positions:
         raise UsageError(f"--sequence-length {length} exceeds the model's maximum of {shape.positions} positions")
+    if length < 2:
+        raise UsageError(
+            f"max_position_embeddings in config.json is {shape.positions}, and --method {config.method} measures on "
+            "sequences of 2 tokens or more: correct it, or pass --method weights"
+        )
     sequences = config.num_samples or -(-effort.tokens_for(shape) // (length * CHUNK)) * CHUNK
     return TokenBudget.sampled(sequences, length, shape.positions, documents=BATCH)
 
@@ -133,40 +135,6 @@ def loop_warning(statistics: dict[str, float]) -> str | None:
     )
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint, from tokenizer.json itself where there is one.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read here.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes seconds, which a plan need not
-
-    from llmfold.runtime.quiet import quiet_transformers
-
-    found = [name for name in _TOKENIZERS if (folder / name).exists()]
-    if not found:
-        raise CheckpointError(f"{folder} has no tokenizer: copy tokenizer.json from the model that it was made from")
-    path = regular_file(folder, found[0])
-    try:
-        with quiet_transformers():
-            if path.name == "tokenizer.json":
-                return PreTrainedTokenizerFast.from_pretrained(folder)
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for files that it cannot use
-        lacking = [package for package, module in _OF_SENTENCEPIECE.items() if not _is_installed(module)]
-        if path.suffix == ".model" and lacking:
-            raise CheckpointError(f"{path} needs {' and '.join(lacking)}: pip install {' '.join(lacking)}") from error
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise CheckpointError(f"{path} is no tokenizer that can be read ({reason}): download it again") from error
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package around it
-        return False
-
-
 def token_ids(folder: Path, text: str, vocabulary: int | None = None) -> Tensor:
     """(tokens,) int64: a text under the tokenizer of ``folder``, special tokens as the tokenizer adds them.
 
@@ -183,13 +151,20 @@ def token_ids(folder: Path, text: str, vocabulary: int | None = None) -> Tensor:
     tokenizer = load_tokenizer(folder)
     with quiet_transformers():
         ids = torch.tensor(tokenizer(text).input_ids, dtype=torch.int64)
+    if vocabulary is not None:
+        check_ids(folder, ids, vocabulary)
+    return ids
+
+
+def check_ids(folder: Path, ids: Tensor | Sequence[int], vocabulary: int) -> None:
+    """Raise CheckpointError where the tokenizer of ``folder`` has written an id that is no row of the embedding."""
+    ids = torch.as_tensor(ids)
     largest = int(ids.max()) if len(ids) else 0
-    if vocabulary is not None and largest >= vocabulary:
+    if largest >= vocabulary:
         raise CheckpointError(
             f"the tokenizer in {folder} writes the token id {largest}, and the embedding has {vocabulary} rows: it is "
             "another model's, or tokens were added to it alone; put the model's own tokenizer there"
         )
-    return ids
 
 
 def text_tokens(folder: Path, text: str, budget: TokenBudget, origin: str, vocabulary: int | None = None) -> Tensor:

@@ -4,4 +4,4 @@ FIDELITY_TOKENS = 2048
 BATCH = 8
 AUTO = "auto"
 """A batch size that is found by trying."""
-PERPLEXITY, SPEED = "wikitext2", "speed"
+PERPLEXITY = "wikitext2"

@@ -33,6 +33,7 @@ class DenseComparison:
         batch: int = BATCH,
         tokens: int = FIDELITY_TOKENS,
         prompts: bool = False,
+        remote_code: bool = False,
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Set up without loading anything.
@@ -44,10 +45,11 @@ class DenseComparison:
             batch: sequences in one forward pass.
             tokens: about how many to sample from the dense model; 0 for no fidelity.
             prompts: whether models continue prompts, too, by the dense model's tokenizer.
+            remote_code: whether the dense model's own modelling file may run.
             notify: told what begins.
         """
         self._folder, self._windows, self._loading = dense, windows, loading
-        self._batch, self._tokens, self._notify = batch, tokens, notify
+        self._batch, self._tokens, self._notify, self._remote_code = batch, tokens, notify, remote_code
         self._tokenizer = find_tokenizer(dense) if prompts else None
         self._reference: Reference | None = None
         self._dense: Scores | None = None
@@ -56,7 +58,7 @@ class DenseComparison:
         """Measure the dense model, and keep what the others are compared with."""
         if self._dense is None:
             tokens, exact = None, None
-            with opened(self._folder, self._loading) as model:
+            with opened(self._folder, self._loading, remote_code=self._remote_code) as model:
                 if self._tokens:
                     self._notify(f"sampling {self._tokens:,} tokens from the dense model")
                     tokens = held_back_tokens(self._folder, model, tokens=self._tokens)

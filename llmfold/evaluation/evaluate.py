@@ -77,6 +77,7 @@ class _Run:
         self.settings, self.suite, self.results, self.notify = settings, suite, results, notify
         self.source = locate(settings.model)
         self.dense = locate(settings.against, settings.against_revision) if settings.against else None
+        self.reader = (self.dense or self.source).folder  # one tokenizer reads every text of a table
         folders = [source.folder for source in (self.source, self.dense) if source]
         if self.dense and (suite.text or settings.fidelity_tokens):
             dense, model = (shape_of(Checkpoint.open(each.folder).config) for each in (self.dense, self.source))
@@ -92,7 +93,7 @@ class _Run:
     def compare(self) -> None:
         """Perplexity of both models, and the fidelity of one to the other."""
         settings, evaluation, text = self.settings, self.evaluation, self.suite.text
-        windows = text_windows(self.source.folder, text, **settings.cut()) if text else None
+        windows = text_windows(self.source.folder, text, self.reader, **settings.cut()) if text else None
         tokens = settings.fidelity_tokens if self.dense else 0
         if windows is None and not tokens:
             return
@@ -109,19 +110,26 @@ class _Run:
         evaluation.samples = [Sample(**sample) for sample in result.get("samples", ())]
 
     def _compare(self, windows: Windows | None, tokens: int) -> dict[str, Any]:
-        dense = (self.dense or self.source).folder
+        dense, trusted = self.reader, self.settings.trust_remote_code
 
         def measure(batch: int) -> dict[str, Any]:
             prompts = bool(tokens) and fits(dense, self.loading)  # offloaded, it is read for every token
             comparison = DenseComparison(
-                dense, windows, self.loading, batch=batch, tokens=tokens, prompts=prompts, notify=self.notify
+                dense,
+                windows,
+                self.loading,
+                batch=batch,
+                tokens=tokens,
+                prompts=prompts,
+                remote_code=trusted and self.dense is None,
+                notify=self.notify,
             )
             scores = comparison.dense()
             perplexity = {"dense" if self.dense else "model": scores.perplexity}
             fidelity = None
             if self.dense:
                 self.notify(f"measuring {self.evaluation.model.name}")
-                scores = comparison.measure(self.source.folder, remote_code=self.settings.trust_remote_code)
+                scores = comparison.measure(self.source.folder, remote_code=trusted)
                 perplexity["model"], fidelity = scores.perplexity, scores.fidelity
             return {
                 "perplexity": {name: asdict(value) for name, value in perplexity.items() if value},
@@ -149,10 +157,10 @@ class _Run:
 
             def measure(name: str) -> dict[str, Any]:
                 self.notify(f"{name}: {scores.name}")
-                return asdict(harness.run(name, model(), source.folder, self.settings.batch_size))
+                return asdict(harness.run(name, model(), self.reader, self.settings.batch_size, scores.name))
 
             for name in harness.names:
-                key = self._key("task", harness.key(name), source)
+                key = self._key("task", harness.key(name), source, self.dense)
                 try:
                     scores.tasks[name] = task_score(self.results.get(key, partial(measure, name)))
                 except LlmfoldError as error:  # one task must not take the others with it

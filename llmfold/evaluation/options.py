@@ -4,9 +4,10 @@ import argparse
 import shlex
 from dataclasses import dataclass
 
+from llmfold.config import SPEED
 from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.errors import UsageError
-from llmfold.evaluation.defaults import AUTO, SPEED
+from llmfold.evaluation.defaults import AUTO
 from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, options_in_order
 from llmfold.kinds import ANYTHING, SWITCH, TEXT, Kind, integer, is_integer
 from llmfold.options import check_options, command_words, option, public_file

@@ -20,7 +20,8 @@ from torch import Tensor
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.data.texts import Text
-from llmfold.data.tokens import input_device, load_tokenizer, token_ids
+from llmfold.data.tokenizer import load_tokenizer
+from llmfold.data.tokens import input_device, token_ids
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import BATCH
 from llmfold.evaluation.loading import max_positions
@@ -72,13 +73,21 @@ def cut_windows(stream: Tensor, length: int, *, stride: int | None = None, limit
 
 
 def text_windows(
-    folder: Path, text: Text, *, length: int | None = None, stride: int | None = None, limit: int | None = None
+    folder: Path,
+    text: Text,
+    reader: Path | None = None,
+    /,
+    *,
+    length: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
 ) -> Windows:
     """Cut ``text`` into windows for the model in ``folder``.
 
     Args:
-        folder: gives the tokenizer and the maximum number of positions.
+        folder: gives the maximum number of positions.
         text: what to measure on.
+        reader: folder that gives the tokenizer; None for ``folder``.
         length: tokens in a window; None: 2,048, or the model's maximum if that is less.
         stride: None for windows that do not overlap.
         limit: most windows, from the head of the text; None for all.
@@ -96,10 +105,11 @@ def text_windows(
         raise UsageError(f"--stride {stride} must lie between 1 and the sequence length, {length}")
     if limit is not None and limit < 1:
         raise UsageError(f"--windows {limit} leaves nothing to score: give at least 1")
-    stream = token_stream(folder, text, int(stock_config(checkpoint.config).vocab_size))
+    reader = reader or folder
+    stream = token_stream(reader, text, int(stock_config(checkpoint.config).vocab_size))
     tokens = cut_windows(stream, length, stride=stride, limit=limit)
     stride = stride or length
-    return Windows(tokens, stride, _protocol(folder, text, stream, tokens, stride))
+    return Windows(tokens, stride, _protocol(reader, text, stream, tokens, stride))
 
 
 def _protocol(folder: Path, text: Text, stream: Tensor, tokens: Tensor, stride: int) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfold.data.tokens import input_device, load_tokenizer
+from llmfold.data.tokenizer import load_tokenizer
+from llmfold.data.tokens import input_device
 from llmfold.errors import CheckpointError
 from llmfold.models.settings import POSITIONS, setting, text_config
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmfold.config import SPEED
 from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.data.texts import WIKITEXT, Text, read_text
 from llmfold.errors import UsageError
-from llmfold.evaluation.defaults import PERPLEXITY, SPEED
+from llmfold.evaluation.defaults import PERPLEXITY
 from llmfold.evaluation.zeroshot import Harness, expand
 
 _WIKITEXT_FILE = "wikitext-2-raw-v1-test.txt"

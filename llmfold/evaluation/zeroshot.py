@@ -10,14 +10,15 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from llmfold.data.tokens import input_device
+from llmfold.data.tokenizer import load_tokenizer
+from llmfold.data.tokens import check_ids, input_device
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import AUTO
 from llmfold.runtime.storage import file_sha256
@@ -76,17 +77,18 @@ class Harness:
         for name in self.names:
             self._task(name)
 
-    def run(self, name: str, model: Any, folder: Path, batch: int | str = AUTO) -> TaskScore:
+    def run(self, name: str, model: Any, folder: Path, batch: int | str = AUTO, called: str | None = None) -> TaskScore:
         """Score one task.
 
         Args:
             name: one of ``names``.
             model: loaded, in evaluation mode.
-            folder: gives its tokenizer.
+            folder: gives the tokenizer.
             batch: requests in one forward pass, or ``auto``: what fits on a GPU, 8 elsewhere.
+            called: the model, in errors; None: as ``folder``.
 
         Raises:
-            CheckpointError: lm-eval fails with this model.
+            CheckpointError: lm-eval fails with this model, or the tokenizer is not the model's.
         """
         task, local = self._task(name)
         if batch == AUTO and input_device(model).type == "cpu":
@@ -95,7 +97,8 @@ class Harness:
             from lm_eval import evaluator
             from lm_eval.models.huggingface import HFLM
 
-            wrapped = HFLM(pretrained=model, tokenizer=str(folder), batch_size=batch)
+            wrapped = HFLM(pretrained=model, tokenizer=load_tokenizer(folder), batch_size=batch)
+            wrapped.tok_encode = _checked(wrapped.tok_encode, folder, int(model.config.vocab_size))
             wrapped._device = input_device(model)  # an offloaded model says "meta", where no input can go
             # It would ask git for the state of the working directory, and git complains where that is no repository.
             silent = mock.patch.object(evaluator, "get_git_commit_hash", return_value=None, create=True)
@@ -111,8 +114,10 @@ class Harness:
                         bootstrap_iters=100,
                     )
             except Exception as error:  # a harness of thousands of tasks raises whatever its parts do
-                reason = f"{type(error).__name__}: {error}" if str(error) else _unsaid(task, wrapped, error)
-                raise CheckpointError(f"{name} cannot be scored with {folder.name}: {reason}") from error
+                expected = isinstance(error, CheckpointError)
+                reason = f"{'' if expected else f'{type(error).__name__}: '}{error}"
+                reason = reason if str(error) else _unsaid(task, wrapped, error)
+                raise CheckpointError(f"{name} cannot be scored with {called or folder.name}: {reason}") from error
         return _score(name, local, self.describe(name), results)
 
     def key(self, name: str) -> list[Any]:
@@ -225,6 +230,17 @@ def _stock_tasks() -> Any:
         from lm_eval.tasks import TaskManager
 
         return TaskManager()
+
+
+def _checked(encode: Callable[..., list[int]], folder: Path, rows: int) -> Callable[..., list[int]]:
+    """lm-eval's way from a text to ids, which refuses ids that are no rows of the embedding."""
+
+    def encode_checked(*arguments: Any, **options: Any) -> list[int]:
+        ids = encode(*arguments, **options)
+        check_ids(folder, ids, rows)
+        return ids
+
+    return encode_checked
 
 
 def _unsaid(task: Any, wrapped: Any, error: Exception) -> str:

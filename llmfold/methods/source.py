@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmfold.config import FoldConfig
 from llmfold.data import tokens as tk
 from llmfold.data.beginnings import MIXTURE
 from llmfold.data.plain_text import EXTRA, join_documents, read_plain_text
 from llmfold.data.sampling import Sampler, Sampling, cache_bytes
+from llmfold.data.tokenizer import load_tokenizer
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.methods.base import FoldContext
 from llmfold.methods.dense import Measurement
 from llmfold.methods.method import Notify
-from llmfold.models import stock_config
+from llmfold.models import ModelShape, stock_config
 from llmfold.models.casting import load_model
 from llmfold.models.forward import forward_context
 from llmfold.runtime.devices import compute_dtype
@@ -57,10 +59,11 @@ def token_source(context: FoldContext, notify: Notify) -> TokenSource:
     checkpoint, shape = context.checkpoint, context.shape
     budget, sampled = tk.token_budget(context.config, shape), context.config.samples
     if sampled:
-        make, data = lambda: _sampled(context, notify), "sampled from the model itself"
+        make, data = partial(_sampled, context, notify), "sampled from the model itself"
     else:
         notify("reading calibration text")
-        make, data = lambda: _calibration(context, budget), f"outside text: {Path(str(context.config.data)).name}"
+        make = partial(calibration_tokens, context.config, checkpoint.folder, shape)
+        data = f"outside text: {Path(str(context.config.data)).name}"
     tokens = tk.stored_tokens(context.work / tk.TOKENS_FILE, make)
     shutil.rmtree(context.work / BATCH_FOLDER, ignore_errors=True)
     quality = tk.token_statistics(tokens)
@@ -90,7 +93,7 @@ def token_source(context: FoldContext, notify: Notify) -> TokenSource:
 def _without_words(folder: Path) -> dict[str, str]:
     """What the report must say where no tokenizer tells what words there are."""
     try:
-        tk.load_tokenizer(folder)
+        load_tokenizer(folder)
     except CheckpointError as error:
         reason = str(error).replace(f"{folder}/", "").replace(str(folder), "the model")  # reports name no path
         return {"note": f"the model's own text was sampled with no random words in it: {reason}"}
@@ -197,12 +200,18 @@ def _placement(context: FoldContext, cache: int, processes: int, offload: Path) 
     return {"device_map": "auto", "offload_folder": offload, "max_memory": rooms}, caches
 
 
-def _calibration(context: FoldContext, budget: tk.TokenBudget) -> Tensor:
-    origin = str(context.config.data)
-    path, column = Path(origin).expanduser(), context.config.text_column
+def calibration_tokens(config: FoldConfig, folder: Path, shape: ModelShape) -> Tensor:
+    """The head of the text of ``--data``, cut into the sequences that a fold measures on.
+
+    Raises:
+        UsageError: the text cannot be read, or is too short.
+        CheckpointError: as of :func:`llmfold.data.tokens.token_ids`.
+    """
+    budget, origin = tk.token_budget(config, shape), str(config.data)
+    path, column = Path(origin).expanduser(), config.text_column
     characters = budget.sequences * budget.length * _HUB_CHARACTERS_PER_TOKEN
     text = read_plain_text(path, column, characters) if path.is_file() else _read_dataset(origin, column, characters)
-    return tk.text_tokens(context.checkpoint.folder, text, budget, origin, context.shape.vocabulary)
+    return tk.text_tokens(folder, text, budget, origin, shape.vocabulary)
 
 
 def _read_dataset(name: str, column: str, characters: int) -> str:

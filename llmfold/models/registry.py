@@ -216,6 +216,11 @@ def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> N
     for name, size in expected.items():
         if name not in stored:
             _explain_prefix(shape, name, stored)
+            if name == HEAD and EMBEDDING in stored:
+                raise CheckpointError(
+                    f"config.json does not tie the embeddings, but {HEAD} is not stored, for which transformers draws "
+                    "random numbers: set tie_word_embeddings to true if the model shares them, else add the head"
+                )
             raise CheckpointError(f"tensor {name} is missing from the checkpoint; the download may be incomplete")
         if tuple(stored[name]) != size:
             raise CheckpointError(f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}")

@@ -15,6 +15,9 @@ from llmfold.checkpoint.reader import CONFIG_FILE
 from llmfold.checkpoint.weights import INDEX_FILE
 from llmfold.config import DTYPES, FoldConfig
 from llmfold.data.plain_text import read_plain_text
+from llmfold.data.texts import read_text
+from llmfold.data.tokenizer import load_tokenizer, max_token_id
+from llmfold.data.tokens import resolve_effort, token_ids
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.model_path import local_folder
@@ -22,6 +25,7 @@ from llmfold.models import ARCHITECTURES, ModelShape, check_tensors, expected_te
 from llmfold.models.forward import forward_context
 from llmfold.models.plain import plain_settings
 from llmfold.models.tying import stored_shape
+from llmfold.pipeline.output_tokenizer import check_tokenizer_can_be_kept
 from llmfold.planning import FoldPlan, make_plan
 
 GENERATION_CONFIG = "generation_config.json"
@@ -95,6 +99,25 @@ def check_data(config: FoldConfig) -> None:
         read_plain_text(path, config.text_column, characters=1)
 
 
+def check_tokenizer(config: FoldConfig, folder: Path) -> None:
+    """Raise CheckpointError, before any work is done, where a text will be read and no tokenizer can be."""
+    if config.needs_tokenizer:
+        load_tokenizer(folder)
+
+
+def _check_texts(config: FoldConfig, folder: Path, shape: ModelShape) -> None:
+    """Read local texts as the run will: raise LlmfoldError where one is too short, or has tokens without a row."""
+    if not config.needs_tokenizer:
+        return
+    from llmfold.methods.source import calibration_tokens  # takes seconds, which most plans do without
+
+    check_tokenizer(config, folder)
+    if config.reads_text and Path(str(config.data)).expanduser().is_file():
+        calibration_tokens(config, folder, shape)
+    if config.eval_text is not None and max_token_id(folder) >= shape.vocabulary:
+        token_ids(folder, read_text(config.eval_text, config.text_column).content, shape.vocabulary)
+
+
 def plan_from_config(config: FoldConfig) -> FoldPlan:
     """Plan a fold by the config alone of a hub's model, or of a folder without weights; others are checked in full.
 
@@ -110,7 +133,11 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         check_family(config, shape)
         if plain_settings(checkpoint.config) is None:  # a plain config holds nothing that could be refused
             forward_context(checkpoint.config, shape)
-        return make_plan(shape, checkpoint.tensors, config)
+        resolve_effort(config, shape)  # refuses sequences that the model has no positions for
+        _check_texts(config, checkpoint.folder, shape)
+        plan = make_plan(shape, checkpoint.tensors, config)
+        check_tokenizer_can_be_kept(checkpoint.folder, plan)
+        return plan
     source = resolve(config.model, revision=config.revision, weights=False)
     raw = read_object(regular_file(source.folder, CONFIG_FILE), unique_keys=False)
     refuse_quantised_config(raw, config.model)

@@ -24,8 +24,9 @@ from llmfold.models import Role
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
-from llmfold.pipeline.opening import check_data, check_family, open_source
+from llmfold.pipeline.opening import check_data, check_family, check_tokenizer, open_source
 from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
+from llmfold.pipeline.output_tokenizer import check_tokenizer_can_be_kept, keep_tokenizer
 from llmfold.pipeline.progress import Listener
 from llmfold.pipeline.provenance import origin, provenance, public_config, public_data, source_name
 from llmfold.pipeline.verification import DamagedError, verify
@@ -68,8 +69,10 @@ class Run:
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
         check_family(config, self.shape)
+        check_tokenizer(config, self.source.folder)
         self.config = resolve_effort(config, self.shape)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config)
+        check_tokenizer_can_be_kept(self.checkpoint.folder, self.plan)
         self.data = public_data(config.data)
         self._done: set[str] = set()
         self._counted = 0
@@ -140,6 +143,7 @@ class Run:
                 curves = self._curves(method)
                 self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
             self.plan = method_of(self.config.method).replan(self.plan, method)
+        check_tokenizer_can_be_kept(self.checkpoint.folder, self.plan)
         if self.ranks.is_main and METHOD not in self.journal.done:
             self.journal.append(METHOD, {}, method.data_facts())
 
@@ -200,7 +204,7 @@ class Run:
             self.count_layers()
         self.listener.stage("reload check")
         with self._checks("check"):
-            verification = verify(self.work.folder, self.plan, self.checkpoint.config, digests, self.ranks)
+            verification = verify(self.work.folder, self.plan, self.checkpoint, digests, self.ranks)
         spent = self.ranks.gather((self.stages.seconds, memory.bytes))
         return self.ranks.run_on_main(lambda: self._publish(memory, spent, verification))
 
@@ -212,6 +216,7 @@ class Run:
         with _writing(folder):
             self._notes = self.checkpoint.copy_side_files(folder, remote_code=self.config.trust_remote_code)
             _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
+            keep_tokenizer(self.checkpoint.folder, folder, self.plan)
             _write_json(folder / MARKER_FILE, provenance(self.source, self.plan, facts, self._head))
             if self.plan.needs_remote_code:
                 (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")

@@ -21,6 +21,7 @@ from llmfold.models.casting import not_finite
 from llmfold.models.forward import forward_context, own_context
 from llmfold.models.tying import stored_shape
 from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES
+from llmfold.pipeline.output_tokenizer import check_tokenizer
 from llmfold.planning import FoldPlan
 from llmfold.runtime.devices import compute_dtype
 from llmfold.runtime.distributed import Ranks
@@ -41,11 +42,12 @@ class DamagedError(VerificationError):
 
 
 def verify(
-    folder: Path, plan: FoldPlan, source_config: Mapping[str, Any], digests: Mapping[str, str], ranks: Ranks
+    folder: Path, plan: FoldPlan, source: Checkpoint, digests: Mapping[str, str], ranks: Ranks
 ) -> dict[str, Any]:
     """Check the written folder before it is published, each of the processes a share of it.
 
-    ``--verify shapes`` builds the stock model without weights and compares every name and shape. ``full`` also reads
+    ``--verify shapes`` builds the stock model without weights and compares every name and shape, and what the stock
+    tokenizers of source and output make of hard texts. ``full`` also reads
     back every tensor, loads the folder strictly with stock transformers, runs a few tokens, and compares the logits
     with an independent forward pass of the tensors: in float32 arithmetic, and in the run's compute dtype if that is
     another. Models above ``IN_MEMORY_BYTES`` are read layer by layer from disk by both.
@@ -53,7 +55,7 @@ def verify(
     Args:
         folder: the finished work folder.
         plan: the fold it came from; its config says how much to check.
-        source_config: raw config of the model that was read, which the written one must agree with.
+        source: the model that was read, whose config and tokenizer the written ones must agree with.
         digests: SHA-256 of each tensor's bytes by name, taken when it was produced.
         ranks: the processes of the run, all of which call this.
 
@@ -69,9 +71,10 @@ def verify(
         return {"mode": mode}
     if mode == "full":
         ranks.run_on_all(lambda: read_back(folder, digests, ranks.shard(sorted(digests))))
-    ranks.run_on_main(lambda: check_structure(folder, plan, source_config))
+    ranks.run_on_main(lambda: check_structure(folder, plan, source.config))
+    texts = ranks.run_on_main(lambda: check_tokenizer(source.folder, folder))
     if mode == "shapes":
-        return {"mode": mode}
+        return {"mode": mode, "tokenizer_texts": texts}
     tokens = probe_tokens(plan.after.vocabulary)
     # The check runs on the host. A half dtype that is emulated there says no more than float32, and takes far longer.
     computed = compute_dtype(plan.config.compute_dtype, torch.device("cpu"), plan.tensors[0].dtype)
@@ -83,7 +86,7 @@ def verify(
                 checkpoint = Checkpoint.open(folder)
             described = plan.after.architecture.described
             after = plan.after if described else stored_shape(checkpoint)
-            return (independent_logits(checkpoint, source_config, after, tokens),)
+            return (independent_logits(checkpoint, source.config, after, tokens),)
         return (_stock_logits(folder, tokens, dtypes[name], plan),)
 
     passes = [_OWN, *dtypes]
@@ -98,6 +101,7 @@ def verify(
         "mode": mode,
         "tensors": len(digests),
         "tokens": tokens.shape[1],
+        "tokenizer_texts": texts,
         "relative_logit_difference": differences,
         "tolerance": {name: TOLERANCES[dtype] for name, dtype in dtypes.items()},
     }

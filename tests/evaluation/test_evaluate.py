@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import fold, tiny_model
 
-from llmfold import UsageError
+from llmfold import CheckpointError, UsageError
 from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.scores import Evaluation
@@ -110,6 +110,17 @@ def test_an_earlier_result_is_used_for_the_same_question_only(
     out.write_text("{}")
     with pytest.raises(UsageError, match=r"found\.json is no evaluation that can be continued"):
         evaluate(settings, out)
+
+
+def test_a_model_of_several_widths_is_measured_alone_and_beside_another(reader: Path, prose: Path, space: Path) -> None:
+    """Its own modelling file runs where that is allowed, with the dense model and without."""
+    options: dict[str, Any] = {"text": str(prose), "sequence_length": 50, "fidelity_tokens": 0}
+    folded = fold(reader, layers={0: {"mlp": 0.5}}, output=space / "folded").output
+    with pytest.raises(CheckpointError, match="transformers cannot load folded"):
+        evaluate(EvaluationSettings(str(folded), **options))
+    alone = evaluate(EvaluationSettings(str(folded), trust_remote_code=True, **options))
+    beside = evaluate(EvaluationSettings(str(folded), against=str(reader), trust_remote_code=True, **options))
+    assert alone.model.perplexity == beside.model.perplexity != beside.dense.perplexity  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from support import forked_program
+from reading import teach
+from support import forked_program, tiny_model
 
 from llmfold import CheckpointError, UsageError
 from llmfold.demo import demo_folder
 from llmfold.evaluation import zeroshot as module
+from llmfold.evaluation.defaults import AUTO
 from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.loading import Loading, opened
 from llmfold.evaluation.options import EvaluationSettings
@@ -176,6 +178,16 @@ def test_an_answer_longer_than_the_model_is_a_sentence(tmp_path: Path) -> None:
         ),
     ):
         Harness(("piqa",), tmp_path).run("piqa", model, demo_folder())
+
+
+def test_an_id_that_is_no_row_is_a_sentence(documents: Path, tmp_path: Path) -> None:
+    """A tokenizer to which tokens were added alone; an accelerator would stop for good at the first of them."""
+    folder = teach(tiny_model(tmp_path / "small", vocab_size=16))
+    with (
+        opened(folder, Loading(None)) as model,
+        pytest.raises(CheckpointError, match=r"piqa cannot be scored with dense: the tokenizer in .*small writes"),
+    ):
+        Harness(("piqa",), documents).run("piqa", model, folder, AUTO, "dense")
 
 
 def test_finished_tasks_are_kept(documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

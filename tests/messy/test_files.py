@@ -10,7 +10,7 @@ import torch
 from reading import teach
 from support import INDEX, edit_json, logits, tiny_model, weight_files
 
-from llmfold.data import tokens
+from llmfold.data import tokenizer
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234567\n"
 PROBE = torch.tensor([[1, 2, 3, 4]])
@@ -40,13 +40,18 @@ TOKENIZERS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_tokenizer_is_missed_only_where_text_is_read(
     llmfold: Run, model: Path, space: Path, prose: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(tokens, "_is_installed", lambda module: False)
+    monkeypatch.setattr(tokenizer, "_is_installed", lambda module: False)
     change, sentence = TOKENIZERS[kind]
     change(teach(model))
     out = space / "out"
     arguments = ("--model", model, "--ratio", 0.2, "--num-samples", 4, "--sequence-length", 16, "--refine", 0)
+    calibrated = (*arguments, "--method", "calibrated", "--data", prose, "--output", out)
+    measured = ("--model", model, "--ratio", 0.2, "--method", "paper", "--eval", "wikitext2", "--eval-text", prose)
     for run in (
-        llmfold(*arguments, "--method", "calibrated", "--data", prose, "--output", out),
+        llmfold(*calibrated),
+        llmfold("plan", *calibrated),
+        llmfold(*measured, "--output", out),
+        llmfold("plan", *measured),
         llmfold("eval", "--model", model, "--text", prose, "--sequence-length", 50),
     ):
         assert (run[0], sentence in run[2], "unexpected" in run[2]) == (1, True, False), run

@@ -30,6 +30,7 @@ def write(path: Path, content: str) -> Path:
         *((name, LINES) for name in ("a.jsonl", "a.JSONL", "a.jsonl.gz", "a.jsonl.xz")),
         ("a.json", json.dumps(ROWS)),
         ("a.csv", "text,id\nFüße,1\n,2\nb,3\n"),
+        *((name, "id\ttext\n1\tFüße\n2\t\n3\tb\n") for name in ("a.tsv", "a.tsv.gz")),
         *((name, "Füße\n\nb") for name in ("a.txt", "a.txt.gz", "a.txt.xz", "a.md")),
     ],
 )
@@ -52,6 +53,14 @@ def test_another_column(tmp_path: Path) -> None:
         read_text(path)
     with pytest.raises(UsageError, match=r"column 'n' of .*holds int, not text"):
         read_text(path, "n")
+
+
+def test_a_table_of_tabs_has_columns(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    path = str(write(tmp_path / "a.tsv", 'label\tbody\n1\ta, "b"\n2\tc\n'))
+    assert read_text(path, "body").content == 'a, "b"\n\nc'
+    with pytest.raises(UsageError, match=r"a\.tsv has no column 'text' but 'label', 'body'.*--text-column"):
+        read_text(path)
 
 
 @pytest.mark.parametrize("first", ['{"text": "a"}', '\ufeff{"text": "a"}', '[{"text": "a"}]'])

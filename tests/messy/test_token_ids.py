@@ -91,6 +91,28 @@ def test_a_tokenizer_of_more_ids_than_rows_is_named_where_it_writes_one(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_ids_without_a_row_and_short_texts_are_told_by_a_plan_and_before_a_fold(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m")
+    word_tokenizer(model, largest=70)
+    texts = {name: tmp_path / f"{name}.txt" for name in ("bad", "good", "short")}
+    for name, content in (("bad", "a b " * 80), ("good", "a " * 160), ("short", "a a a")):
+        texts[name].write_text(content)
+    budget = {"num_samples": 2, "sequence_length": 8, "refine": 0}
+    measured: dict[str, Any] = {"method": "paper", "mlp_ratio": 0.25, "eval": "wikitext2"}
+    calibrated: dict[str, Any] = {"method": "calibrated", "mlp_ratio": 0.25, **budget}
+    row = (CheckpointError, "writes the token id 70, and the embedding has 64 rows")
+    for name, (kind, words) in {"bad": row, "short": (UsageError, "holds 3 tokens but")}.items():
+        with pytest.raises(kind, match=words):
+            plan(str(model), data=str(texts[name]), **calibrated)
+        with pytest.raises(kind, match=words):
+            fold(model, output=tmp_path / "out", eval_text=str(texts[name]), **measured)
+    with pytest.raises(CheckpointError, match=row[1]):
+        plan(str(model), eval_text=str(texts["bad"]), **measured)
+    assert not list(tmp_path.glob("*out*"))
+    plan(str(model), data=str(texts["good"]), **calibrated)
+    fold(model, output=tmp_path / "out", eval_text=str(texts["good"]), **measured)
+
+
 def test_a_folder_without_a_tokenizer_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no tokenizer"):
         text_tokens(tiny_model(tmp_path / "m"), "a", TokenBudget(1, 1), "a", vocabulary=64)

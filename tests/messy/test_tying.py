@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import CONFIG, SINGLE, edit_tensors, fold, logits, parameters, tensors, tiny_model
+from support import CONFIG, SINGLE, edit_json, edit_tensors, fold, logits, parameters, tensors, tiny_model
 
 import llmfold
 from llmfold.checkpoint import Checkpoint
@@ -91,6 +91,21 @@ def test_a_head_of_another_shape_is_named(tmp_path: Path) -> None:
     source = tied_model(tmp_path / "m", lambda head: head[:60].clone())
     with pytest.raises(CheckpointError, match=rf"{HEAD} has shape \[60, 32\]"):
         llmfold.plan(str(source), ratio=0.2, method="paper")
+
+
+@pytest.mark.parametrize("stated", [False, None])
+def test_a_head_that_is_not_there_is_not_made_up(tmp_path: Path, stated: bool | None) -> None:
+    """Stock warns, and computes with another random head at every load; the sentence's remedy is what it computes."""
+    source = tiny_model(tmp_path / "m", tie_word_embeddings=True)
+    shared = logits(source, TOKENS)
+    assert HEAD not in tensors(source)
+    edit_json(source / CONFIG, tie_word_embeddings=stated)
+    assert not torch.equal(logits(source, TOKENS), logits(source, TOKENS))
+    with pytest.raises(CheckpointError, match=rf"{HEAD} is not stored.*set tie_word_embeddings to true"):
+        llmfold.plan(str(source), ratio=0.2, method="paper")
+    edit_json(source / CONFIG, tie_word_embeddings=True)
+    fold(source, ratio=0, output=tmp_path / "out")
+    torch.testing.assert_close(logits(tmp_path / "out", TOKENS), shared)
 
 
 def test_what_transformers_4_reads_otherwise_is_refused_under_it(

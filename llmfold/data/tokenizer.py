@@ -1,0 +1,71 @@
+"""The tokenizer of a checkpoint: as texts are read by it here, and as stock transformers chooses it."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from llmfold.checkpoint.paths import regular_file
+from llmfold.errors import CheckpointError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+"""Any of which a tokenizer can be read from, the most telling first."""
+_OF_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint, from tokenizer.json itself where there is one.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read here.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes seconds, which a plan need not
+
+    from llmfold.runtime.quiet import quiet_transformers
+
+    found = [name for name in TOKENIZER_FILES if (folder / name).exists()]
+    if not found:
+        raise CheckpointError(f"{folder} has no tokenizer: copy tokenizer.json from the model that it was made from")
+    path = regular_file(folder, found[0])
+    try:
+        with quiet_transformers():
+            if path.name == "tokenizer.json":
+                return PreTrainedTokenizerFast.from_pretrained(folder)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for files that it cannot use
+        lacking = [package for package, module in _OF_SENTENCEPIECE.items() if not _is_installed(module)]
+        if path.suffix == ".model" and lacking:
+            raise CheckpointError(f"{path} needs {' and '.join(lacking)}: pip install {' '.join(lacking)}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CheckpointError(f"{path} is no tokenizer that can be read ({reason}): download it again") from error
+
+
+def max_token_id(folder: Path) -> int:
+    """The largest id that the tokenizer of ``folder`` could write; raises CheckpointError as :func:`load_tokenizer`."""
+    return max(load_tokenizer(folder).get_vocab().values(), default=0)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there are files that a tokenizer is read from."""
+    return any((folder / name).exists() for name in TOKENIZER_FILES)
+
+
+def stock_tokenizer(folder: Path) -> Any | None:
+    """What ``AutoTokenizer`` makes of a folder, code of its own aside; None where it has none that can be read here."""
+    from transformers import AutoTokenizer  # takes seconds, which a plan need not
+
+    from llmfold.runtime.quiet import quiet_transformers
+
+    if not has_tokenizer(folder):
+        return None
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception:  # transformers raises many kinds for files that it cannot use
+        return None
