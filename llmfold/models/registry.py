@@ -13,6 +13,8 @@ from llmfold.models.plain import plain_settings
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+_LARGEST, _MOST_LAYERS = (1 << 31) - 1, 10_000
+"""No size of a model is larger, and none has more layers: what holds a value for each stays small."""
 _WIDTH_KEYS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in FAMILIES}
 
@@ -36,7 +38,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     supported = ", ".join(sorted(ARCHITECTURES))
     if model_type is None:
         raise CheckpointError(f"config.json names no model_type; supported are {supported}")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise CheckpointError(f"model_type {model_type!r} in config.json is not supported; supported are {supported}")
     names = config.get("architectures") or []
     names = names if isinstance(names, list) else [names]
@@ -55,9 +57,12 @@ def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
     """
     from transformers import CONFIG_MAPPING  # takes seconds, and most plans do without
 
+    from llmfold.runtime.quiet import quiet_transformers
+
     plain = {k: v for k, v in config.items() if k not in ("per_layer_config", "auto_map")}
     try:
-        return CONFIG_MAPPING[config["model_type"]].from_dict(plain)
+        with quiet_transformers():  # its warnings quote whatever the config holds
+            return CONFIG_MAPPING[config["model_type"]].from_dict(plain)
     except Exception as error:  # transformers raises many kinds for a bad field
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json is not a valid {config['model_type']} config: {reason}") from error
@@ -74,9 +79,11 @@ def _check_dtype(config: Mapping[str, Any]) -> None:
             )
 
 
-def _positive(value: Any, key: str) -> int:
+def _positive(value: Any, key: str, most: int = _LARGEST) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise CheckpointError(f"{key} in config.json is {value!r}, not a positive integer")
+    if value > most:
+        raise CheckpointError(f"{key} in config.json is {value!r}, more than the {most} of any model")
     return value
 
 
@@ -99,7 +106,7 @@ def _per_layer(overrides: Any, count: int) -> dict[int, Mapping[str, Any]]:
         raise CheckpointError("per_layer_config in config.json does not map layers to {intermediate_size: …}")
     widths = {}
     for key, override in overrides.items():
-        index = int(key) if str(key).isdecimal() else -1
+        index = int(key) if str(key).isdecimal() and len(key) < 10 else -1
         if not 0 <= index < count:
             raise CheckpointError(
                 f"per_layer_config in config.json names layer {key}, but the model has {count} layers"
@@ -122,11 +129,13 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """
     architecture = architecture_of(config)
     _check_dtype(config)
+    if isinstance(config.get("num_hidden_layers"), int):  # transformers makes lists of so many
+        _positive(config["num_hidden_layers"], "num_hidden_layers", _MOST_LAYERS)
     stock = plain_settings(config) or stock_config(config)
     hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
     common = dict(zip(_WIDTH_KEYS, (stock.intermediate_size, heads, stock.num_key_value_heads or heads), strict=True))
-    count = _positive(stock.num_hidden_layers, "num_hidden_layers")
+    count = _positive(stock.num_hidden_layers, "num_hidden_layers", _MOST_LAYERS)
     overrides = _per_layer(config.get("per_layer_config") or {}, count)
     return ModelShape(
         architecture=architecture,

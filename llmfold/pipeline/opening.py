@@ -8,7 +8,10 @@ import torch
 
 from llmfold.checkpoint import Checkpoint, Source, TensorInfo, resolve
 from llmfold.checkpoint.accept import refuse_model_code, refuse_quantised_config
+from llmfold.checkpoint.jsonfile import read_bounded, read_object
 from llmfold.checkpoint.locate import locate
+from llmfold.checkpoint.paths import regular_file
+from llmfold.checkpoint.reader import CONFIG_FILE
 from llmfold.config import DTYPES, FoldConfig
 from llmfold.data.plain_text import read_plain_text
 from llmfold.demo import DEMO_NAME
@@ -51,7 +54,7 @@ def _check_generation_config(folder: Path) -> None:
     """
     path = folder / GENERATION_CONFIG
     try:
-        value = json.loads(path.read_bytes()) if path.is_file() else {}
+        value = json.loads(read_bounded(regular_file(folder, GENERATION_CONFIG))) if path.is_file() else {}
     except (ValueError, RecursionError):
         return
     if not isinstance(value, dict):
@@ -60,8 +63,8 @@ def _check_generation_config(folder: Path) -> None:
 
 def check_data(config: FoldConfig) -> None:
     """Raise UsageError, before any work is done, where a local file of ``--data`` cannot be read as text."""
-    path = Path(config.data or "").expanduser()
-    if config.reads_text and path.is_file():
+    path = Path(os.path.expanduser(config.data or ""))
+    if config.reads_text and os.path.isfile(path):
         read_plain_text(path, config.text_column, characters=1)
 
 
@@ -79,7 +82,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
             forward_context(checkpoint.config, shape)
         return make_plan(shape, checkpoint.tensors, config)
     source = resolve(config.model, revision=config.revision, weights=False)
-    raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    raw = read_object(regular_file(source.folder, CONFIG_FILE), unique_keys=False)
     refuse_quantised_config(raw, config.model)
     refuse_model_code(raw, config.model)
     shape = shape_of(raw)
