@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from reading import teach
 from support import CONFIG, INDEX, ROOT, SINGLE, edit_json
 
 from llmfold import CheckpointError, LlmfoldError, OutputError, UsageError, plan
@@ -24,6 +25,7 @@ from llmfold.checkpoint.jsonfile import MAX_DEPTH, MAX_JSON_BYTES, parse_object
 from llmfold.checkpoint.side_files import MAX_SIDE_BYTES, copy_side_files
 from llmfold.data import plain_text
 from llmfold.data.plain_text import read_plain_text
+from llmfold.data.tokens import token_ids
 from llmfold.experiments.results import Results
 from llmfold.experiments.variants import parse_variants
 from llmfold.options import public_file
@@ -210,6 +212,14 @@ def test_a_deep_value_in_a_table_does_not_end_the_process(tmp_path: Path) -> Non
         read_plain_text(path)
     path.write_text(json.dumps({"text": "[{" * 1000 + '\\"[['}) + "\n")
     assert read_plain_text(path).startswith("[{[{")
+
+
+def test_settings_of_a_tokenizer_that_are_none(model: Path) -> None:
+    edit_json(teach(model) / "tokenizer_config.json", model_max_length={"a": 1})
+    with pytest.raises(
+        CheckpointError, match=r"the tokenizer in .* cannot read text \(TypeError: .*: download it again"
+    ):
+        token_ids(model, "it was")
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100 + "1" + "}" * 100, "[]", "\udcff"])
