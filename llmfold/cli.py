@@ -80,10 +80,11 @@ def _show_any_letter() -> None:
 
 def _complain(error: BaseException, message: str, debug: bool) -> None:
     """Print a message in one line; where several processes run, one of them reports an error."""
+    from llmfold.errors import printable
     from llmfold.runtime.launch import should_report
 
     if not should_report(error):
         return
     if debug:
         traceback.print_exc()
-    print(f"llmfold: {' '.join(message.split())}", file=sys.stderr)
+    print(f"llmfold: {printable(' '.join(message.split()))}", file=sys.stderr)

@@ -5,9 +5,9 @@ Command line, recipes, the Python interface and the page of options in the docum
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llmfold.kinds import Kind
@@ -143,5 +143,5 @@ def command_words(
 
 def public_file(name: str) -> str:
     """A local file by its name without folders; anything else, such as a hub data set, as it is."""
-    path = Path(name).expanduser()
-    return path.name if path.is_file() or name.startswith(("/", ".", "~")) else name
+    path = os.path.expanduser(name)
+    return os.path.basename(path) if os.path.isfile(path) or name.startswith(("/", ".", "~")) else name

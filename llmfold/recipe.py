@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,19 @@ import yaml
 
 from llmfold.config import FoldConfig, LayerOverride, check_fraction
 from llmfold.errors import UsageError
+from llmfold.plain_yaml import MAX_CHARACTERS, BoundedLoader, load
 
 MAX_LAYERS = 100_000
 _SPAN = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _UniqueKeys(BoundedLoader):
     """YAML lets a repeated key win silently; a recipe must not."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping, refusing repeated keys."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {str(k) for k in keys if keys.count(k) > 1}
+        repeated = [str(key) for key, count in Counter(keys).items() if count > 1]
         if repeated:
             raise UsageError(f"key {sorted(repeated)[0]!r} stands twice")
         return super().construct_mapping(node, deep)
@@ -70,12 +72,13 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         UsageError: unreadable file, invalid YAML, unknown keys, or bad layer overrides; the message names the file.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} cannot be read: {error}") from error
     known = {f.name for f in dataclasses.fields(FoldConfig)}
     try:
-        document = yaml.load(text, _UniqueKeys)
+        document = load(text, _UniqueKeys)
         if not isinstance(document, Mapping):
             raise UsageError("it must be a mapping of option names to values")
         options = {str(key).replace("-", "_"): value for key, value in document.items()}

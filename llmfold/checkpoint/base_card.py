@@ -1,16 +1,18 @@
 """What the base model's card says that holds of the folded model too: its licence and its languages."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub.repocard import metadata_load
 
 from llmfold.checkpoint.paths import regular_file
 from llmfold.errors import CheckpointError
+from llmfold.plain_yaml import load
 
 CARD_FILE = "README.md"
 _LARGEST_CARD = 1 << 20
+_METADATA = re.compile(r"\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 _ONE_OR_MORE = ("license", "language")
 _ONE = ("license_name", "license_link")
 
@@ -37,9 +39,11 @@ def _metadata(folder: Path) -> dict[str, Any]:
         path = regular_file(folder, CARD_FILE)
         if path.stat().st_size > _LARGEST_CARD:
             return {}
-        return metadata_load(path) or {}
-    except (CheckpointError, OSError, ValueError, yaml.YAMLError, RecursionError):
+        found = _METADATA.match(path.read_text(encoding="utf-8-sig"))
+        metadata = load(found[1]) if found else None
+    except (CheckpointError, OSError, ValueError, yaml.YAMLError):
         return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _word(value: object) -> str:

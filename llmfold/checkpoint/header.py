@@ -51,8 +51,8 @@ def read_header(path: Path) -> Header:
             pass
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}): download it again") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (OSError, MemoryError) as error:  # the latter where there is no room for its map
+        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     declared = parse_object(text, path, unique_keys=True)
     declared.pop("__metadata__", None)
     in_file_order = sorted(declared.items(), key=lambda item: (item[1]["data_offsets"], item[0]))

@@ -1,15 +1,16 @@
 """The files beside the weights that belong to the compressed model, and what of them may be published."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from llmfold.checkpoint.base_card import CARD_FILE
-from llmfold.checkpoint.jsonfile import parse_object
+from llmfold.checkpoint.jsonfile import parse_object, read_bounded
 from llmfold.checkpoint.paths import regular_file
-from llmfold.errors import CheckpointError
+from llmfold.errors import CheckpointError, printable
 
 TEMPLATE_FOLDER = "additional_chat_templates"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -29,6 +30,7 @@ _MADE_ANEW = (
     *("llmfold*", "modeling_llmfold.py", "report.json", "report.html"),
 )
 """What an output has of its own."""
+MAX_SIDE_BYTES = 1 << 30
 _SHOWN = 8
 _NAMES_OF_FOLDERS = ("_name_or_path", "name_or_path", "cache_dir")
 
@@ -40,14 +42,14 @@ def find_side_files(folder: Path, *, remote_code: bool = False) -> list[Path]:
     ``remote_code`` also its ``*.py`` files. Files of ``additional_chat_templates/`` keep that folder.
 
     Raises:
-        CheckpointError: one of them is a link that leaves the folder.
+        CheckpointError: one of them is a link that leaves the folder, no file, or too large to be what it is called.
     """
     patterns = (*PATTERNS, *_named_by_class(folder))
     files = [path.name for path in folder.iterdir() if not path.is_dir()]
     names = sorted(name for name in files if _belongs(name, patterns, remote_code))
     templates = sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))
     names += [f"{TEMPLATE_FOLDER}/{path.name}" for path in templates if not path.is_dir()]
-    return [regular_file(folder, name) for name in names]
+    return [_of_bounded_size(regular_file(folder, name)) for name in names]
 
 
 def copy_side_files(folder: Path, target: Path, *, remote_code: bool = False) -> list[str]:
@@ -59,7 +61,7 @@ def copy_side_files(folder: Path, target: Path, *, remote_code: bool = False) ->
         What a person should know of what was not copied, a sentence each.
 
     Raises:
-        CheckpointError: one of them is a link that leaves the folder.
+        CheckpointError: as of :func:`find_side_files`.
         OSError: one cannot be written.
     """
     paths, unmapped = find_side_files(folder, remote_code=remote_code), []
@@ -67,7 +69,10 @@ def copy_side_files(folder: Path, target: Path, *, remote_code: bool = False) ->
         copy = target / path.relative_to(folder)
         copy.parent.mkdir(exist_ok=True)
         content, mapped = _published(path, remote_code=remote_code)
-        copy.write_bytes(content)
+        if content is None:
+            shutil.copyfile(path, copy)
+        else:
+            copy.write_bytes(content)
         unmapped += [path.name] * mapped
     notes = []
     if unmapped:
@@ -77,8 +82,9 @@ def copy_side_files(folder: Path, target: Path, *, remote_code: bool = False) ->
         )
     left = _left_behind(folder, {path.name for path in paths})
     if left:
+        shown = ", ".join(map(printable, left[:_SHOWN]))
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
-        notes.append(f"not copied, as no file of a tokenizer, template or licence: {', '.join(left[:_SHOWN])}{more}")
+        notes.append(f"not copied, as no file of a tokenizer, template or licence: {shown}{more}")
     return notes
 
 
@@ -103,18 +109,23 @@ def _is_path(key: str, value: Any) -> bool:
     return key.endswith("_file") and isinstance(value, str) and ("/" in value or "\\" in value)
 
 
-def _published(path: Path, *, remote_code: bool) -> tuple[bytes, bool]:
-    """What a copy of a file holds, its own bytes where nothing is left out; and whether an ``auto_map`` was."""
-    raw = path.read_bytes()
+def _of_bounded_size(path: Path) -> Path:
+    if path.stat().st_size > MAX_SIDE_BYTES:
+        raise CheckpointError(f"{path} is larger than {MAX_SIDE_BYTES} bytes, which no such file needs: remove it")
+    return path
+
+
+def _published(path: Path, *, remote_code: bool) -> tuple[bytes | None, bool]:
+    """What a copy holds, None for the file's own bytes where nothing is left out; and whether an ``auto_map`` was."""
     if not path.name.lower().endswith("_config.json"):
-        return raw, False
+        return None, False
     try:
-        value = parse_object(raw, path, unique_keys=False)
+        value = parse_object(read_bounded(path), path, unique_keys=False)
     except CheckpointError:  # nothing reads it, so nothing is taken from it
-        return raw, False
+        return None, False
     clean = without_paths(value, code=remote_code)
     if clean == value:
-        return raw, False
+        return None, False
     return (json.dumps(clean, indent=2) + "\n").encode(), clean != without_paths(value)
 
 
@@ -123,7 +134,7 @@ def _named_by_class(folder: Path) -> Iterable[str]:
     path = folder / TOKENIZER_CONFIG
     if not path.exists():
         return ()
-    raw = regular_file(folder, TOKENIZER_CONFIG).read_bytes()
+    raw = read_bounded(regular_file(folder, TOKENIZER_CONFIG))
     try:
         name = parse_object(raw, path, unique_keys=False).get("tokenizer_class")
         from transformers.models.auto.tokenization_auto import tokenizer_class_from_name  # takes seconds

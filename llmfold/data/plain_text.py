@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -24,8 +25,17 @@ _TABLES: dict[str, tuple[str, dict[str, str]]] = {
 """Names that tables end in, and who reads them in the library ``datasets``, with what options."""
 _PACKED: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open}
 _UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error)
+MAX_CHARACTERS = 1 << 28
+"""Of a text, whose tokens are all held: a hundred times the longest that perplexity is measured on."""
 _FIRST_LINE = 1 << 24
 """Characters of a first line that is looked at, which bounds memory where a text is one line."""
+_FEW = 100_000
+"""Lists and objects in a line of a table, at most."""
+_LONGEST_LINE = 1 << 26
+"""Bytes of a line in a packed table, which may take next to nothing of the file."""
+_DEEPEST = 64
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?$)|[\[\]{}]', re.DOTALL)
+"""Brackets of JSON, and its strings, whose brackets do not count."""
 
 
 def read_plain_text(path: Path, column: str = TEXT_COLUMN, characters: int = -1) -> str:
@@ -51,9 +61,12 @@ def read_plain_text(path: Path, column: str = TEXT_COLUMN, characters: int = -1)
                     f"text {path} holds JSON, which would be read as prose: give it a name that ends in .jsonl "
                     "(or .json), and name the column of the text by --text-column"
                 )
-            text: str = first + file.read(-1 if characters < 0 else max(characters - len(first), 0))
+            wanted = MAX_CHARACTERS + 1 if characters < 0 else min(characters, MAX_CHARACTERS)
+            text: str = first + file.read(max(wanted - len(first), 0))
     except _UNREADABLE as error:
         raise UsageError(f"text {path} cannot be read as UTF-8: {error}") from error
+    if characters < 0 and len(text) > MAX_CHARACTERS:
+        raise UsageError(f"text {path} has more than {MAX_CHARACTERS} characters: cut a shorter one from it")
     return text if characters < 0 else text[:characters]
 
 
@@ -81,6 +94,8 @@ def join_documents(rows: Iterable[Mapping[str, Any]], column: str, characters: i
             continue
         pieces.append(row[column])
         size += len(pieces[-1]) + 2
+        if size > MAX_CHARACTERS:
+            raise UsageError(f"{name} has more than {MAX_CHARACTERS} characters of text: cut a shorter one from it")
         if 0 <= characters <= size:
             break
     if not pieces:
@@ -95,6 +110,8 @@ def _open(path: Path) -> IO[Any]:
 
 def _is_json(line: str) -> bool:
     """Whether a line is a JSON object, or a list of them."""
+    if line.count("[") + line.count("{") > _FEW:
+        return False
     try:
         value = json.loads(line.lstrip("\ufeff"))
     except (ValueError, RecursionError):
@@ -110,6 +127,7 @@ def _read_table(path: Path, builder: str, options: Mapping[str, str], column: st
     except ImportError as error:
         raise UsageError(f"text {path} is a table, and tables {EXTRA}") from error
     try:
+        _refuse_bombs(path, builder)
         rows = datasets.load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
         return join_documents(rows, column, characters, f"text {path}")
     except UsageError:
@@ -117,3 +135,27 @@ def _read_table(path: Path, builder: str, options: Mapping[str, str], column: st
     except Exception as error:  # readers of formats raise whatever they do
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"text {path} cannot be read as {builder}: {reason}") from error
+
+
+def _refuse_bombs(path: Path, builder: str) -> None:
+    """Refuse what ends a reader of tables: it holds a line whole, and descends into JSON until its stack is full."""
+    packed = _PACKED.get(path.suffix.lower())
+    if packed is None and builder != "json":
+        return
+    with packed(path, "rb") if packed else path.open("rb") as file:
+        while line := file.readline(_LONGEST_LINE + 1):
+            if packed and len(line) > _LONGEST_LINE:
+                raise UsageError(f"text {path} has a line of more than {_LONGEST_LINE} bytes: break it into documents")
+            if builder == "json" and _is_deep(line):
+                raise UsageError(f"text {path} nests values deeper than {_DEEPEST} levels: keep the column of the text")
+
+
+def _is_deep(line: bytes) -> bool:
+    if line.count(b"[") + line.count(b"{") <= _DEEPEST:
+        return False
+    depth = 0
+    for found in _BRACKETS.finditer(line):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(found[0], 0)
+        if depth > _DEEPEST:
+            return True
+    return False

@@ -1,6 +1,7 @@
 """Texts to measure on: a local file, or the test split of WikiText-2 as the papers read it."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def read_text(name: str, column: str = TEXT_COLUMN) -> Text:
     Raises:
         UsageError: no such file, one that cannot be read as text, or the data set cannot be had.
     """
-    path = Path(name).expanduser()
-    if name == WIKITEXT and not path.is_file():
+    path = Path(os.path.expanduser(name))
+    if name == WIKITEXT and not os.path.isfile(path):
         content, public = _wikitext(), f"{_HUB_CONFIG} test"
     else:
         content, public = _local(path, column), path.name
@@ -40,7 +41,7 @@ def read_text(name: str, column: str = TEXT_COLUMN) -> Text:
 
 
 def _local(path: Path, column: str) -> str:
-    if not path.exists():
+    if not os.path.exists(path):
         raise UsageError(f"text {path} does not exist; pass a file, or 'wikitext'")
     return read_plain_text(path, column)
 

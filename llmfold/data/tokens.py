@@ -149,8 +149,12 @@ def token_ids(folder: Path, text: str, vocabulary: int | None = None) -> Tensor:
     from llmfold.runtime.quiet import quiet_transformers
 
     tokenizer = load_tokenizer(folder)
-    with quiet_transformers():
-        ids = torch.tensor(tokenizer(text).input_ids, dtype=torch.int64)
+    try:
+        with quiet_transformers():
+            ids = torch.tensor(tokenizer(text).input_ids, dtype=torch.int64)
+    except Exception as error:  # of settings that are not what they are called
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"the tokenizer in {folder} cannot read text ({reason}): download it again") from error
     if vocabulary is not None:
         check_ids(folder, ids, vocabulary)
     return ids

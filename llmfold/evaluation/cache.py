@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmfold.errors import UsageError
+from llmfold.checkpoint.jsonfile import read_object
+from llmfold.errors import CheckpointError, UsageError
 from llmfold.runtime.storage import write_text
 
 FORMAT = 1
@@ -27,9 +28,9 @@ def load_results(path: Path, noun: str, parse: Callable[[dict[str, Any]], Parsed
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path, unique_keys=False)
         return parse(content) if content["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is no {noun} that can be continued: remove it, or pass another --output") from error
 
 

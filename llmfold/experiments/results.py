@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfold.evaluation.cache import load_results, save_results
+from llmfold.kinds import is_number
 
 JSON_FILE = "compare.json"
 _NUMBERS = ("perplexity", "excess", "kl", "top1", "parameters", "removed", "removed_decoder", "seconds")
@@ -47,6 +48,16 @@ class Run:
     removed: float = 0.0
     removed_decoder: float = 0.0
     seconds: float = 0.0
+
+
+def _checked(run: Run) -> Run:
+    """The same run; raises TypeError where a file gave it anything but texts and numbers."""
+    texts = (run.key, run.method, run.data, run.error or "")
+    measured = [getattr(run, name) for name in _NUMBERS if name not in ("kl", "top1")]
+    numbers = (run.seed, *run.amount.values(), *measured, run.kl or 0, run.top1 or 0)
+    if not (all(isinstance(each, str) for each in texts) and all(is_number(each) for each in numbers)):
+        raise TypeError("a run holds something else")
+    return run
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,7 @@ class Results:
         """
 
         def parse(content: dict[str, Any]) -> Results:
-            runs = {run["key"]: Run(**run) for run in content["runs"]}
+            runs = {run["key"]: _checked(Run(**run)) for run in content["runs"]}
             return cls(folder, dict(content["dense"]), runs)
 
         return load_results(folder / JSON_FILE, "comparison", parse) or cls(folder)

@@ -11,6 +11,7 @@ from llmfold.config import FoldConfig
 from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.errors import UsageError
 from llmfold.options import public_file
+from llmfold.plain_yaml import load
 from llmfold.registry import SELF_DATA, method_facts, names
 
 _FIXED = frozenset(
@@ -95,7 +96,7 @@ def _variant(item: str) -> Variant:
 
 def _scalar(value: str) -> Any:
     try:
-        return yaml.safe_load(value)
+        return load(value)
     except yaml.YAMLError as error:
         raise UsageError(f"--methods: {value!r} is not a value") from error
 

@@ -21,9 +21,13 @@ _ANSWERS = {
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help: the connection broke, or the hub is overloaded or failing."""
+    """Whether trying again may help: the connection broke, or the hub is overloaded or failing.
+
+    After a silence it would only double the wait.
+    """
     status = _status(error)
-    return (status is None and _transport_error(error) is not None) or status in _TRANSIENT or (status or 0) >= 500
+    broken = status is None and _transport_error(error) is not None and not _is_silence(error)
+    return broken or status in _TRANSIENT or (status or 0) >= 500
 
 
 def explain(error: Exception, repo_id: str, resume: str) -> HubError:
@@ -45,6 +49,8 @@ def explain(error: Exception, repo_id: str, resume: str) -> HubError:
         return HubError(
             f"the hub refused what was sent to {repo_id} ({status}{_reason(error)}); correct that and {resume}"
         )
+    if broken is not None and _is_silence(error):
+        return HubError(f"the hub fell silent ({type(broken).__name__}): wait a little and {resume}")
     if broken is not None:
         return HubError(f"the connection to the hub failed ({type(broken).__name__}): check the network and {resume}")
     return HubError(f"the upload to {repo_id} broke off ({type(error).__name__}): {resume}")
@@ -75,6 +81,12 @@ def _transport_error(error: BaseException) -> BaseException | None:
         if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.split(".")[0] in _TRANSPORTS:
             return cause
     return None
+
+
+def _is_silence(error: BaseException) -> bool:
+    """Whether a limit of time ended the wait, by the names that clients have for it."""
+    kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+    return bool(kinds & {"TimeoutException", "Timeout", "TimeoutError"})
 
 
 def _reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import huggingface_hub
 from huggingface_hub import HfApi, constants
@@ -33,6 +33,8 @@ from llmfold.runtime.quiet import quiet_hub
 ATTEMPTS = 3
 """Beside the client's own, which cover only some of its requests."""
 PAUSE = 2.0
+SILENCE = 120.0
+"""Seconds without a byte after which the hub is taken to be gone: its client would wait for ever."""
 _PRIVATE_FOLDERS = (".git", ".cache")
 _BAD_CARD = f"Invalid metadata in {CARD_FILE}."
 """How the client begins to say that."""
@@ -138,7 +140,7 @@ def check_finished(folder: Path) -> FoldRecord:
         Checkpoint.open(folder)  # every shard of the index is there, with the tensors it should have
     except CheckpointError as error:
         raise OutputError(f"{folder} is not whole: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever the templates meet in a report that is none
         raise OutputError(f"{folder / REPORT_FILE} is not a report of llmfold: fold the model again") from error
     return report
 
@@ -230,12 +232,27 @@ def _retried(step: Callable[[], Result]) -> Result:
     """Do ``step``, again if it fails for a reason that may pass."""
     for attempt in range(1, ATTEMPTS):
         try:
-            return step()
+            return _unless_silent(step)
         except Exception as error:  # by version the client raises errors of requests, httpx, httpx2 or hf_xet
             if not is_transient(error):
                 raise
             time.sleep(PAUSE * attempt)
-    return step()
+    return _unless_silent(step)
+
+
+def _unless_silent(step: Callable[[], Result]) -> Result:
+    """Do ``step`` with a limit to how long the client waits for the hub, where its transport takes one."""
+    session: Any = huggingface_hub.get_session()
+    hooks = getattr(session, "event_hooks", {})
+
+    def limit(request: Any) -> None:  # some requests ask for no limit at all, so that of the session would not do
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), SILENCE)
+
+    session.event_hooks = {**hooks, "request": [*hooks.get("request", ()), limit]}
+    try:
+        return step()
+    finally:
+        session.event_hooks = hooks
 
 
 @contextmanager

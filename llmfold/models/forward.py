@@ -4,6 +4,7 @@ The same few functions serve the reload check and the streaming of hidden states
 come from transformers' own table, since they are definitions rather than code.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -124,12 +125,14 @@ def _windows(config: "PretrainedConfig", shape: ModelShape) -> tuple[int | None,
     window, types = (getattr(config, key, None) for key in ("sliding_window", "layer_types"))
     if types is None:
         types = ["full_attention" if window is None else "sliding_attention"] * count
-    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if not isinstance(types, list) or len(types) != count:
+        raise CheckpointError(f"layer_types in config.json is no list of {count} words, one for each layer")
+    unknown = [kind for kind in types if kind not in ("full_attention", "sliding_attention")]
     if unknown:
         raise CheckpointError(
             f"layer_types in config.json has {unknown[0]!r}; supported are full_attention and sliding_attention"
         )
-    if "sliding_attention" in types and (window is None or window < 1):
+    if "sliding_attention" in types and not (isinstance(window, int) and window >= 1):
         raise CheckpointError(
             "config.json gives layers a sliding window but sets none of 1 token or more: set sliding_window (and "
             "use_sliding_window, where the family has it), or make all layer_types full_attention"
@@ -148,7 +151,8 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> Context:
     """Build the context of a raw config: by the stock model, or by our own forward pass for families that it knows.
 
     Raises:
-        CheckpointError: transformers has no such rotary variant or activation, or the layers' windows are not defined.
+        CheckpointError: transformers has no such rotary variant or activation, a number is none that can be computed
+            with, or the layers' windows are not defined.
     """
     if not shape.architecture.described:
         from llmfold.models.stock_forward import StockContext
@@ -162,24 +166,40 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> Context:
 def own_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardContext:
     """The context of our own forward pass; errors as of :func:`forward_context`."""
     from transformers.activations import ACT2FN
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     stock = stock_config(config)
-    if stock.hidden_act not in ACT2FN:
+    if not isinstance(stock.hidden_act, str) or stock.hidden_act not in ACT2FN:
         raise CheckpointError(
             f"hidden_act {stock.hidden_act!r} in config.json is not known to transformers: silu is what Llama has"
         )
+    eps = stock.rms_norm_eps
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < math.inf:
+        raise CheckpointError(f"rms_norm_eps in config.json is {eps!r}, not a small number: 1e-6 is common")
+    frequencies, scale = _rotary(stock, shape)
+    return ForwardContext(shape, eps, ACT2FN[stock.hidden_act], frequencies, scale, _windows(stock, shape))
+
+
+def _rotary(stock: "PretrainedConfig", shape: ModelShape) -> tuple[Tensor, float]:
+    """Frequencies and scale, which transformers computes of any numbers that a config holds."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     rope = rope_parameters(stock)
-    if rope["rope_type"] == "default":
-        exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-        frequencies, scale = 1.0 / rope["rope_theta"] ** exponent, 1.0
-    elif rope["rope_type"] not in ROPE_INIT_FUNCTIONS:
+    kind = rope.get("rope_type")
+    if not isinstance(kind, str) or kind not in {"default", *ROPE_INIT_FUNCTIONS}:
         known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
-        raise CheckpointError(f"rope_type {rope['rope_type']!r} in config.json is not supported; supported are {known}")
-    else:
-        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](stock, torch.device("cpu"))
-    windows = _windows(stock, shape)
-    return ForwardContext(shape, stock.rms_norm_eps, ACT2FN[stock.hidden_act], frequencies, float(scale), windows)
+        raise CheckpointError(f"rope_type {kind!r} in config.json is not supported; supported are {known}")
+    try:
+        if kind == "default":
+            exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
+            frequencies, scale = 1.0 / rope["rope_theta"] ** exponent, 1.0
+        else:
+            frequencies, scale = ROPE_INIT_FUNCTIONS[kind](stock, torch.device("cpu"))
+        finite = bool(torch.isfinite(frequencies).all()) and math.isfinite(scale)
+    except Exception as error:  # of values that are missing or are no numbers
+        raise CheckpointError(f"the rotary parameters of {kind} in config.json are unusable: {error}") from error
+    if not finite or len(frequencies) != (shape.head_dim + 1) // 2:
+        raise CheckpointError(f"the rotary parameters of {kind} in config.json give no frequency for every dimension")
+    return frequencies, float(scale)
 
 
 def rotate(x: Tensor, context: ForwardContext) -> Tensor:

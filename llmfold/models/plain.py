@@ -1,5 +1,6 @@
 """Configs that say everything themselves, read without transformers, whose import takes longer than a plan."""
 
+import math
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,15 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
     return lambda value: type(value) in kinds
 
 
-_flag, _number, _text, _token = _is(bool), _is(int, float), _is(str), _is(int, type(None))
+_flag, _text, _token = _is(bool), _is(str), _is(int, type(None))
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def _above_zero(value: Any) -> bool:
+    return _number(value) and value > 0
 
 
 def _count(value: Any) -> bool:
@@ -30,22 +39,23 @@ def _rope(value: Any) -> bool:
         return True
     if not isinstance(value, dict) or value.get("rope_type") not in _ROPE_TYPES:
         return False
-    return all(_number(number) for name, number in value.items() if name != "rope_type")
+    return all(_above_zero(number) for name, number in value.items() if name != "rope_type")
 
 
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "use_sliding_window", "is_llama_config")
-_NUMBERS = ("rms_norm_eps", "rope_theta", "initializer_range", "attention_dropout", "max_window_layers")
+_NUMBERS = ("rms_norm_eps", "initializer_range", "attention_dropout", "max_window_layers")
 _KNOWN: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys((*_SIZES, "vocab_size", "max_position_embeddings", "pretraining_tp"), _count),
     **dict.fromkeys(_FLAGS, _flag),
     **dict.fromkeys(_NUMBERS, _number),
+    "rope_theta": _above_zero,
     **dict.fromkeys(("model_type", "transformers_version", "dtype", "torch_dtype", "_model_name_or_path"), _text),
     **dict.fromkeys(("head_dim", "sliding_window"), lambda value: value is None or _count(value)),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), _rope),
     **dict.fromkeys(("bos_token_id", "pad_token_id", "unk_token_id"), _token),
     "eos_token_id": _tokens,
     "architectures": lambda value: isinstance(value, list) and all(map(_text, value)),
-    "layer_types": lambda value: isinstance(value, list) and set(value) == {"full_attention"},
+    "layer_types": lambda value: isinstance(value, list) and value == ["full_attention"] * max(1, len(value)),
     "hidden_act": lambda value: value == "silu",
 }
 _NEEDED = {*_SIZES, "vocab_size", "tie_word_embeddings", "hidden_act", "rms_norm_eps"}

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """How classes with a head for the next token are called."""
+_LARGEST, _MOST_LAYERS = (1 << 31) - 1, 10_000
+"""No size of a model is larger, and none has more layers: what holds a value for each stays small."""
 _WIDTH_KEYS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in FAMILIES}
 
@@ -39,6 +41,8 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
     model_type = config.get("model_type")
     if model_type is None:
         raise CheckpointError("config.json names no model_type, which says how to read it: download it again")
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"model_type in config.json is {model_type!r}, which is no name: download it again")
     names = config.get("architectures") or []
     names = names if isinstance(names, list) else [names]
     if names and not any(isinstance(name, str) and name.endswith(_HEADS) for name in names):
@@ -56,6 +60,8 @@ def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
     """
     from transformers import CONFIG_MAPPING  # takes seconds, and most plans do without
 
+    from llmfold.runtime.quiet import quiet_transformers
+
     if config["model_type"] not in CONFIG_MAPPING:
         raise CheckpointError(
             f"model_type {config['model_type']!r} in config.json is not known to the transformers installed: install a "
@@ -64,7 +70,8 @@ def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
     own = ("per_layer_config", "auto_map") if config["model_type"] in ARCHITECTURES else ("auto_map",)
     plain = {k: v for k, v in config.items() if k not in own}
     try:
-        return CONFIG_MAPPING[config["model_type"]].from_dict(special_floats(plain))
+        with quiet_transformers():  # its warnings quote whatever the config holds
+            return CONFIG_MAPPING[config["model_type"]].from_dict(special_floats(plain))
     except Exception as error:  # transformers raises many kinds for a bad field
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json is not a valid {config['model_type']} config: {reason}") from error
@@ -90,9 +97,11 @@ def _check_dtype(config: Mapping[str, Any]) -> None:
             )
 
 
-def _positive(value: Any, key: str) -> int:
+def _positive(value: Any, key: str, most: int = _LARGEST) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise CheckpointError(f"{key} in config.json is {value!r}, not a positive integer")
+    if value > most:
+        raise CheckpointError(f"{key} in config.json is {value!r}, more than the {most} of any model")
     return value
 
 
@@ -115,7 +124,7 @@ def _per_layer(overrides: Any, count: int) -> dict[int, Mapping[str, Any]]:
         raise CheckpointError("per_layer_config in config.json does not map layers to {intermediate_size: …}")
     widths = {}
     for key, override in overrides.items():
-        index = int(key) if str(key).isdecimal() else -1
+        index = int(key) if str(key).isdecimal() and len(key) < 10 else -1
         if not 0 <= index < count:
             raise CheckpointError(
                 f"per_layer_config in config.json names layer {key}, but the model has {count} layers"
@@ -138,13 +147,15 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """
     architecture = architecture_of(config)
     _check_dtype(config)
+    if isinstance(config.get("num_hidden_layers"), int):  # transformers makes lists of so many
+        _positive(config["num_hidden_layers"], "num_hidden_layers", _MOST_LAYERS)
     if architecture is None:
         return _stock_shape(json.dumps(config, sort_keys=True))
     stock = plain_settings(config) or stock_config(config)
     hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
     common = dict(zip(_WIDTH_KEYS, (stock.intermediate_size, heads, stock.num_key_value_heads or heads), strict=True))
-    count = _positive(stock.num_hidden_layers, "num_hidden_layers")
+    count = _positive(stock.num_hidden_layers, "num_hidden_layers", _MOST_LAYERS)
     overrides = _per_layer(config.get("per_layer_config") or {}, count)
     return ModelShape(
         architecture=architecture,

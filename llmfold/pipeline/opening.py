@@ -1,6 +1,7 @@
 """Opening the model that is to be folded, and planning a fold of it."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from llmfold.checkpoint import Checkpoint, Source, TensorInfo, resolve
 from llmfold.checkpoint.accept import refuse_model_code, refuse_quantised_config
 from llmfold.checkpoint.adapter import ADAPTER_CONFIG
-from llmfold.checkpoint.jsonfile import read_object
+from llmfold.checkpoint.jsonfile import read_bounded, read_object
 from llmfold.checkpoint.locate import locate
 from llmfold.checkpoint.paths import regular_file
 from llmfold.checkpoint.reader import CONFIG_FILE
@@ -60,7 +61,7 @@ def _check_generation_config(folder: Path) -> None:
     """
     path = folder / GENERATION_CONFIG
     try:
-        value = json.loads(path.read_bytes()) if path.is_file() else {}
+        value = json.loads(read_bounded(regular_file(folder, GENERATION_CONFIG))) if path.is_file() else {}
     except (ValueError, RecursionError):
         return
     if not isinstance(value, dict):
@@ -94,8 +95,8 @@ def check_family(config: FoldConfig, shape: ModelShape) -> None:
 
 def check_data(config: FoldConfig) -> None:
     """Raise UsageError, before any work is done, where a local file of ``--data`` cannot be read as text."""
-    path = Path(config.data or "").expanduser()
-    if config.reads_text and path.is_file():
+    path = Path(os.path.expanduser(config.data or ""))
+    if config.reads_text and os.path.isfile(path):
         read_plain_text(path, config.text_column, characters=1)
 
 

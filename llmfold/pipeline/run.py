@@ -40,7 +40,7 @@ from llmfold.runtime.distributed import Ranks
 from llmfold.runtime.launch import PeerLostError
 from llmfold.runtime.memory import PeakMemory
 from llmfold.runtime.reduction import OrderedReduce
-from llmfold.runtime.storage import write_error
+from llmfold.runtime.storage import replace_text, write_error
 from llmfold.runtime.timing import StageTimer, mean_seconds
 
 METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
@@ -315,4 +315,4 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

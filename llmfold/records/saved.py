@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from llmfold.errors import OutputError
+from llmfold.checkpoint.jsonfile import read_object
+from llmfold.errors import CheckpointError, OutputError
 from llmfold.records.fold import REPORT_FILE, FoldRecord
 from llmfold.runtime.storage import replace_text
 
@@ -29,11 +30,11 @@ def load_record(folder: Path) -> FoldRecord:
         OutputError: there is none, or it cannot be read.
     """
     path = folder / REPORT_FILE
+    if not path.exists():
+        raise OutputError(f"{folder} has no {REPORT_FILE}: it is not a finished output of llmfold")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_object(path, unique_keys=False)
         known = {item.name: stored[item.name] for item in fields(FoldRecord) if item.name in stored}
         return FoldRecord(**{**known, "output": folder})
-    except FileNotFoundError as error:
-        raise OutputError(f"{folder} has no {REPORT_FILE}: it is not a finished output of llmfold") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{path} cannot be read ({type(error).__name__}): fold the model again") from error
+    except (CheckpointError, TypeError) as error:
+        raise OutputError(f"{path} cannot be read ({error}): fold the model again") from error

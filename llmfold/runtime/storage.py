@@ -77,9 +77,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small UTF-8 file whole or not at all, in place of what stands there; raises OSError."""
+    """Write a small UTF-8 file whole or not at all, in place of what stands there; raises OSError.
+
+    Lone surrogates, which UTF-8 does not have, are spelled as JSON spells them.
+    """
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def file_sha256(path: Path) -> str:

@@ -25,12 +25,12 @@ USER = "me"
 PART = 12_000
 """Larger files are sent in parts of so many bytes."""
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
-CUT = "cut"
+CUT, SILENT = "cut", "silent"
 
 
 @dataclass
 class Fault:
-    """Answer ``times`` requests like ``pattern`` (``METHOD /path``) with a status, or cut their connection."""
+    """Answer ``times`` requests like ``pattern`` (``METHOD /path``) with a status, cut their connection, or never."""
 
     pattern: str
     answer: int | str
@@ -58,6 +58,7 @@ class Hub:
         self.role = "write"
         self.commits = 0
         self.lock = threading.Lock()
+        self.closed = threading.Event()
         hub = self
 
         class Bound(_Handler):
@@ -70,7 +71,8 @@ class Hub:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and let go of those who wait."""
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -153,6 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
                 fault.times -= 1
         if fault and fault.answer == CUT:
             self._cut()
+            return
+        if fault and fault.answer == SILENT:
+            self.state.closed.wait(10)
+            self.close_connection = True
             return
         body = self._body()
         if fault:
