@@ -118,7 +118,7 @@ class Sampler:
         for place in range(1, length):
             last = tokens[:, place - 1]
             output = self._model(last[:, None].to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
+            cache = getattr(output, "past_key_values", cache)  # some keep theirs in their own layers
             left = (chances[:, place] - share).clamp_min(0) / (1 - share)
             logits = output.logits[:, -1]
             if not is_finite(logits):
@@ -194,7 +194,7 @@ def _cache(config: Any, length: int, folder: Path | None) -> DynamicCache:
     """A cache for documents; layers whose sliding window is shorter than those keep the cache of transformers."""
     cache = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
-        known = type(layer) is DynamicLayer or isinstance(layer, DynamicSlidingWindowLayer)
+        known = type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
         if known and (getattr(layer, "sliding_window", None) or length) >= length:
             cache.layers[index] = _Preallocated(length, folder and folder / f"layer-{index:05d}")
     return cache
