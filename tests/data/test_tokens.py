@@ -112,4 +112,4 @@ def test_calibrated_needs_data_and_data_needs_calibrated(tmp_path: Path) -> None
 
 def test_missing_text_is_named(tmp_path: Path) -> None:
     with pytest.raises((UsageError, CheckpointError), match=r"no-such-text\.txt"):
-        fold(tiny_model(tmp_path / "m"), method="calibrated", data="no-such-text.txt", ratio=0.2, output=tmp_path / "o")
+        fold("demo", method="calibrated", data="no-such-text.txt", ratio=0.2, output=tmp_path / "o")

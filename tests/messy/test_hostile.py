@@ -84,7 +84,7 @@ def test_a_name_given_twice_among_many_is_found_at_once(tmp_path: Path) -> None:
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a billion layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers in config.json is 1000000000, more than"),
     "sizes without end": ({"hidden_size": 10**3000, "head_dim": 10**3000}, "more than the 2147483647 of any model"),
-    "a type that is a list": ({"model_type": ["llama"]}, "is not supported"),
+    "a type that is a list": ({"model_type": ["llama"]}, "which is no name"),
     "an index of a thousand digits": ({"per_layer_config": {"9" * 5000: {"intermediate_size": 8}}}, "names layer 999"),
     "layers that are lists": ({"model_type": "mistral", "layer_types": [[], []]}, "unhashable"),
     "an activation that is a list": ({"hidden_act": ["silu"]}, "hidden_act"),
