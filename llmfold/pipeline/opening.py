@@ -100,7 +100,7 @@ def check_data(config: FoldConfig) -> None:
         read_plain_text(path, config.text_column, characters=1)
 
 
-def check_tokenizer(config: FoldConfig, folder: Path) -> None:
+def require_tokenizer(config: FoldConfig, folder: Path) -> None:
     """Raise CheckpointError, before any work is done, where a text will be read and no tokenizer can be."""
     if config.needs_tokenizer:
         load_tokenizer(folder)
@@ -112,7 +112,7 @@ def _check_texts(config: FoldConfig, folder: Path, shape: ModelShape) -> None:
         return
     from llmfold.methods.source import calibration_tokens  # takes seconds, which most plans do without
 
-    check_tokenizer(config, folder)
+    require_tokenizer(config, folder)
     if config.reads_text and Path(str(config.data)).expanduser().is_file():
         calibration_tokens(config, folder, shape)
     if config.eval_text is not None and max_token_id(folder) >= shape.vocabulary:
