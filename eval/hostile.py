@@ -193,7 +193,7 @@ def page() -> None:
         "| inputs | number | refused | accepted | faults | longest, s | most memory, MB |\n"
         f"|---|---:|---:|---:|---:|---:|---:|\n{table}\n\n"
         "These were sent so far of the 100,000 that the command asks for. Seconds are of one processor; in blocks of "
-        "seed 0 of the clock, on a machine that others shared. Bombs are small files that stand for much, at the bounds "
+        "seed 0 of the clock, on a machine that others shared. Bombs are small files that stand for much, at bounds "
         "and beyond; whole folds are inputs that are likely to be accepted, through the command line.\n\n"
         "## Found by earlier runs of about 20,000 inputs, and mended\n\n"
         f"{FOUND}\nEach has a test in `tests/messy/test_hostile.py`, which also sends a few inputs of each kind; "
