@@ -45,7 +45,7 @@ from llmfold.recipe import load_recipe
 from llmfold.runtime.storage import replace_text
 
 SECONDS = 20.0
-"""What one input may take."""
+"""Processor time that one input may take; a wait is ended from outside."""
 BYTES = 1 << 30
 """Anonymous memory that one input may add."""
 LONGEST = 4000
@@ -521,7 +521,7 @@ def judge(world: World, watch: Watch, send: Send, value: Any) -> Verdict:
     before = _anonymous(reset=True)
     fault: str | None = None
     sentence: str | None = None
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with _limited(), _settled():
             watch.on = True
@@ -535,7 +535,7 @@ def judge(world: World, watch: Watch, send: Send, value: Any) -> Verdict:
         fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} [{_where(error)}]"
     finally:
         watch.on = False
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     memory = max(0, _anonymous() - before)
     if fault is None and watch.seen:
         fault = f"outside: {watch.seen[0]}"
@@ -567,13 +567,13 @@ def _limited() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise TooSlowError(f"more than {SECONDS:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ _FEW = 100_000
 """Lists and objects in a line of a table, at most."""
 _LONGEST_LINE = 1 << 26
 """Bytes of a line in a packed table, which may take next to nothing of the file."""
-_DEEPEST = 64
+_DEEPEST, _COLUMNS = 64, 1000
+"""Levels of values in a table, and columns of one without types, for each of which its reader makes arrays."""
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?$)|[\[\]{}]', re.DOTALL)
 """Brackets of JSON, and its strings, whose brackets do not count."""
 
@@ -140,9 +141,11 @@ def _read_table(path: Path, builder: str, options: Mapping[str, str], column: st
 def _refuse_bombs(path: Path, builder: str) -> None:
     """Refuse what ends a reader of tables: it holds a line whole, and descends into JSON until its stack is full."""
     packed = _PACKED.get(path.suffix.lower())
-    if packed is None and builder != "json":
-        return
     with packed(path, "rb") if packed else path.open("rb") as file:
+        if builder == "csv" and file.readline(_LONGEST_LINE).count(b",") >= _COLUMNS:
+            raise UsageError(f"text {path} has more than {_COLUMNS} columns: keep that of the text")
+        if packed is None and builder != "json":
+            return
         while line := file.readline(_LONGEST_LINE + 1):
             if packed and len(line) > _LONGEST_LINE:
                 raise UsageError(f"text {path} has a line of more than {_LONGEST_LINE} bytes: break it into documents")

@@ -222,6 +222,13 @@ def test_settings_of_a_tokenizer_that_are_none(model: Path) -> None:
         token_ids(model, "it was")
 
 
+def test_a_table_of_a_great_many_columns_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "a.csv").write_text(",".join(map(str, range(20_000))) + "\n" + "x," * 20_000)
+    with pytest.raises(UsageError, match="more than 1000 columns"):
+        read_plain_text(tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100 + "1" + "}" * 100, "[]", "\udcff"])
 def test_reports_and_results(tmp_path: Path, content: str) -> None:
     for name in ("report.json", "compare.json"):
