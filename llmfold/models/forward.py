@@ -90,16 +90,29 @@ def forward_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardCont
             f"hidden_act {stock.hidden_act!r} in config.json is not known to transformers: silu is what Llama has"
         )
     rope = rope_parameters(stock)
-    if rope["rope_type"] == "default":
-        exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-        frequencies, scale = 1.0 / rope["rope_theta"] ** exponent, 1.0
-    elif rope["rope_type"] not in ROPE_INIT_FUNCTIONS:
+    if rope["rope_type"] not in {"default", *ROPE_INIT_FUNCTIONS}:
         known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
         raise CheckpointError(f"rope_type {rope['rope_type']!r} in config.json is not supported; supported are {known}")
-    else:
-        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](stock, torch.device("cpu"))
+    try:
+        if rope["rope_type"] == "default":
+            exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
+            frequencies, scale = 1.0 / rope["rope_theta"] ** exponent, 1.0
+        else:
+            frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](stock, torch.device("cpu"))
+        context_scale = float(scale)
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"rotary parameters in config.json cannot be used ({type(error).__name__}: {reason}): correct "
+            "rope_parameters, or rope_theta and rope_scaling"
+        ) from error
+    if 2 * len(frequencies) != shape.head_dim:
+        raise CheckpointError(
+            f"config.json turns {2 * len(frequencies)} of the {shape.head_dim} dimensions of a head, which "
+            f"{shape.architecture.causal_lm} cannot: remove partial_rotary_factor"
+        )
     windows = _windows(stock, shape)
-    return ForwardContext(shape, stock.rms_norm_eps, ACT2FN[stock.hidden_act], frequencies, float(scale), windows)
+    return ForwardContext(shape, stock.rms_norm_eps, ACT2FN[stock.hidden_act], frequencies, context_scale, windows)
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:

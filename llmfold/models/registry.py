@@ -1,6 +1,6 @@
 """From a config.json to a validated :class:`ModelShape`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """
     model_type = config.get("model_type")
     supported = ", ".join(sorted(ARCHITECTURES))
-    if model_type is None:
+    if not isinstance(model_type, str):
         raise CheckpointError(f"config.json names no model_type; supported are {supported}")
     if model_type not in ARCHITECTURES:
         raise CheckpointError(f"model_type {model_type!r} in config.json is not supported; supported are {supported}")
@@ -44,7 +44,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         raise CheckpointError(
             f"config.json names {', '.join(map(str, names))}, which is not a causal language model (…ForCausalLM)"
         )
-    return ARCHITECTURES[str(model_type)]
+    return ARCHITECTURES[model_type]
 
 
 def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
@@ -57,10 +57,16 @@ def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
 
     plain = {k: v for k, v in config.items() if k not in ("per_layer_config", "auto_map")}
     try:
-        return CONFIG_MAPPING[config["model_type"]].from_dict(plain)
+        return CONFIG_MAPPING[_stock_type(config, CONFIG_MAPPING)].from_dict(plain)
     except Exception as error:  # transformers raises many kinds for a bad field
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json is not a valid {config['model_type']} config: {reason}") from error
+
+
+def _stock_type(config: Mapping[str, Any], known: Container[str]) -> str:
+    """The model type that ``AutoConfig`` takes a config for: Mistral with types of layers is Ministral since 5.0."""
+    as_ministral = config["model_type"] == "mistral" and "layer_types" in config and "ministral" in known
+    return "ministral" if as_ministral else str(config["model_type"])
 
 
 def _check_dtype(config: Mapping[str, Any]) -> None:
@@ -127,7 +133,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
     common = dict(zip(_WIDTH_KEYS, (stock.intermediate_size, heads, stock.num_key_value_heads or heads), strict=True))
     count = _positive(stock.num_hidden_layers, "num_hidden_layers")
-    overrides = _per_layer(config.get("per_layer_config") or {}, count)
+    overrides = _per_layer({} if (widths := config.get("per_layer_config")) is None else widths, count)
     return ModelShape(
         architecture=architecture,
         hidden=hidden,
@@ -183,11 +189,15 @@ def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> N
                     f"config.json does not tie the embeddings, but {HEAD} is not stored, for which transformers draws "
                     "random numbers: set tie_word_embeddings to true if the model shares them, else add the head"
                 )
-            raise CheckpointError(f"tensor {name} is missing from the checkpoint; the download may be incomplete")
+            raise CheckpointError(f"tensor {name} is missing from the checkpoint: download the model again")
         if tuple(stored[name]) != size:
-            raise CheckpointError(f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}")
+            raise CheckpointError(
+                f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}: correct "
+                "its sizes, or download the model again"
+            )
     unknown = sorted(set(stored) - set(expected))
     if unknown:
         raise CheckpointError(
-            f"tensor {unknown[0]} is not part of {shape.architecture.causal_lm}; llmfold will not guess what it does"
+            f"tensor {unknown[0]} is not part of {shape.architecture.causal_lm}: remove it if the model is to compute "
+            "without it, as transformers does; llmfold will not guess"
         )
