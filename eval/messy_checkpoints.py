@@ -111,7 +111,7 @@ def page(arguments: argparse.Namespace) -> None:
     for kind, option in (("opening", ""), ("whole", " --whole")):
         if seeds[kind]:
             first, count = seeds[kind][0], len(seeds[kind]) * BATCH
-            parts.append(f"`python eval/messy.py run --first {first} --count {count}{option}`")
+            parts.append(f"`python eval/messy_checkpoints.py run --first {first} --count {count}{option}`")
     parts.append(f"\n{place({'machine': machine_words(), 'versions': versions('hypothesis', 'tokenizers')})}")
     PAGE.write_text("\n".join(map(str, parts)) + "\n", encoding="utf-8")
 
