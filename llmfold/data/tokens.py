@@ -76,12 +76,17 @@ def token_budget(config: FoldConfig, shape: ModelShape) -> TokenBudget:
         shape: the model's shape.
 
     Raises:
-        UsageError: sequences longer than the model allows.
+        UsageError: sequences longer than the model allows, or of a single token.
     """
     effort = EFFORTS[config.effort]
     length = config.sequence_length or effort.length_for(shape)
     if length > shape.positions:
         raise UsageError(f"--sequence-length {length} exceeds the model's maximum of {shape.positions} positions")
+    if length < 2:
+        raise UsageError(
+            f"max_position_embeddings in config.json is {shape.positions}, and --method {config.method} measures on "
+            "sequences of 2 tokens or more: correct it, or pass --method weights"
+        )
     sequences = config.num_samples or -(-effort.tokens_for(shape) // (length * CHUNK)) * CHUNK
     return TokenBudget.sampled(sequences, length, shape.positions, documents=BATCH)
 

@@ -11,6 +11,7 @@ from accelerate.utils import find_executable_batch_size
 
 from llmfold.checkpoint import Checkpoint, Source
 from llmfold.checkpoint.locate import locate, public_name
+from llmfold.data.tokenizer import load_tokenizer
 from llmfold.data.tokens import tokens_sha256
 from llmfold.environment import versions
 from llmfold.errors import LlmfoldError
@@ -78,6 +79,8 @@ class _Run:
         self.source = locate(settings.model)
         self.dense = locate(settings.against, settings.against_revision) if settings.against else None
         self.reader = (self.dense or self.source).folder  # one tokenizer reads every text of a table
+        if suite.harness.names:
+            load_tokenizer(self.reader)  # before a model is loaded; texts are read next
         folders = [source.folder for source in (self.source, self.dense) if source]
         if self.dense and (suite.text or settings.fidelity_tokens):
             dense, model = (shape_of(Checkpoint.open(each.folder).config) for each in (self.dense, self.source))

@@ -13,7 +13,7 @@ from llmfold.config import DTYPES, FoldConfig
 from llmfold.data.plain_text import read_plain_text
 from llmfold.data.texts import read_text
 from llmfold.data.tokenizer import load_tokenizer, max_token_id
-from llmfold.data.tokens import token_ids
+from llmfold.data.tokens import resolve_effort, token_ids
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError
 from llmfold.models import ModelShape, check_tensors, expected_tensors, shape_of
@@ -74,7 +74,7 @@ def check_data(config: FoldConfig) -> None:
         read_plain_text(path, config.text_column, characters=1)
 
 
-def check_tokenizer(config: FoldConfig, folder: Path) -> None:
+def require_tokenizer(config: FoldConfig, folder: Path) -> None:
     """Raise CheckpointError, before any work is done, where a text will be read and no tokenizer can be."""
     if config.needs_tokenizer:
         load_tokenizer(folder)
@@ -86,7 +86,7 @@ def _check_texts(config: FoldConfig, folder: Path, shape: ModelShape) -> None:
         return
     from llmfold.methods.source import calibration_tokens  # takes seconds, which most plans do without
 
-    check_tokenizer(config, folder)
+    require_tokenizer(config, folder)
     if config.reads_text and Path(str(config.data)).expanduser().is_file():
         calibration_tokens(config, folder, shape)
     if config.eval_text is not None and max_token_id(folder) >= shape.vocabulary:
@@ -103,6 +103,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     if config.model == DEMO_NAME or os.path.exists(os.path.expanduser(config.model)):
         source = locate(config.model, config.revision)
         checkpoint, shape = _opened(source)
+        resolve_effort(config, shape)  # refuses sequences that the model has no positions for
         _check_texts(config, checkpoint.folder, shape)
         plan = make_plan(shape, checkpoint.tensors, config)
         check_tokenizer_can_be_kept(checkpoint.folder, plan)

@@ -24,7 +24,7 @@ from llmfold.models import Role, tensor_name
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
-from llmfold.pipeline.opening import check_data, check_tokenizer, open_source
+from llmfold.pipeline.opening import check_data, open_source, require_tokenizer
 from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
 from llmfold.pipeline.output_tokenizer import check_tokenizer_can_be_kept, keep_tokenizer
 from llmfold.pipeline.progress import Listener
@@ -68,7 +68,7 @@ class Run:
         check_data(config)
         self.source = locate(config.model, config.revision)
         self.checkpoint, self.shape = open_source(self.source)
-        check_tokenizer(config, self.source.folder)
+        require_tokenizer(config, self.source.folder)
         self.config = resolve_effort(config, self.shape)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config)
         check_tokenizer_can_be_kept(self.checkpoint.folder, self.plan)
@@ -137,12 +137,14 @@ class Run:
         """Let what the method measures decide the widths, if it may."""
         if method is None:
             return
+        planned = self.plan.written_as
         with self.stages("widths"), torch.no_grad():
             if self.config.measures:
                 curves = self._curves(method)
                 self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
             self.plan = method_of(self.config.method).replan(self.plan, method)
-        check_tokenizer_can_be_kept(self.checkpoint.folder, self.plan)
+        if self.plan.written_as != planned:
+            check_tokenizer_can_be_kept(self.checkpoint.folder, self.plan)
         if self.ranks.is_main and METHOD not in self.journal.done:
             self.journal.append(METHOD, {}, method.data_facts())
 

@@ -39,7 +39,9 @@ def check_words(verification: Mapping[str, Any]) -> str:
     """What the reload check compared."""
     if verification.get("mode") == "full":
         worst = ", ".join(f"{dtype} {gap:.1e}" for dtype, gap in verification["relative_logit_difference"].items())
-        return f"passed: {verification['tensors']} tensors read back, relative logit difference {worst}"
+        texts = verification.get("tokenizer_texts")
+        alike = f", {texts} hard texts read alike by both tokenizers" if texts else ""
+        return f"passed: {verification['tensors']} tensors read back, relative logit difference {worst}{alike}"
     return "shapes only" if verification.get("mode") == "shapes" else "off"
 
 

@@ -11,6 +11,11 @@ from reading import teach
 from support import INDEX, edit_json, logits, tiny_model, weight_files
 
 from llmfold.data import tokenizer
+from llmfold.errors import CheckpointError
+from llmfold.evaluation import evaluate as module
+from llmfold.evaluation.options import EvaluationSettings
+from llmfold.evaluation.suite import Suite
+from llmfold.evaluation.zeroshot import Harness
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234567\n"
 PROBE = torch.tensor([[1, 2, 3, 4]])
@@ -62,6 +67,12 @@ def test_a_tokenizer_is_missed_only_where_text_is_read(
     assert "no random words" in note
     assert sentence.split()[-1] in note
     assert str(model) not in note
+
+
+def test_tasks_miss_a_tokenizer_before_a_model_is_loaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        module.evaluate(EvaluationSettings(str(model), tasks="piqa"), suite=Suite(None, Harness(("piqa",))))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "a shard", "config.json"])

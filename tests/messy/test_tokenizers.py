@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer
 
 from llmfold import plan
+from llmfold.data import tokenizer
 from llmfold.data.texts import read_text
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.evaluation.evaluate import evaluate
@@ -113,8 +114,8 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], str]] = {
     "length": (config(model_max_length=9), "model_max_length"),
     "class": (config(tokenizer_class="PreTrainedTokenizerFast", padding_side="left"), "how it reads"),
     "reading": (lambda folder: edit_json(folder / "tokenizer.json", post_processor=None), "how it reads"),
-    "template": (config(chat_template="{{ messages[0]['content'] }}"), "its chat template"),
-    "no template": (config(chat_template=None), "its chat template"),
+    "template": (config(chat_template="{{ messages[0]['content'] }}"), "chat_template: "),
+    "no template": (config(chat_template=None), "chat_template: None"),
     "nothing": (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot be read"),
 }
 
@@ -138,15 +139,34 @@ def test_an_output_with_another_tokenizer_is_not_published(
     assert not (space / "out").exists()
 
 
+def empty(source: Path) -> None:
+    (source / "tokenizer.json").write_text("{}")
+
+
+def sentencepiece(source: Path) -> None:
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer.model").write_bytes(b"sentencepiece")
+
+
+UNREADABLE = {empty: "tokenizer.json is no tokenizer", sentencepiece: "needs sentencepiece and protobuf: pip install"}
+
+
+@pytest.mark.parametrize("spoil", UNREADABLE)
 @pytest.mark.parametrize("command", ["fold", "plan"])
 def test_a_tokenizer_that_cannot_be_read_is_told_before_the_family_changes(
-    llmfold: Run, source: Path, space: Path, command: str
+    llmfold: Run,
+    source: Path,
+    space: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    spoil: Callable[[Path], None],
 ) -> None:
-    (source / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(tokenizer, "_is_installed", lambda module: False)
+    spoil(source)
     arguments = ("--model", source, "--method", "paper", "--output", space / "out", "--fidelity-tokens", 0)
     code, _, err = llmfold(command, *arguments, "--attention-ratio", 0.25)
     assert (code, err.count("\n")) == (1, 1)
-    for words in ("MistralForCausalLM", "tokenizer.json is no tokenizer", "--attention-ratio 0"):
+    for words in ("MistralForCausalLM", UNREADABLE[spoil], "--attention-ratio 0"):
         assert words in err
     assert list(space.iterdir()) == []
     assert llmfold(command, *arguments, "--attention-ratio", 0.5)[0] == 0

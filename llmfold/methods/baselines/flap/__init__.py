@@ -50,5 +50,7 @@ class Flap(_Fluctuations):
         from llmfold.methods.baselines.flap.pruner import FlapPruner
         from llmfold.methods.baselines.flap.replan import with_own_widths
 
+        if not plan.folded_layers:  # nothing was measured
+            return super().replan(plan, layers)
         assert isinstance(layers, FlapPruner)
         return super().replan(with_own_widths(plan, layers.statistics), layers)
