@@ -17,12 +17,17 @@ def read_weight_map(path: Path) -> dict[str, str]:
     """Return tensor name -> shard file name from the index at ``path``.
 
     Raises:
-        CheckpointError: the index is unreadable, has no weight map, or names a shard that is not a plain
+        CheckpointError: the index is unreadable, has no weight map or metadata, or names a shard that is not a plain
             ``*.safetensors`` file name.
     """
-    weight_map = read_object(path, unique_keys=True).get("weight_map")
+    index = read_object(path, unique_keys=True)
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map: download the file again")
+    if not isinstance(index.get("metadata"), dict):  # transformers does not load a model without
+        raise CheckpointError(
+            f'{path} has no metadata, which transformers wants: add "metadata": {{}}, or download it again'
+        )
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not is_plain_name(shard) or not shard.endswith(".safetensors"):
             raise CheckpointError(f"{path} places {tensor!r} in {shard!r}, which is not a safetensors file name")

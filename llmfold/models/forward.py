@@ -196,8 +196,17 @@ def _rotary(stock: "PretrainedConfig", shape: ModelShape) -> tuple[Tensor, float
             frequencies, scale = ROPE_INIT_FUNCTIONS[kind](stock, torch.device("cpu"))
         finite = bool(torch.isfinite(frequencies).all()) and math.isfinite(scale)
     except Exception as error:  # of values that are missing or are no numbers
-        raise CheckpointError(f"the rotary parameters of {kind} in config.json are unusable: {error}") from error
-    if not finite or len(frequencies) != (shape.head_dim + 1) // 2:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"rotary parameters in config.json cannot be used ({type(error).__name__}: {reason}): correct "
+            "rope_parameters, or rope_theta and rope_scaling"
+        ) from error
+    if 2 * len(frequencies) != shape.head_dim:
+        raise CheckpointError(
+            f"config.json turns {2 * len(frequencies)} of the {shape.head_dim} dimensions of a head, which "
+            f"{shape.architecture.causal_lm} cannot: remove partial_rotary_factor"
+        )
+    if not finite:
         raise CheckpointError(f"the rotary parameters of {kind} in config.json give no frequency for every dimension")
     return frequencies, float(scale)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads")
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-_ROPE_TYPES = ("default", "llama3")
+_OF_LLAMA3 = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+_ROPE_TYPES: dict[object, set[str]] = {"default": set(), "llama3": _OF_LLAMA3}
+"""Rotary variants, and the numbers that each needs."""
 
 
 def _is(*kinds: type) -> Callable[[Any], bool]:
@@ -15,7 +17,7 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
     return lambda value: type(value) in kinds
 
 
-_flag, _text, _token = _is(bool), _is(str), _is(int, type(None))
+_flag, _text, _token, _float = _is(bool), _is(str), _is(int, type(None)), _is(float)
 
 
 def _number(value: Any) -> bool:
@@ -24,6 +26,10 @@ def _number(value: Any) -> bool:
 
 def _above_zero(value: Any) -> bool:
     return _number(value) and value > 0
+
+
+def _small(value: Any) -> bool:
+    return _float(value) and 0 <= value < math.inf
 
 
 def _count(value: Any) -> bool:
@@ -37,28 +43,38 @@ def _tokens(value: Any) -> bool:
 def _rope(value: Any) -> bool:
     if value is None:
         return True
-    if not isinstance(value, dict) or value.get("rope_type") not in _ROPE_TYPES:
+    kind = value.get("rope_type") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind not in _ROPE_TYPES or not value.keys() >= _ROPE_TYPES[kind]:
         return False
     return all(_above_zero(number) for name, number in value.items() if name != "rope_type")
 
 
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "use_sliding_window", "is_llama_config")
-_NUMBERS = ("rms_norm_eps", "initializer_range", "attention_dropout", "max_window_layers")
+_FLOATS = ("rms_norm_eps", "initializer_range")
+_NUMBERS = ("attention_dropout",)
+_TOKENS = ("bos_token_id", "pad_token_id", "unk_token_id")
 _KNOWN: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys((*_SIZES, "vocab_size", "max_position_embeddings", "pretraining_tp"), _count),
+    **dict.fromkeys((*_SIZES, "vocab_size", "max_position_embeddings", "pretraining_tp", "max_window_layers"), _count),
     **dict.fromkeys(_FLAGS, _flag),
+    **dict.fromkeys(_FLOATS, _small),
     **dict.fromkeys(_NUMBERS, _number),
     "rope_theta": _above_zero,
     **dict.fromkeys(("model_type", "transformers_version", "dtype", "torch_dtype", "_model_name_or_path"), _text),
     **dict.fromkeys(("head_dim", "sliding_window"), lambda value: value is None or _count(value)),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), _rope),
-    **dict.fromkeys(("bos_token_id", "pad_token_id", "unk_token_id"), _token),
+    **dict.fromkeys(_TOKENS, _token),
     "eos_token_id": _tokens,
     "architectures": lambda value: isinstance(value, list) and all(map(_text, value)),
     "layer_types": lambda value: isinstance(value, list) and value == ["full_attention"] * max(1, len(value)),
     "hidden_act": lambda value: value == "silu",
 }
-_NEEDED = {*_SIZES, "vocab_size", "tie_word_embeddings", "hidden_act", "rms_norm_eps"}
+_NEEDED = {*_SIZES, "vocab_size", "max_position_embeddings", "tie_word_embeddings", "hidden_act", "rms_norm_eps"}
+_GENERATION: dict[str, Callable[[Any], bool]] = {
+    **{key: _KNOWN[key] for key in (*_TOKENS, "eos_token_id", "transformers_version")},
+    **dict.fromkeys(("_from_model_config", "do_sample", "use_cache"), _flag),
+    **dict.fromkeys(("temperature", "top_p", "repetition_penalty"), lambda value: type(value) is float and value > 0),
+    **dict.fromkeys(("top_k", "max_length", "max_new_tokens"), _count),
+}
 
 
 def plain_settings(config: Mapping[str, Any]) -> SimpleNamespace | None:
@@ -72,7 +88,21 @@ def plain_settings(config: Mapping[str, Any]) -> SimpleNamespace | None:
         return None
     if len(config.get("layer_types", ())) not in (0, config["num_hidden_layers"]):
         return None
+    pad = config.get("pad_token_id")
+    if pad is not None and not 0 <= pad < config["vocab_size"]:
+        return None
     head_dim = config.get("head_dim")
-    if config["hidden_size"] % config["num_attention_heads"] or (head_dim is None and config["model_type"] == "qwen3"):
+    if config["hidden_size"] % config["num_attention_heads"] or (head_dim is None and _needs_head_dim(config)):
         return None
     return SimpleNamespace(**{**config, "head_dim": head_dim or config["hidden_size"] // config["num_attention_heads"]})
+
+
+def _needs_head_dim(config: Mapping[str, Any]) -> bool:
+    """Whether the stock config has another default for the width of a head than what follows from the others."""
+    written = {"qwen2": "head_dim", "mistral": "layer_types"}.get(config["model_type"])
+    return config["model_type"] == "qwen3" or written in config
+
+
+def plain_generation(settings: Mapping[str, Any]) -> bool:
+    """Whether a generation config holds nothing that transformers could refuse, so that it need not be asked."""
+    return all(name in _GENERATION and _GENERATION[name](value) for name, value in settings.items())

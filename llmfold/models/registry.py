@@ -1,7 +1,7 @@
 """From a config.json to a validated :class:`ModelShape`."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
     plain = {k: v for k, v in config.items() if k not in own}
     try:
         with quiet_transformers():  # its warnings quote whatever the config holds
-            return CONFIG_MAPPING[config["model_type"]].from_dict(special_floats(plain))
+            return CONFIG_MAPPING[_stock_type(config, CONFIG_MAPPING)].from_dict(special_floats(plain))
     except Exception as error:  # transformers raises many kinds for a bad field
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json is not a valid {config['model_type']} config: {reason}") from error
@@ -84,6 +84,12 @@ def special_floats(value: Any) -> Any:
             return float(value["__float__"])
         return {key: special_floats(part) for key, part in value.items()}
     return [special_floats(part) for part in value] if isinstance(value, list) else value
+
+
+def _stock_type(config: Mapping[str, Any], known: Container[str]) -> str:
+    """The model type that ``AutoConfig`` takes a config for: Mistral with types of layers is Ministral since 5.0."""
+    as_ministral = config["model_type"] == "mistral" and "layer_types" in config and "ministral" in known
+    return "ministral" if as_ministral else str(config["model_type"])
 
 
 def _check_dtype(config: Mapping[str, Any]) -> None:
@@ -156,7 +162,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
     common = dict(zip(_WIDTH_KEYS, (stock.intermediate_size, heads, stock.num_key_value_heads or heads), strict=True))
     count = _positive(stock.num_hidden_layers, "num_hidden_layers", _MOST_LAYERS)
-    overrides = _per_layer(config.get("per_layer_config") or {}, count)
+    overrides = _per_layer({} if (widths := config.get("per_layer_config")) is None else widths, count)
     return ModelShape(
         architecture=architecture,
         hidden=hidden,
@@ -232,11 +238,15 @@ def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> N
                     f"config.json does not tie the embeddings, but {HEAD} is not stored, for which transformers draws "
                     "random numbers: set tie_word_embeddings to true if the model shares them, else add the head"
                 )
-            raise CheckpointError(f"tensor {name} is missing from the checkpoint; the download may be incomplete")
+            raise CheckpointError(f"tensor {name} is missing from the checkpoint: download the model again")
         if tuple(stored[name]) != size:
-            raise CheckpointError(f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}")
+            raise CheckpointError(
+                f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}: correct "
+                "its sizes, or download the model again"
+            )
     unknown = sorted(set(stored) - set(expected))
     if unknown:
         raise CheckpointError(
-            f"tensor {unknown[0]} is not part of {shape.architecture.causal_lm}; llmfold will not guess what it does"
+            f"tensor {unknown[0]} is not part of {shape.architecture.causal_lm}: remove it if the model is to compute "
+            "without it, as transformers does; llmfold will not guess"
         )

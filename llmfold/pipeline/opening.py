@@ -25,6 +25,7 @@ from llmfold.model_path import local_folder
 from llmfold.models import ARCHITECTURES, ModelShape, check_tensors, expected_tensors, shape_of
 from llmfold.models.forward import forward_context
 from llmfold.models.plain import plain_settings
+from llmfold.models.stock_build import check_generation_config, check_stock_builds
 from llmfold.models.tying import stored_shape
 from llmfold.pipeline.output_tokenizer import check_tokenizer_can_be_kept
 from llmfold.planning import FoldPlan, make_plan
@@ -50,12 +51,16 @@ def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     refuse_model_code(checkpoint.config, str(source.folder))
     shape = stored_shape(checkpoint)
     check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
+    # A plain config holds nothing that could be refused, and other families were built to tell their shape.
+    if shape.architecture.described and plain_settings(checkpoint.config) is None:
+        forward_context(checkpoint.config, shape)
+        check_stock_builds(checkpoint.config)
     checkpoint.side_files()  # refuses those that could not be copied when all is done
     return checkpoint, shape
 
 
 def _check_generation_config(folder: Path) -> None:
-    """Raise CheckpointError where transformers could not load the model for its generation config, which is no object.
+    """Raise CheckpointError where transformers could not load the model for its generation config.
 
     One that is no JSON at all is passed over, as transformers does.
     """
@@ -66,6 +71,7 @@ def _check_generation_config(folder: Path) -> None:
         return
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object: download the file again, or remove it")
+    check_generation_config(value, path)
 
 
 def _has_weights(folder: Path) -> bool:
@@ -132,8 +138,6 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         source = locate(config.model, config.revision)
         checkpoint, shape = _opened(source)
         check_family(config, shape)
-        if plain_settings(checkpoint.config) is None:  # a plain config holds nothing that could be refused
-            forward_context(checkpoint.config, shape)
         resolve_effort(config, shape)  # refuses sequences that the model has no positions for
         _check_texts(config, checkpoint.folder, shape)
         plan = make_plan(shape, checkpoint.tensors, config)

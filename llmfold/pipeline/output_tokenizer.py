@@ -36,7 +36,7 @@ _MESSAGES = [
 
 
 def check_tokenizer_can_be_kept(folder: Path, plan: FoldPlan) -> None:
-    """Refuse, where the output is of another family than the source, a tokenizer that could not be written for it.
+    """Refuse a tokenizer that could not be written for the output, where that may get another class of tokenizers.
 
     Args:
         folder: of the source.
@@ -45,24 +45,32 @@ def check_tokenizer_can_be_kept(folder: Path, plan: FoldPlan) -> None:
     Raises:
         CheckpointError: it cannot be read here, or its class does what no tokenizer.json can say.
     """
-    if not has_tokenizer(folder) or not _changes_family(plan):
+    if not has_tokenizer(folder) or not _may_change_class(folder, plan):
         return
-    why = (
-        f"no {plan.before.architecture.causal_lm} has the head counts of this fold, so it is written as "
-        f"{plan.written_as.causal_lm} and its tokenizer for that"
+    why, instead = (
+        f"{folder / TOKENIZER_CONFIG} names code of its own, which is left out",
+        "carry the code by --trust-remote-code",
     )
+    if _changes_family(plan):
+        why = (
+            f"no {plan.before.architecture.causal_lm} has the head counts of this fold, so it is written as "
+            f"{plan.written_as.causal_lm} and its tokenizer for that"
+        )
+        instead = "keep all heads by --attention-ratio 0"
     try:
         tokenizer = stock_tokenizer(folder)
+        if (tokenizer is None or not tokenizer.is_fast) and not _changes_family(plan):
+            return
         if tokenizer is None:
             load_tokenizer(folder)  # says why
             return
         found = _difference_when_kept(folder, plan) if tokenizer.is_fast else "its kind, which has no tokenizer.json"
     except CheckpointError as error:
-        raise CheckpointError(f"{why}, but {error}; or keep all heads by --attention-ratio 0") from error
+        raise CheckpointError(f"{why}, but {error}; or {instead}") from error
     if found is not None:
         raise CheckpointError(
-            f"{why}, but as such {type(tokenizer).__name__} of {folder} would differ in {found}: keep all heads by "
-            "--attention-ratio 0, or put a tokenizer.json of another class there"
+            f"{why}, but as such {type(tokenizer).__name__} of {folder} would differ in {found}: {instead}, "
+            "or put a tokenizer.json of another class there"
         )
 
 
@@ -86,11 +94,16 @@ def keep_tokenizer(source: Path, target: Path, plan: FoldPlan) -> None:
     Raises:
         OSError: a file cannot be written.
     """
-    if not _changes_family(plan):
+    if not _may_change_class(source, plan):
         return
     # Two of it, since reading text changes what a tokenizer would save of padding and truncation.
     tokenizer, fresh = stock_tokenizer(source), stock_tokenizer(source)
-    if tokenizer is None or fresh is None or difference(tokenizer, stock_tokenizer(target)) is None:
+    if (
+        tokenizer is None
+        or fresh is None
+        or not fresh.is_fast
+        or difference(tokenizer, stock_tokenizer(target)) is None
+    ):
         return
     (target / "tokenizer.json").write_text(fresh.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
     path = target / TOKENIZER_CONFIG
@@ -141,6 +154,17 @@ def difference(source: Any, written: Any | None) -> str | None:
             if _read(source, text) != _read(written, text):
                 return f"how it reads {text!r}"
     return None
+
+
+def _may_change_class(folder: Path, plan: FoldPlan) -> bool:
+    """Whether the output may get another class: its family is another, or it has no ``auto_map``, which decides too."""
+    path = folder / TOKENIZER_CONFIG
+    if _changes_family(plan) or plan.config.trust_remote_code or not path.is_file():
+        return _changes_family(plan)
+    try:
+        return "auto_map" in read_object(path, unique_keys=False)
+    except CheckpointError:  # nothing reads it
+        return False
 
 
 def _changes_family(plan: FoldPlan) -> bool:
