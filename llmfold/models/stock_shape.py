@@ -17,7 +17,8 @@ from llmfold.models.finder import head_coupling, neuron_couplings, tensors_of
 from llmfold.models.layout import Layout, default_names
 from llmfold.models.probe import confirmed, heads_agree
 from llmfold.models.settings import POSITIONS, setting, text_config
-from llmfold.models.stock import StockModel, build_stock
+from llmfold.models.skeleton import build_stock
+from llmfold.models.stock import StockModel
 from llmfold.models.width_keys import WidthKeys, find_keys, group_of
 
 _EXPERT_GRAIN = 8

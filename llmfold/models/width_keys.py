@@ -14,7 +14,8 @@ from llmfold.errors import CheckpointError
 from llmfold.models.base import LayerShape
 from llmfold.models.coupling import main_units
 from llmfold.models.settings import setting, text_config
-from llmfold.models.stock import StockModel, build_stock
+from llmfold.models.skeleton import build_stock
+from llmfold.models.stock import StockModel
 
 if TYPE_CHECKING:
     from llmfold.models.stock_shape import StockShape

@@ -1,0 +1,65 @@
+"""Building a stock model without weights, whatever its size: parameters on the meta device, buffers computed."""
+
+import math
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from llmfold.errors import CheckpointError
+from llmfold.models.settings import text_config
+from llmfold.runtime.quiet import quiet_transformers
+
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
+_LARGE = 1_000_000
+
+
+def build_stock(config: PretrainedConfig) -> PreTrainedModel:
+    """The stock model of a config: parameters on the meta device, buffers computed.
+
+    Raises:
+        CheckpointError: transformers cannot build it.
+    """
+    try:
+        with quiet_transformers(), no_init_weights(), init_empty_weights(include_buffers=False), _LargeOnMeta():
+            model = AutoModelForCausalLM.from_config(config)
+            model.set_experts_implementation("eager")
+    except Exception as error:  # transformers raises many kinds for a bad field
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"transformers cannot build a {config.model_type} from config.json: {reason}") from error
+    return model.eval()
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Has room for matrices made on the meta device at once: that of a stack of experts would not fit in memory."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(kwargs or {})
+        if function in _FACTORIES and named.get("device") is None:
+            sizes = args[0] if args and isinstance(args[0], tuple | list | torch.Size) else args
+            if math.prod(size for size in sizes if isinstance(size, int)) >= _LARGE:
+                named["device"] = "meta"
+        return function(*args, **named)
+
+
+def layers_path(model: PreTrainedModel) -> str:
+    """Path of the list of decoder layers: the first list of as many modules as the config has layers.
+
+    Raises:
+        CheckpointError: there is none, or it is shared by several towers.
+    """
+    count = getattr(text_config(model.config), "num_hidden_layers", None)
+    decoder = model.get_decoder()
+    start = next((name for name, module in model.named_modules() if module is decoder), "")
+    places = [*decoder.named_modules(prefix=start), *model.named_modules()]
+    lists = [(path, module) for path, module in places if isinstance(module, nn.ModuleList) and len(module)]
+    for path, module in lists:
+        if len(module) == count:
+            return str(path)
+    if lists:
+        return str(lists[0][0])
+    raise CheckpointError(f"{type(model).__name__} has no list of decoder layers, so there is nothing to fold")
