@@ -117,10 +117,10 @@ def test_a_tensor_that_transformers_drops_is_named_with_the_remedy(llmfold: Cli,
     refused(llmfold, model, space, "score.weight is not part of LlamaForCausalLM: remove it")
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_config_without_a_number_of_positions_is_read(tmp_path: Path, family: str) -> None:
-    source = tiny_model(tmp_path / "m", family)
-    edit_json(source / CONFIG, max_position_embeddings=None)
+@pytest.mark.parametrize("fields", [{"max_position_embeddings": None}, {"dtype": {"": "float32"}}], ids=str)
+def test_configs_that_transformers_reads_are_read(tmp_path: Path, fields: dict[str, Any]) -> None:
+    source = tiny_model(tmp_path / "m", "qwen3")
+    edit_json(source / CONFIG, **fields)
     fold(source, ratio=0, output=tmp_path / "out")
     tokens = torch.arange(12)[None]
     assert torch.equal(logits(tmp_path / "out", tokens), logits(source, tokens))
