@@ -9,8 +9,10 @@ import json
 import os
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,24 @@ from llmfold.environment import machine_words, versions
 PAGE = Path(__file__).parent / "results" / "messy.md"
 BATCH = 50
 """Compositions that are drawn from one seed."""
+_ABOUT = (
+    "From small sound models of four families, [a generator](../../tests/messy/generator.py) composes two to five "
+    "faults that real folders have. What stock transformers loads and computes with finite logits must be folded with "
+    "equal logits, tokenizer and generation config at ratio 0, or refused by `plan` and fold alike, in one sentence "
+    "and for a reason on [a list](../../tests/messy/reasons.yaml); what stock does not load must be refused in a "
+    "sentence too. Nothing may be left behind.",
+)
+_FOUND = (
+    "What stock does not compute and llmfold accepts at opening has logits that are not finite: weights are read by "
+    "the fold, not by the plan.",
+    "Found by this run and earlier ones and mended, each with a fixed test: configs taken for plain that transformers "
+    "refuses (types of numbers, padding tokens, heads without a width); settings that stop it from building or "
+    "running a model (rotary parameters, `return_dict`, `text_config`, dtypes of integers); generation configs that "
+    "it refuses; an index without metadata; Mistral with `layer_types`, which it reads as Ministral; a config without "
+    "a number of positions; a tokenizer whose class an `auto_map` decided that the output does not have; refusals "
+    "without a remedy.",
+    "Cases that a later mend touched were judged again after it.",
+)
 
 
 def drawn(number: int) -> list[Composition]:
@@ -77,43 +97,44 @@ def run(arguments: argparse.Namespace) -> None:
 def page(arguments: argparse.Namespace) -> None:
     """Write the page of figures."""
     cases = stored(arguments.cases)
-    parts = [__doc__ and "# Messy checkpoints\n"]
-    parts.append(
-        "From small sound models of four families, [a generator](../../tests/messy/generator.py) composes two to five "
-        "faults that real folders have. What stock transformers loads and computes with finite logits must be folded "
-        "with equal logits, tokenizer and generation config at ratio 0, or refused by `plan` and fold alike, in one "
-        "sentence and for a reason on [a list](../../tests/messy/reasons.yaml); what stock does not load must be "
-        "refused in a sentence too. Nothing may be left behind.\n"
-    )
-    parts.append("| | opened and planned | through the whole fold |\n|---|---:|---:|")
     kinds = {kind: [case for case in cases if case["kind"] == kind] for kind in ("opening", "whole")}
     counts = {kind: Counter(case["outcome"] for case in found) for kind, found in kinds.items()}
+    unread = {k: [case for case in found if case["outcome"] == NOT_LOADED] for k, found in kinds.items()}
     rows = {
         "compositions": {kind: len(found) for kind, found in kinds.items()},
-        "stock computes, accepted; whole: folded, everything equal": {k: counts[k][FINE] for k in kinds},
-        "stock computes, refused for a reason on the list": {k: counts[k][REFUSED] for k in kinds},
-        "stock does not compute": {k: counts[k][NOT_LOADED] for k in kinds},
+        "stock computes: accepted; whole, folded and all equal": {kind: counts[kind][FINE] for kind in kinds},
+        "stock computes: refused for a reason on the list": {kind: counts[kind][REFUSED] for kind in kinds},
+        "stock does not compute": {kind: len(unread[kind]) for kind in kinds},
         "of these refused in a sentence": {
-            k: sum(bool(case["sentence"]) for case in kinds[k] if case["outcome"] == NOT_LOADED) for k in kinds
+            kind: sum(bool(case["sentence"]) for case in unread[kind]) for kind in kinds
         },
-        "neither: a fault of llmfold": {k: counts[k]["fault"] for k in kinds},
+        "neither: a fault of llmfold": {kind: counts[kind]["fault"] for kind in kinds},
     }
-    parts += [f"| {name} | {row['opening']:,} | {row['whole']:,} |" for name, row in rows.items()]
-    parts.append("\nRefused though stock computes:\n\n| reason | opened | whole | why |\n|---|---:|---:|---|")
+    parts = ["# Messy checkpoints", *map(_filled, _ABOUT)]
+    table = ["| | opened and planned | through the whole fold |", "|---|---:|---:|"]
+    parts.append("\n".join(table + [f"| {name} | {n['opening']:,} | {n['whole']:,} |" for name, n in rows.items()]))
+    table = ["| refused though stock computes | opened | whole | why |", "|---|---:|---:|---|"]
     for each in reasons():
-        numbers = [sum(case["reason"] == each["reason"] for case in kinds[kind]) for kind in kinds]
-        parts.append(f"| {each['reason']} | {numbers[0]:,} | {numbers[1]:,} | {each['why']} |")
-    parts.append(
-        "\nWhat stock does not compute and llmfold accepts at opening has logits that are not finite in the few tokens "
-        "of the judge: weights are read by the fold, not by the plan.\n"
-    )
-    seeds = {kind: sorted({case["seed"] for case in found}) for kind, found in kinds.items()}
+        numbers = [sum(case["reason"] == each["reason"] for case in found) for found in kinds.values()]
+        table.append(f"| {each['reason']} | {numbers[0]:,} | {numbers[1]:,} | {each['why']} |")
+    parts += ["\n".join(table), *map(_filled, _FOUND), "\n".join(_commands(kinds))]
+    parts.append(_filled(place({"machine": machine_words(), "versions": versions("hypothesis", "tokenizers")})))
+    PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _commands(kinds: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """The commands that judge the same compositions, one for every run of seeds."""
+    yield "```bash"
     for kind, option in (("opening", ""), ("whole", " --whole")):
-        if seeds[kind]:
-            first, count = seeds[kind][0], len(seeds[kind]) * BATCH
-            parts.append(f"`python eval/messy_checkpoints.py run --first {first} --count {count}{option}`")
-    parts.append(f"\n{place({'machine': machine_words(), 'versions': versions('hypothesis', 'tokenizers')})}")
-    PAGE.write_text("\n".join(map(str, parts)) + "\n", encoding="utf-8")
+        seeds = sorted({case["seed"] for case in kinds[kind]})
+        for first in (number for number in seeds if number - 1 not in seeds):
+            last = next(number for number in seeds if number >= first and number + 1 not in seeds)
+            yield f"python eval/messy_checkpoints.py run --first {first} --count {(last - first + 1) * BATCH}{option}"
+    yield "```"
 
 
 def main() -> None:

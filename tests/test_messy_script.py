@@ -53,4 +53,4 @@ def test_a_seed_is_judged_once_and_counted(
     assert "| neither: a fault of llmfold | 1 | 0 |" in page
     assert "| of these refused in a sentence | 1 | 0 |" in page
     assert "| an adapter | 1 | 0 |" in page
-    assert "`python eval/messy_checkpoints.py run --first 0 --count 6`" in page
+    assert "\npython eval/messy_checkpoints.py run --first 0 --count 6\n" in page

@@ -7,8 +7,9 @@ SAFETENSORS_DTYPES: dict[torch.dtype, str] = {dtype: name for name, dtype in TOR
 
 
 def is_dtype(name: str) -> bool:
-    """Whether torch has a dtype of this name."""
-    return isinstance(getattr(torch, name, None), torch.dtype)
+    """Whether torch has a dtype of this name that a model can be built in."""
+    dtype = getattr(torch, name, None)
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
 def dtype_name(dtype: torch.dtype) -> str:

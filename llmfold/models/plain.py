@@ -50,13 +50,13 @@ def _rope(value: Any) -> bool:
 
 
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "use_sliding_window", "is_llama_config")
-_FLOATS = ("rms_norm_eps", "initializer_range")
 _NUMBERS = ("attention_dropout",)
 _TOKENS = ("bos_token_id", "pad_token_id", "unk_token_id")
 _KNOWN: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys((*_SIZES, "vocab_size", "max_position_embeddings", "pretraining_tp", "max_window_layers"), _count),
     **dict.fromkeys(_FLAGS, _flag),
-    **dict.fromkeys(_FLOATS, _small),
+    "rms_norm_eps": _small,
+    "initializer_range": lambda value: _float(value) and 0 <= value <= 1,
     **dict.fromkeys(_NUMBERS, _number),
     "rope_theta": _above_zero,
     **dict.fromkeys(("model_type", "transformers_version", "dtype", "torch_dtype", "_model_name_or_path"), _text),

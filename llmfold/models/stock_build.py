@@ -27,7 +27,7 @@ def check_stock_builds(config: Mapping[str, Any]) -> None:
         )
     try:
         with quiet_transformers(), torch.device("meta"):
-            AutoModelForCausalLM.from_config(stock, trust_remote_code=False)
+            AutoModelForCausalLM.from_config(stock, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # any kind, by the setting that is wrong
         raise CheckpointError(
             f"transformers cannot build a {stock.model_type} model of config.json ({_reason(error)}): correct the "

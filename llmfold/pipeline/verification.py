@@ -160,7 +160,7 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
     """
     with _transformers_must("build a model from the folded config"), quiet_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote_code)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=remote_code)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     written = {t.name: t.shape for t in checkpoint.tensors.values()}
     absent = ({HEAD, EMBEDDING} if config.tie_word_embeddings else set()) - written.keys()

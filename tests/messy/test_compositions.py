@@ -81,7 +81,8 @@ def test_a_composition_is_plain_data(composition: Composition) -> None:
     assert not LIGHT.keys() & GRAVE.keys()
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama"])
-def test_a_tokenizer_of_another_class_without_its_auto_map_is_kept(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(("family", "outcome"), [("llama", FINE), ("qwen2", REFUSED)])
+def test_a_tokenizer_is_read_alike_without_its_auto_map_or_refused(tmp_path: Path, family: str, outcome: str) -> None:
     code = Composition(Base(family, True, "bfloat16"), (("settings of the tokenizer", 21), ("a file beside", 17)))
-    assert judge(code, tmp_path, whole=True).outcome == FINE
+    case = judge(code, tmp_path, whole=True)
+    assert (case.outcome, case.reason) == (outcome, "code of its own" if outcome == REFUSED else "")

@@ -86,7 +86,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "sizes without end": ({"hidden_size": 10**3000, "head_dim": 10**3000}, "more than the 2147483647 of any model"),
     "a type that is a list": ({"model_type": ["llama"]}, "which is no name"),
     "an index of a thousand digits": ({"per_layer_config": {"9" * 5000: {"intermediate_size": 8}}}, "names layer 999"),
-    "layers that are lists": ({"model_type": "mistral", "layer_types": [[], []]}, "unhashable"),
+    "layers that are lists": ({"model_type": "mistral", "layer_types": [[], []]}, "layer_types"),
     "an activation that is a list": ({"hidden_act": ["silu"]}, "hidden_act"),
     "no number for eps": ({"rms_norm_eps": float("nan")}, "rms_norm_eps in config.json is nan"),
     "no base": ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}, "use_cache": None}, "rotary"),

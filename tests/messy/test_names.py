@@ -80,6 +80,7 @@ def test_float64_is_called_so(llmfold: Cli, model: Path, space: Path) -> None:
         ({"torch_dtype": "torch.float32"}, ("torch_dtype in config.json is 'torch.float32'",)),
         ({"dtype": "auto"}, ("dtype in config.json is 'auto'",)),
         ({"dtype": 3}, ("dtype in config.json is 3",)),
+        ({"dtype": "int8"}, ("dtype in config.json is 'int8'", "bfloat16")),
         ({"hidden_act": "swish7"}, ("hidden_act 'swish7'",)),
         ({"quantization_config": {}}, ("quantization_config", "is {}", "remove it")),
         ({"quantization_config": False}, ("quantization_config", "is False")),
