@@ -58,6 +58,7 @@ _NEEDED = {*_SIZES, "vocab_size", "max_position_embeddings", "tie_word_embedding
 _GENERATION: dict[str, Callable[[Any], bool]] = {
     **{key: _KNOWN[key] for key in (*_TOKENS, "eos_token_id", "transformers_version")},
     **dict.fromkeys(("_from_model_config", "do_sample", "use_cache"), _flag),
+    **dict.fromkeys(("output_attentions", "output_hidden_states"), lambda value: value is False),
     **dict.fromkeys(("temperature", "top_p", "repetition_penalty"), lambda value: type(value) is float and value > 0),
     **dict.fromkeys(("top_k", "max_length", "max_new_tokens"), _count),
 }
