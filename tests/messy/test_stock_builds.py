@@ -46,7 +46,17 @@ def test_transformers_builds_every_config_that_is_taken_for_plain(tmp_path: Path
 
 
 def test_transformers_takes_every_generation_config_that_is_taken_for_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = ("bos_token_id", "eos_token_id", "do_sample", "use_cache", "temperature", "top_p", "top_k", "max_length")
+    keys = (
+        "output_attentions",
+        "bos_token_id",
+        "eos_token_id",
+        "do_sample",
+        "use_cache",
+        "temperature",
+        "top_p",
+        "top_k",
+        "max_length",
+    )
     plain = [{key: value} for key in (*keys, "max_new_tokens", "repetition_penalty", "no_such") for value in VALUES]
     plain = [settings for settings in plain if plain_generation(settings)]
     assert len(plain) > 15
