@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from reading import teach
 from support import fold, tiny_model
 
 from llmfold import CheckpointError, FoldConfig, UsageError
@@ -111,5 +112,6 @@ def test_calibrated_needs_data_and_data_needs_calibrated(tmp_path: Path) -> None
 
 
 def test_missing_text_is_named(tmp_path: Path) -> None:
+    model = teach(tiny_model(tmp_path / "m"))
     with pytest.raises((UsageError, CheckpointError), match=r"no-such-text\.txt"):
-        fold("demo", method="calibrated", data="no-such-text.txt", ratio=0.2, output=tmp_path / "o")
+        fold(model, method="calibrated", data="no-such-text.txt", ratio=0.2, output=tmp_path / "o")
