@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +24,7 @@ from llmfold.data.tokens import resolve_effort, token_ids
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.model_path import local_folder
-from llmfold.models import ARCHITECTURES, ModelShape, check_tensors, expected_tensors, shape_of
+from llmfold.models import ARCHITECTURES, ModelShape, check_tensors, expected_tensors, shape_of, stock_config
 from llmfold.models.forward import forward_context
 from llmfold.models.plain import plain_settings
 from llmfold.models.stock_build import check_generation_config, check_stock_builds
@@ -99,6 +101,26 @@ def check_family(config: FoldConfig, shape: ModelShape) -> None:
             )
 
 
+def check_output_class(config: Mapping[str, Any], plan: FoldPlan) -> None:
+    """Raise UsageError, before any work, where the stock class does not build the planned widths.
+
+    Args:
+        config: raw, of the source.
+        plan: the fold; of a family that llmfold describes itself the widths are legal by what it knows.
+    """
+    if plan.before.architecture.described:
+        return
+    from llmfold.models.stock_shape import StockShape  # builds on transformers' models
+    from llmfold.models.width_keys import holds
+
+    assert isinstance(plan.before, StockShape)
+    if not holds(stock_config(config), plan.before, plan.after.layers):
+        raise UsageError(
+            f"{plan.before.architecture.causal_lm} builds no model of the planned widths: choose another ratio, or "
+            "--multiple-of"
+        )
+
+
 def check_data(config: FoldConfig) -> None:
     """Raise UsageError, before any work is done, where a local file of ``--data`` cannot be read as text."""
     path = Path(os.path.expanduser(config.data or ""))
@@ -141,6 +163,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         resolve_effort(config, shape)  # refuses sequences that the model has no positions for
         _check_texts(config, checkpoint.folder, shape)
         plan = make_plan(shape, checkpoint.tensors, config)
+        check_output_class(checkpoint.config, plan)
         check_tokenizer_can_be_kept(checkpoint.folder, plan)
         return plan
     source = resolve(config.model, revision=config.revision, weights=False)
@@ -152,4 +175,6 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     stored = str(raw.get("dtype") or raw.get("torch_dtype"))
     dtype = getattr(torch, stored) if stored in DTYPES[1:] else torch.float32
     tensors = {name: TensorInfo(name, dtype, size, shard="") for name, size in expected_tensors(shape).items()}
-    return make_plan(shape, tensors, config)
+    plan = make_plan(shape, tensors, config)
+    check_output_class(raw, plan)
+    return plan

@@ -24,7 +24,7 @@ from llmfold.models import Role
 from llmfold.models.forward import forward_context
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
-from llmfold.pipeline.opening import check_data, check_family, open_source, require_tokenizer
+from llmfold.pipeline.opening import check_data, check_family, check_output_class, open_source, require_tokenizer
 from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
 from llmfold.pipeline.output_tokenizer import check_tokenizer_can_be_kept, keep_tokenizer
 from llmfold.pipeline.progress import Listener
@@ -72,6 +72,7 @@ class Run:
         require_tokenizer(config, self.source.folder)
         self.config = resolve_effort(config, self.shape)
         self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config)
+        check_output_class(self.checkpoint.config, self.plan)
         check_tokenizer_can_be_kept(self.checkpoint.folder, self.plan)
         self.data = public_data(config.data)
         self._done: set[str] = set()
@@ -144,6 +145,7 @@ class Run:
                 curves = self._curves(method)
                 self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
             self.plan = method_of(self.config.method).replan(self.plan, method)
+        check_output_class(self.checkpoint.config, self.plan)
         if self.plan.written_as != planned:
             check_tokenizer_can_be_kept(self.checkpoint.folder, self.plan)
         if self.ranks.is_main and METHOD not in self.journal.done:

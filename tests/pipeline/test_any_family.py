@@ -93,3 +93,14 @@ def test_a_plan_needs_no_weights(models: dict[str, Path], tmp_path: Path) -> Non
 def test_layers_of_a_recipe_must_be_alike(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one width for all its layers"):
         fold(models["gemma2"], output=tmp_path / "out", mlp_ratio=0.2, method="paper", layers={0: {"mlp": 0.5}})
+
+
+def test_widths_that_the_class_does_not_build_are_told_before_any_work(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "llmfold.models.width_keys.build_stock", lambda config: (_ for _ in ()).throw(ValueError("odd"))
+    )
+    with pytest.raises(UsageError, match="builds no model of the planned widths"):
+        fold(models["gemma2"], output=tmp_path / "out", ratio=0.1, method="paper")
+    assert list(tmp_path.iterdir()) == []
