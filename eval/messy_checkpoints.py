@@ -42,13 +42,13 @@ _ABOUT = (
 _FOUND = (
     "What stock does not compute and llmfold accepts at opening has logits that are not finite: weights are read by "
     "the fold, not by the plan.",
-    "Found by this run and earlier ones and mended, each with a fixed test: configs taken for plain that transformers "
+    "Found by earlier runs and mended, each with a fixed test: configs taken for plain that transformers "
     "refuses (types of numbers, padding tokens, heads without a width); settings that stop it from building or "
     "running a model (rotary parameters, `return_dict`, `text_config`, dtypes of integers); generation configs that "
     "it refuses; an index without metadata; Mistral with `layer_types`, which it reads as Ministral; a config without "
     "a number of positions; a tokenizer whose class an `auto_map` decided that the output does not have; refusals "
-    "without a remedy.",
-    "Cases that a later mend touched were judged again after it.",
+    "without a remedy. Two faults of this run (a type whose class divides by zero, a refusal without a remedy) were "
+    "mended after it, and the compositions of their seeds judged again.",
 )
 
 

@@ -21,6 +21,7 @@ from transformers.core_model_loading import (
 )
 
 from llmfold.errors import CheckpointError
+from llmfold.models import refusals
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -68,9 +69,7 @@ class Layout:
             if target not in meta and name in meta:
                 target, pattern = name, None
             if target not in meta:
-                raise CheckpointError(
-                    f"tensor {name} is not part of {type(model).__name__}; llmfold will not guess what it does"
-                )
+                raise refusals.not_part(name, type(model).__name__)
             converter = None if pattern is None else by_pattern[pattern]
             collected.setdefault(target, (converter, []))[1].append((name, pattern or name))
         self._conversions = [each for each in transforms if each.was_used()]

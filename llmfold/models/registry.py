@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmfold.checkpoint.dtypes import is_dtype
 from llmfold.errors import CheckpointError
+from llmfold.models import refusals
 from llmfold.models.base import EMBEDDING, FINAL_NORM, HEAD, Architecture, LayerShape, ModelShape, tensor_name
 from llmfold.models.families import FAMILIES
 from llmfold.models.plain import plain_settings
@@ -185,7 +186,9 @@ def _stock_shape(config: str) -> ModelShape:
     raw = json.loads(config)
     try:
         return stock_shape(stock_config(raw))
-    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a class raises many kinds for sizes that it cannot be built of
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"llmfold does not understand the stock class of model_type {raw['model_type']!r} in config.json: "
@@ -238,7 +241,7 @@ def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> N
                     f"config.json does not tie the embeddings, but {HEAD} is not stored, for which transformers draws "
                     "random numbers: set tie_word_embeddings to true if the model shares them, else add the head"
                 )
-            raise CheckpointError(f"tensor {name} is missing from the checkpoint: download the model again")
+            raise refusals.missing(name)
         if tuple(stored[name]) != size:
             raise CheckpointError(
                 f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}: correct "
@@ -246,7 +249,4 @@ def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> N
             )
     unknown = sorted(set(stored) - set(expected))
     if unknown:
-        raise CheckpointError(
-            f"tensor {unknown[0]} is not part of {shape.architecture.causal_lm}: remove it if the model is to compute "
-            "without it, as transformers does; llmfold will not guess"
-        )
+        raise refusals.not_part(unknown[0], shape.architecture.causal_lm)

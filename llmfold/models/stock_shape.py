@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from llmfold.errors import CheckpointError
+from llmfold.models import refusals
 from llmfold.models.base import Architecture, LayerShape, ModelShape, Role, role_of, tensor_path
 from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling, main_units
 from llmfold.models.finder import head_coupling, neuron_couplings, tensors_of
@@ -206,7 +207,7 @@ class StockShape(ModelShape):
         if self.tied and not ends <= set(missing):
             missing = [name for name in missing if name not in ends]
         if missing:
-            raise CheckpointError(f"tensor {missing[0]} is missing from the checkpoint; the download may be incomplete")
+            raise refusals.missing(missing[0])
         return dataclasses.replace(self, layout=layout)
 
     def end_names(self) -> list[str]:

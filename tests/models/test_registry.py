@@ -259,3 +259,8 @@ def test_stock_config_leaves_out_what_only_remote_code_reads() -> None:
     stock = stock_config(raw)
     assert stock.intermediate_size == BASE["intermediate_size"]
     assert not hasattr(stock, "auto_map")
+
+
+def test_sizes_that_the_stock_class_cannot_be_built_of_are_a_sentence() -> None:
+    with pytest.raises(CheckpointError, match="config.json"):
+        shape_of({"model_type": "gemma", "hidden_size": 32, "num_attention_heads": 0, "num_hidden_layers": 1})
