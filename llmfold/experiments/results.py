@@ -54,7 +54,8 @@ def _checked(run: Run) -> Run:
     """The same run; raises TypeError where a file gave it anything but texts and numbers."""
     texts = (run.key, run.method, run.data, run.error or "")
     measured = [getattr(run, name) for name in _NUMBERS if name not in ("kl", "top1")]
-    numbers = (run.seed, *run.amount.values(), *measured, run.kl or 0, run.top1 or 0)
+    optional = [each for each in (run.kl, run.top1) if each is not None]
+    numbers = (run.seed, *run.amount.values(), *measured, *optional)
     if not (all(isinstance(each, str) for each in texts) and all(is_number(each) for each in numbers)):
         raise TypeError("a run holds something else")
     return run

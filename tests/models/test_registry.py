@@ -262,5 +262,5 @@ def test_stock_config_leaves_out_what_only_remote_code_reads() -> None:
 
 
 def test_sizes_that_the_stock_class_cannot_be_built_of_are_a_sentence() -> None:
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         shape_of({"model_type": "gemma", "hidden_size": 32, "num_attention_heads": 0, "num_hidden_layers": 1})
