@@ -41,9 +41,10 @@ from llmfold.evaluation.perplexity import Windows, score, text_windows, token_st
 from llmfold.methods.dense import LayerInputs, Measurement, NeuronInputs
 from llmfold.methods.reconstruction.fold import SELECTION_RIDGE, split
 from llmfold.methods.reconstruction.refitting import RIDGES
-from llmfold.models import ModelShape, Role, shape_of, tensor_name
+from llmfold.models import Role, tensor_name
 from llmfold.models.casting import load_model
-from llmfold.models.forward import attention_block, own_context
+from llmfold.models.context import Context
+from llmfold.models.tying import stored_shape, with_stock
 from llmfold.repair.least_squares import ActivationSums, cholesky
 from llmfold.repair.refine import Refinement, held_error, refine
 from llmfold.runtime.devices import pick_device
@@ -91,8 +92,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.checkpoint = Checkpoint.open(self.folder)
-        self.shape: ModelShape = shape_of(self.checkpoint.config)
-        self.context = own_context(self.checkpoint.config, self.shape)
+        self.shape = with_stock(self.checkpoint, stored_shape(self.checkpoint))
+        self.context = Context(self.shape)
         self.model = load_model(self.folder, torch.float32, self.device).requires_grad_(False)
         self.dense = [{role: t.weight for role, t in _linears(self.model, i)} for i in range(len(self.shape.layers))]
         self.batch = 2 if self.device.type == "cpu" else 8
@@ -156,19 +157,17 @@ class Bench:
     def inputs(self, index: int, weights: dict[Role, Tensor], before: Tensor, goal: Tensor | None) -> NeuronInputs:
         """A dense layer's MLP on some states; it is to give what is missing to ``goal``, or its own output."""
         measurement = Measurement(self.context, lambda: iter(()), tuple(before.shape[:2]), Path(), self.device)  # type: ignore[arg-type]
-        between, layer = torch.empty_like(before), self.shape.layers[index]
+        inside, after = torch.empty(*before.shape[:2], self.context.inner_width), torch.empty_like(before)
+        (coupling,) = self.shape.couplings(self.shape.layers[index]).neurons
         for part in chunks(len(before)):
-            given = before[part].to(self.device)
-            between[part] = attention_block(given, weights, layer, self.context, index)
-        after = goal if goal is not None else torch.empty_like(before)
-        around = LayerInputs(measurement, index, weights, *(t.numpy() for t in (before, between, after)), None)  # type: ignore[arg-type]
-        (coupling,) = self.shape.couplings(layer).neurons
-        found = around.neurons_of(coupling)
-        if goal is None:
-            for part in chunks(len(before)):
-                x, _, _ = found.mlp(part)
-                after[part] = between[part] + found.mlp_output(x, found.weights).cpu().view_as(between[part])
-        return found
+            kept, states = self.context.through(before[part].to(self.device), weights, index)
+            inside[part], after[part] = kept.cpu(), states.cpu()
+        if goal is not None:
+            outputs = self.context.mlp_outputs(inside, coupling, index)
+            outputs += goal - after
+            after = goal
+        around = LayerInputs(measurement, index, weights, *(t.numpy() for t in (before, inside, after)), None)  # type: ignore[arg-type]
+        return around.neurons_of(coupling)
 
     def scores(self, mlps: Mapping[int, Mapping[Role, Tensor]]) -> dict[str, float]:
         """Negative log-likelihood by text with some MLPs replaced."""

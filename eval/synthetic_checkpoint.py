@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llmfold.checkpoint import ShardWriter, TensorSpec, plan_shards
-from llmfold.models import LayerShape, ModelShape, Role, expected_tensors, shape_of, tensor_name
+from llmfold.models import LayerShape, ModelShape, Role, shape_of, tensor_name
 from llmfold.sizes import parse_size
 
 _LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
@@ -120,7 +120,7 @@ def tensors(shape: ModelShape, share: float, seed: int) -> Iterator[tuple[str, T
         tensor_name(i, role): (i, role) for i, layer in enumerate(shape.layers) for role, _ in shape.layer_roles(layer)
     }
     depth = (2 * len(shape.layers)) ** -0.5
-    for number, (name, size) in enumerate(expected_tensors(shape).items()):
+    for number, (name, size) in enumerate(shape.stored_tensors().items()):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         tensor = torch.randn(size, generator=generator).mul_(SPREAD)
         if name.endswith("norm.weight"):
@@ -142,7 +142,7 @@ def write_checkpoint(
     The folder appears under its name once it is whole.
     """
     shape = shape_of(config)
-    specs = [TensorSpec(name, torch.bfloat16, size) for name, size in expected_tensors(shape).items()]
+    specs = [TensorSpec(name, torch.bfloat16, size) for name, size in shape.stored_tensors().items()]
     partial = folder.with_name(f".{folder.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     with ShardWriter(plan_shards(specs, shard_bytes), partial) as writer:

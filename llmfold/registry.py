@@ -44,8 +44,9 @@ class MethodFacts:
         one_pass: whether several ratios are folded in one pass over the layers.
         random: whether another seed may give another result.
         parallel: how processes share its work.
-        described_only: whether it knows only families whose tensors llmfold describes: one MLP and one attention a
-            layer, each tensor of one role. A method that works on couplings folds all.
+        plain_only: whether it knows only layers of one gated MLP and one attention, each tensor of one role. A method
+            that works on couplings folds all.
+        own_widths: whether it gives every layer widths of its own.
     """
 
     name: str = ""
@@ -62,7 +63,8 @@ class MethodFacts:
     one_pass: bool = False
     random: bool = False
     parallel: Parallel = Parallel.LAYERS
-    described_only: bool = True
+    plain_only: bool = True
+    own_widths: bool = False
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise UsageError where options, by the names of ``FoldConfig``'s fields, cannot be had together."""

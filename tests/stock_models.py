@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llmfold.models.base import role_of
-from llmfold.models.stock_shape import StockShape, stock_shape
+from llmfold.models.read_shape import stock_shape
+from llmfold.models.stock_shape import StockShape
 
 WINDOW = 5
 """Of families with sliding windows; shorter than the tokens they are tried on."""

@@ -21,12 +21,11 @@ from llmfold.data.sampling import Sampler, Sampling
 from llmfold.data.tokens import TokenBudget, input_device
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import FIDELITY_TOKENS
-from llmfold.models import ModelShape, head_name
-from llmfold.models.casting import cast_linear, decoder_layers
-from llmfold.models.forward import forward_context
+from llmfold.models.casting import decoder_layers
+from llmfold.models.context import Context, Ends
 from llmfold.models.settings import text_config
-from llmfold.models.tying import stored_shape
-from llmfold.models.unembedding import Ends
+from llmfold.models.stock_shape import StockShape
+from llmfold.models.tying import stored_shape, with_stock
 from llmfold.records.plain import finite
 from llmfold.repair.least_squares import relative_error
 
@@ -107,33 +106,19 @@ def held_back_tokens(
 def reference(folder: Path, model: Any, tokens: Tensor, *, batch: int = 8) -> Reference:
     """Run the dense ``model``, loaded from ``folder``, over (sequences, length) ``tokens``."""
     checkpoint = Checkpoint.open(folder)
-    shape = stored_shape(checkpoint)
+    shape = with_stock(checkpoint, stored_shape(checkpoint))
     with _traced(model) as layers:
-        if shape.architecture.described:
-            hidden = [
-                model.base_model(part.to(input_device(model)), use_cache=False)[0].cpu()
-                for part in torch.split(tokens, batch)
-            ]
-            logits = _head(checkpoint.read(head_name(checkpoint.tensors, shape.tied)))
-        else:
-            hidden = [_last_states(model, part.to(input_device(model))) for part in torch.split(tokens, batch)]
-            logits = _ends(checkpoint, shape)
-    return Reference(tokens, torch.cat(hidden), logits, shape.vocabulary, layers)
+        hidden = [_last_states(model, part.to(input_device(model))) for part in torch.split(tokens, batch)]
+    return Reference(tokens, torch.cat(hidden), _ends(checkpoint, shape), shape.vocabulary, layers)
 
 
-def _head(head: Tensor) -> Callable[[Tensor], Tensor]:
-    """Logits of normalised states by an output embedding (vocabulary, d), which moves to their device once."""
-    moved: dict[torch.device, Tensor] = {}
-    return lambda states: cast_linear(states, moved.setdefault(states.device, head.to(states.device)))
-
-
-def _ends(checkpoint: Checkpoint, shape: ModelShape) -> Callable[[Tensor], Tensor]:
+def _ends(checkpoint: Checkpoint, shape: StockShape) -> Callable[[Tensor], Tensor]:
     """Logits of the states after the last layer, by the stock model's own end."""
     ends: dict[torch.device, Ends] = {}
 
     def logits(states: Tensor) -> Tensor:
         if states.device not in ends:
-            ends[states.device] = forward_context(checkpoint.config, shape).ends(checkpoint, states.device)
+            ends[states.device] = Context(shape).ends(checkpoint, states.device)
         return ends[states.device].logits(states.float())
 
     return logits

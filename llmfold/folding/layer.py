@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,10 +13,13 @@ from llmfold.folding.grouping import Groups
 from llmfold.folding.heads import aligned_views, head_groups, merge_heads, unit_rows, unit_views
 from llmfold.folding.neurons import gauge_distances, gauge_factors, merge_neurons, neuron_rows, value_rows
 from llmfold.folding.variance import variance_scale
-from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.models import LayerShape, Role
 from llmfold.models.coupling import HeadCoupling
 from llmfold.models.slots import Slots, narrowed
 from llmfold.runtime.timing import StageTimer
+
+if TYPE_CHECKING:
+    from llmfold.models.stock_shape import StockShape  # builds on transformers' models
 
 Weights = Mapping[Role, Tensor]
 
@@ -52,7 +55,11 @@ class LayerRecord:
 
 
 def fold_layer(
-    weights: Weights, shape: ModelShape, before: LayerShape, target_shapes: Sequence[LayerShape], options: MergeOptions
+    weights: Weights,
+    shape: "StockShape",
+    before: LayerShape,
+    target_shapes: Sequence[LayerShape],
+    options: MergeOptions,
 ) -> Iterator[tuple[dict[Role, Tensor], LayerRecord]]:
     """Fold a decoder layer by the weights alone from widths ``before`` to each of ``target_shapes``.
 
@@ -138,7 +145,7 @@ class _Units:
         self,
         heads: HeadCoupling | None,
         weights: Weights,
-        shape: ModelShape,
+        shape: "StockShape",
         before: LayerShape,
         options: MergeOptions,
     ) -> None:

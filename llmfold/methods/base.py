@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,14 @@ from llmfold.checkpoint import Checkpoint
 from llmfold.config import FoldConfig
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.method import Notify
-from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.models import LayerShape, Role
 from llmfold.planning import FoldPlan, Sensitivities
 from llmfold.planning.cost import Cost, Stage
 from llmfold.runtime.hidden_states import STATE_FOLDER
 from llmfold.runtime.reduction import OrderedReduce
+
+if TYPE_CHECKING:
+    from llmfold.models.stock_shape import StockShape  # builds on transformers' models
 
 Weights = Mapping[Role, Tensor]
 ReadLayer = Callable[[int], dict[Role, Tensor]]
@@ -25,7 +28,7 @@ Folded = tuple[dict[Role, Tensor], LayerRecord]
 
 
 def read_layer(
-    checkpoint: Checkpoint, shape: ModelShape, index: int, *, check_finite: bool = True
+    checkpoint: Checkpoint, shape: "StockShape", index: int, *, check_finite: bool = True
 ) -> dict[Role, Tensor]:
     """Stored tensors of a decoder layer by role.
 
@@ -42,7 +45,7 @@ class FoldContext:
 
     config: FoldConfig
     checkpoint: Checkpoint
-    shape: ModelShape
+    shape: "StockShape"
     work: Path
     device: torch.device
     team: OrderedReduce = field(default_factory=OrderedReduce)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmfold.methods.base import ReadLayer, Weights
-from llmfold.models import LayerShape, ModelShape, Role
-from llmfold.models.context import Context
+from llmfold.models import LayerShape, Role
 from llmfold.models.coupling import NeuronCoupling
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, mapped, read, write
 from llmfold.runtime.reduction import OrderedReduce
 from llmfold.runtime.seeding import seeded
+
+if TYPE_CHECKING:
+    from llmfold.models.context import Context  # builds on transformers' models
+    from llmfold.models.stock_shape import StockShape
 
 _DIGITS = 5
 
@@ -49,7 +53,7 @@ class Measurement:
         shuffle_seed: of a population, whose members meet new random local_world_size in every layer; None of sequences.
     """
 
-    context: Context
+    context: "Context"
     start: Callable[[], Iterator[Tensor]]
     size: tuple[int, int]
     work: Path
@@ -58,7 +62,7 @@ class Measurement:
     shuffle_seed: int | None = None
 
     @property
-    def shape(self) -> ModelShape:
+    def shape(self) -> "StockShape":
         """The model's shape."""
         return self.context.shape
 
@@ -133,8 +137,8 @@ class LayerInputs:
         """Outputs of the query heads for some sequences, (t, heads * head_dim), and row weights (t,)."""
         measurement = self.measurement
         heads = measurement.context.heads(self.attended(part), self.weights, self.index)
-        kept = (read(states, part, measurement.device) for states in (self.inside, self.after))
-        return heads.flatten(0, 1), row_weight(measurement.context.disturbed(*kept))
+        inside, after = (read(states, part, measurement.device) for states in (self.inside, self.after))
+        return heads.flatten(0, 1), row_weight(measurement.context.disturbed(inside, after, self.index))
 
     @property
     def tokens(self) -> int:
@@ -194,7 +198,7 @@ class NeuronInputs:
     @cached_property
     def scale(self) -> Tensor:
         """(hidden,) scale of the inputs: the gain of the norm before them where it is known, else their own size."""
-        if "post_norm" in self.layer.weights and self.layer.measurement.shape.architecture.described:
+        if self.layer.measurement.shape.architecture.registered:
             return self.layer.weights["post_norm"]
         x, _, _ = NeuronInputs.mlp(self, next(chunks(self.layer.measurement.size[0])))
         return x.square().mean(0).sqrt()
@@ -212,20 +216,19 @@ class NeuronInputs:
         )
 
     def _given(self, inside: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        context, layer = self.layer.measurement.context, self.layer
-        x = context.mlp_inputs(inside, layer.weights, self.coupling, layer.index)
-        return x, context.mlp_outputs(inside, after, x, self.weights, self.coupling), row_weight(after)
+        x = self.layer.measurement.context.mlp_inputs(inside, self.coupling, self.layer.index)
+        return x, self._outputs(inside, x), row_weight(after)
+
+    def _outputs(self, inside: Tensor, x: Tensor) -> Tensor:
+        return self.layer.measurement.context.mlp_outputs(inside, self.coupling, self.layer.index)
 
     def mlp_output(self, x: Tensor, mlp: dict[Role, Tensor]) -> Tensor:
         """Outputs (t, hidden) of neurons of this kind for inputs (t, hidden)."""
-        return F.linear(self._neurons(x, mlp), mlp["down"], mlp.get("down_bias"))
+        return F.linear(self.coupling.neurons(x, mlp), mlp["down"], mlp.get("down_bias"))
 
     def neurons(self, x: Tensor) -> Tensor:
         """Activations (t, n) of the dense neurons for inputs (t, hidden)."""
-        return self._neurons(x, self.weights)
-
-    def _neurons(self, x: Tensor, mlp: dict[Role, Tensor]) -> Tensor:
-        return self.layer.measurement.context.neurons(x, mlp, self.coupling)
+        return self.coupling.neurons(x, self.weights)
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,9 @@ class ExpertInputs(NeuronInputs):
         known, shares = self.routed
         nearest = (torch.searchsorted(known, torch.from_numpy(rows), right=True) - 1).clamp_min(0)
         return self._of(known[nearest], shares[nearest])
+
+    def _outputs(self, inside: Tensor, x: Tensor) -> Tensor:
+        return self.mlp_output(x, self.weights)
 
     def _of(self, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, y, w = super().mlp_rows(rows.numpy())

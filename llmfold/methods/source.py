@@ -24,7 +24,7 @@ from llmfold.methods.dense import Measurement
 from llmfold.methods.method import Notify
 from llmfold.models import ModelShape, stock_config
 from llmfold.models.casting import load_model
-from llmfold.models.forward import forward_context
+from llmfold.models.context import Context
 from llmfold.runtime.devices import compute_dtype
 from llmfold.runtime.hidden_states import STATE_FOLDER
 from llmfold.runtime.launch import local_world_size
@@ -78,7 +78,7 @@ def token_source(context: FoldContext, notify: Notify) -> TokenSource:
     }
     if sampled:
         facts |= _without_words(checkpoint.folder)
-    forward = forward_context(checkpoint.config, shape)
+    forward = Context(shape)
     measurement = Measurement(
         forward,
         lambda: forward.embed(checkpoint, tokens, context.device),

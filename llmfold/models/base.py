@@ -1,13 +1,10 @@
 """What llmfold needs to know of a family, as data: names and shapes of tensors, which biases and norms there are."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from llmfold.models.coupling import LayerCouplings, NeuronCoupling
+from llmfold.errors import CheckpointError
+from llmfold.models import refusals
 
 Role = str
 """Short name of a tensor in a decoder layer, e.g. ``"q"``, ``"q_bias"``; ``"post_norm"`` is the norm before the MLP."""
@@ -33,8 +30,6 @@ ROLE_NAMES: dict[Role, str] = {
     "down_bias": "mlp.down_proj.bias",
 }
 _ROLES = {path: role for role, path in ROLE_NAMES.items()}
-ATTENTION_ROLES = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm")
-MLP_ROLES = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 
 WINDOW_KEYS = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers")
 """Config keys of sliding windows."""
@@ -42,7 +37,7 @@ WINDOW_KEYS = ("sliding_window", "layer_types", "use_sliding_window", "max_windo
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model family.
+    """One model family; those that are registered work as Llama does, and may be written in more ways than one.
 
     ``qkv_bias``, ``o_bias`` and ``mlp_bias`` are either a constant or the config key that says so. ``windows``: whether
     its layers read the :data:`WINDOW_KEYS` of a config, which are leftovers elsewhere. ``fallback`` is the family that
@@ -61,8 +56,8 @@ class Architecture:
     class_name: str = ""
 
     @property
-    def described(self) -> bool:
-        """Whether llmfold says itself what tensors the family has; else the stock class tells."""
+    def registered(self) -> bool:
+        """Whether llmfold was told of the family; else its stock class tells all that is known."""
         return not self.class_name
 
     @property
@@ -142,27 +137,13 @@ class ModelShape:
         """Whether any projection has a bias."""
         return self.qkv_bias or self.o_bias or self.mlp_bias
 
-    def couplings(self, layer: LayerShape) -> "LayerCouplings":
-        """What can be folded of a layer."""
-        from llmfold.models.coupling import described_couplings  # which stands on the widths that are defined here
+    def folds_heads(self, layer: LayerShape) -> bool:
+        """Whether heads of such a layer can be folded."""
+        return True
 
-        return described_couplings(self, layer)
-
-    def units(self, coupling: "NeuronCoupling", layer: LayerShape) -> int:
-        """Neurons of a coupling in a layer as wide as ``layer``."""
-        return layer.intermediate
-
-    def layer_tensors(self, index: int) -> dict[Role, str]:
-        """Names of the stored tensors of a layer, by what :meth:`unpack` knows them by."""
-        return {role: tensor_name(index, role) for role, _ in self.layer_roles(self.layers[index])}
-
-    def unpack(self, index: int, stored: Mapping[Role, "Tensor"]) -> dict[Role, "Tensor"]:
-        """A layer's tensors by role, from those stored as of :meth:`layer_tensors`."""
-        return dict(stored)
-
-    def pack(self, index: int, weights: Mapping[Role, "Tensor"]) -> dict[str, "Tensor"]:
-        """A layer's tensors by the names they are stored under, from those by role."""
-        return {tensor_name(index, role): tensor for role, tensor in weights.items()}
+    def mlps(self, layer: LayerShape) -> int:
+        """How many MLPs a layer has, every expert counted."""
+        return 1
 
     def stored_shapes(self, index: int, layer: LayerShape) -> dict[str, tuple[int, ...]]:
         """Names and shapes of a layer's stored tensors at widths ``layer``."""
@@ -195,7 +176,7 @@ class ModelShape:
 
     @property
     def inferred(self) -> str:
-        """What was found to fold, and what is kept, in words; empty where llmfold describes the family itself."""
+        """What was found to fold, and what is kept, in words; empty of a family that llmfold was told of."""
         return ""
 
     @property
@@ -203,13 +184,59 @@ class ModelShape:
         """What MLP widths divide by, for the model's class to run on them."""
         return 1
 
+    def layer_stored(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the stored tensors of all layers."""
+        return {
+            name: size
+            for index, layer in enumerate(self.layers)
+            for name, size in self.stored_shapes(index, layer).items()
+        }
+
     def stored_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of all stored tensors, of a family that is not described in llmfold."""
-        raise NotImplementedError
+        """Names and shapes of all stored tensors, in module order; a tied head is listed under the embedding only."""
+        table = (self.vocabulary, self.hidden)
+        ends = {FINAL_NORM: (self.hidden,), **({} if self.tied else {HEAD: table})}
+        return {EMBEDDING: table, **self.layer_stored(), **ends}
 
     def check_stored(self, stored: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise CheckpointError unless tensors of these names and shapes are the model's; of a family as above."""
-        raise NotImplementedError
+        """Check names and shapes of tensors. Tied embeddings may be stored under either name or both.
+
+        Raises:
+            CheckpointError: naming the first tensor that is missing, of the wrong shape, or unknown.
+        """
+        expected = self.stored_tensors()
+        if self.tied and HEAD in stored:
+            expected[HEAD] = expected[EMBEDDING]
+            if EMBEDDING not in stored:
+                del expected[EMBEDDING]
+        for name, size in expected.items():
+            if name not in stored:
+                raise self._missing(name, stored)
+            if tuple(stored[name]) != size:
+                raise CheckpointError(
+                    f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}: correct "
+                    "its sizes, or download the model again"
+                )
+        unknown = sorted(set(stored) - set(expected))
+        if unknown:
+            raise refusals.not_part(unknown[0], self.architecture.causal_lm)
+
+    def _missing(self, missing: str, stored: Iterable[str]) -> CheckpointError:
+        """Why a tensor is not among those that are stored."""
+        for name in stored:
+            for expected in (missing, missing.removeprefix("model.")):
+                if name != expected and name.endswith(f".{expected}"):
+                    return CheckpointError(
+                        f"tensor {missing} is stored as {name}: {self.architecture.causal_lm} has no prefix "
+                        f"{name.removesuffix(expected)!r}, so save the model without what wraps it, or rename the "
+                        "tensors"
+                    )
+        if missing == HEAD and EMBEDDING in stored:
+            return CheckpointError(
+                f"config.json does not tie the embeddings, but {HEAD} is not stored, for which transformers draws "
+                "random numbers: set tie_word_embeddings to true if the model shares them, else add the head"
+            )
+        return refusals.missing(missing)
 
     def neuron_cost(self, layer: LayerShape) -> int:
         """Parameters that go with one neuron of a layer's width."""
@@ -248,9 +275,10 @@ def role_of(path: str) -> Role:
 
 def tensor_name(index: int, role: Role) -> str:
     """Checkpoint name of a tensor of decoder layer ``index``."""
-    return f"model.layers.{index}.{ROLE_NAMES[role]}"
+    return f"{LAYERS}.{index}.{ROLE_NAMES[role]}"
 
 
+LAYERS = "model.layers"
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 

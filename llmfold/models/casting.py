@@ -13,7 +13,7 @@ from llmfold.checkpoint.blocks import is_finite
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.errors import CheckpointError
 from llmfold.models import ARCHITECTURES, WINDOW_KEYS
-from llmfold.models.settings import text_config
+from llmfold.models.skeleton import layers_path
 from llmfold.runtime.quiet import quiet_transformers
 
 BLOCK_BYTES = 64_000_000
@@ -60,10 +60,9 @@ def _forget_leftovers(config: Any) -> None:
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder layers of a stock model: the first list of as many modules as its config has layers."""
-    count = text_config(model.config).num_hidden_layers
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return next(module for module in lists if len(module) == count)
+    """The decoder layers of a stock model."""
+    layers: nn.ModuleList = model.get_submodule(layers_path(model))
+    return layers
 
 
 def not_finite(model: Any, tokens: Tensor) -> str:
@@ -130,11 +129,15 @@ def cast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         weight: (out, in) of any float dtype.
         bias: (out,) in the dtype of ``x``.
     """
-    rows = max(1, BLOCK_BYTES // (x.dtype.itemsize * weight.shape[1]))
-    blocks = torch.split(weight, rows)
-    biases = [None] * len(blocks) if bias is None else torch.split(bias, rows)
+    blocks = row_blocks(weight, x.dtype)
+    biases = [None] * len(blocks) if bias is None else torch.split(bias, len(blocks[0]))
     products = [F.linear(x, block.to(x.dtype), part) for block, part in zip(blocks, biases, strict=True)]
     return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+def row_blocks(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Rows of a weight (out, in), as many at once as may be cast to ``dtype``."""
+    return torch.split(weight, max(1, BLOCK_BYTES // (dtype.itemsize * weight.shape[1])))
 
 
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:

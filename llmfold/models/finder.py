@@ -129,43 +129,33 @@ def neuron_couplings(layer: nn.Module) -> Iterator[NeuronCoupling]:
             yield from found
 
 
+def _forms() -> Iterator[tuple[tuple[str, ...], str, bool]]:
+    """Names of producers and of the consumer, and whether one producer gives gate and up side by side."""
+    yield from (((gate, up), down, False) for gate, up, down in GATED)
+    yield from (((both,), down, True) for both, down in FUSED)
+    yield from (((up,), down, False) for up, down in PLAIN)
+
+
 def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
     function = _activation(module) or F.silu  # some name it in their forward pass alone; the probe tells
     prefix = f"{path}." if path else ""
-
-    def linears(*names: str) -> list[Any] | None:
-        modules = [getattr(module, name, None) for name in names]
-        return modules if all(map(linear, modules)) else None
-
-    for gate, up, down in GATED:
-        modules = linears(gate, up, down)
-        if modules and _outputs(modules[0]) == _outputs(modules[1]) == _inputs(modules[2]):
-            slots = _slots(prefix + gate, modules[0], "gate") | _slots(prefix + up, modules[1], "up")
-            slots |= _slots(prefix + down, modules[2], "down", consumer=True)
-            slots |= _learned(module, path, slots)
-            yield NeuronCoupling(path, prefix + up, prefix + down, _inputs(modules[2]), slots, _Elementwise(function))
-            return
-    for fused, down in FUSED:
-        modules = linears(fused, down)
-        if modules and _outputs(modules[0]) == 2 * _inputs(modules[1]):
-            slots = _slots(prefix + fused, modules[0], "gate", rows=Block(0, 2))
-            slots |= _slots(prefix + fused, modules[0], "up", rows=Block(1, 2))
-            slots |= _slots(prefix + down, modules[1], "down", consumer=True)
-            slots |= _learned(module, path, slots)
-            yield NeuronCoupling(
-                path, prefix + fused, prefix + down, _inputs(modules[1]), slots, _Elementwise(function)
-            )
-            return
-    for up, down in PLAIN:
-        modules = linears(up, down)
-        if modules and _outputs(modules[0]) == _inputs(modules[1]):
-            slots = _slots(prefix + up, modules[0], "up")
-            slots |= _slots(prefix + down, modules[1], "down", consumer=True)
-            slots |= _learned(module, path, slots)
-            yield NeuronCoupling(
-                path or up, prefix + up, prefix + down, _inputs(modules[1]), slots, _Elementwise(function)
-            )
-            return
+    for producers, down, fused in _forms():
+        modules = [getattr(module, name, None) for name in (*producers, down)]
+        if not all(map(linear, modules)):
+            continue
+        *made, consumer = modules
+        units, roles = _inputs(consumer), ("gate", "up") if fused or len(producers) == 2 else ("up",)
+        if any(_outputs(producer) != (2 if fused else 1) * units for producer in made):
+            continue
+        slots: dict[Role, Slot] = {}
+        for part, role in enumerate(roles):
+            number, rows = (0, Block(part, 2)) if fused else (part, None)
+            slots |= _slots(prefix + producers[number], made[number], role, rows=rows)
+        slots |= _slots(prefix + down, consumer, "down", consumer=True)
+        slots |= _learned(module, path, slots)
+        reads, gives = prefix + producers[-1], prefix + down
+        yield NeuronCoupling(slots, path or producers[-1], reads, gives, units, _Elementwise(function))
+        return
 
 
 def _experts(path: str, module: Any) -> Iterator[NeuronCoupling]:
@@ -192,10 +182,10 @@ def _experts(path: str, module: Any) -> Iterator[NeuronCoupling]:
             activation: Any = _OfModule(module._apply_gate, interleaved)
         else:
             activation = _Elementwise(module.act_fn)
-        yield NeuronCoupling(f"{path}.{number}", path, path, units, slots, activation, expert=number)
+        yield NeuronCoupling(slots, f"{path}.{number}", path, path, units, activation, expert=number)
 
 
-def head_coupling(layer: nn.Module, config: Any) -> HeadCoupling | None:
+def head_coupling(layer: nn.Module) -> HeadCoupling | None:
     """The coupling of a stock layer's attention, or None where none is recognised."""
     for path, module in layer.named_modules():
         head_dim = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
@@ -208,7 +198,7 @@ def head_coupling(layer: nn.Module, config: Any) -> HeadCoupling | None:
                 for role, name, part in zip("qkv", producers, modules, strict=False):
                     slots |= _slots(f"{path}.{name}", part, role)
                 slots |= _slots(f"{path}.{consumer}", modules[3], "o", consumer=True)
-                return HeadCoupling(f"{path}.{consumer}", slots, head_dim)
+                return HeadCoupling(slots, f"{path}.{consumer}", head_dim)
         for fused, consumer, by_group in FUSED_HEADS:
             both = [getattr(module, name, None) for name in (fused, consumer)]
             if all(map(linear, both)):
@@ -216,7 +206,7 @@ def head_coupling(layer: nn.Module, config: Any) -> HeadCoupling | None:
                 for part, role in enumerate("qkv"):
                     slots |= _slots(f"{path}.{fused}", both[0], role, rows=QueryKeyValue(part, head_dim, by_group))
                 slots |= _slots(f"{path}.{consumer}", both[1], "o", consumer=True)
-                return HeadCoupling(f"{path}.{consumer}", slots, head_dim)
+                return HeadCoupling(slots, f"{path}.{consumer}", head_dim)
     return None
 
 

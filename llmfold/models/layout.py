@@ -4,9 +4,9 @@ Transformers renames, fuses and stacks tensors when it loads a checkpoint, and u
 done for a few tensors at a time, by the same rules, so that an output keeps the names and the layout of its source.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Layout:
     """How the tensors of a checkpoint become the parameters of a model."""
 
     def __init__(self, model: PreTrainedModel, parameters: Shapes, stored: Shapes) -> None:
-        """Find out which tensors become which parameters.
+        """Find out which tensors become which parameters; ``stored`` is kept.
 
         Args:
             model: the stock model.
@@ -57,7 +57,7 @@ class Layout:
         Raises:
             CheckpointError: a parameter has no tensor, a tensor has no place, or shapes differ.
         """
-        self._model = model
+        self._model, self.stored = model, dict(stored)
         transforms = get_model_conversion_mapping(model)
         renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
         converters = [each for each in transforms if isinstance(each, WeightConverter)]
@@ -74,6 +74,10 @@ class Layout:
             collected.setdefault(target, (converter, []))[1].append((name, pattern or name))
         self._conversions = [each for each in transforms if each.was_used()]
         self.groups = [self._group(target, *each, stored) for target, each in collected.items()]
+        self._under: dict[str, list[Group]] = {}
+        for group in self.groups:
+            for end in (i for i, letter in enumerate(group.target) if letter == "."):
+                self._under.setdefault(group.target[:end], []).append(group)
         self._by_parameter = {name: group for group in self.groups for name in group.parameters}
         self._check(parameters)
 
@@ -86,7 +90,7 @@ class Layout:
                 f"the {len(names)} tensors that make up {target}, the first of them {names[0][0]}, do not fit "
                 "together: one is missing or of the wrong shape; download them again"
             ) from error
-        return Group(group.stored, target, converter, {name: tuple(tensor.shape) for name, tensor in made.items()})
+        return replace(group, parameters={name: tuple(tensor.shape) for name, tensor in made.items()})
 
     def _check(self, parameters: Shapes) -> None:
         for name, group in self._by_parameter.items():
@@ -95,6 +99,10 @@ class Layout:
                     f"tensor {group.stored[0][0]} gives {name} the shape {list(group.parameters[name])} but "
                     f"config.json implies {list(parameters.get(name, ()))}"
                 )
+
+    def under(self, path: str) -> Sequence[Group]:
+        """Groups of the parameters under a path."""
+        return self._under.get(path, ())
 
     def missing(self, parameters: Iterable[str]) -> list[str]:
         """Those of some parameters that no tensor becomes."""
@@ -141,6 +149,7 @@ class Layout:
 def default_names(model: PreTrainedModel, parameters: Shapes) -> dict[str, tuple[int, ...]]:
     """Names and shapes under which transformers saves a model's parameters."""
     meta = {name: torch.empty(size, device="meta") for name, size in parameters.items()}
+    vars(model).pop("_weight_conversions", None)  # of another layout
     saved = revert_weight_conversion(model, meta)
     return {name: tuple(tensor.shape) for name, tensor in saved.items()}
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from llmfold.models.base import LayerShape, Role, tensor_path
-from llmfold.models.coupling import Activation, HeadCoupling, NeuronCoupling
+from llmfold.models.coupling import HeadCoupling, NeuronCoupling
 from llmfold.models.finder import tensors_of
 from llmfold.models.slots import Slot
 from llmfold.models.stock import StockModel
@@ -76,7 +76,7 @@ def confirmed(
     except _UNLIKE:
         return None
     try:
-        if _close(made, _formula(coupling.activation, x, mlp)):
+        if _close(made, coupling.neurons(x, mlp)):
             return coupling
     except _UNLIKE:
         pass  # an activation with parameters of its own
@@ -113,7 +113,7 @@ def _agrees_in_layer(coupling: NeuronCoupling, stock: StockModel, index: int, ge
     except _UNLIKE:
         return False
     read, made = (seen.inputs[path][0].reshape(_TOKENS, -1) for path in (coupling.reads, coupling.gives))
-    return _close(made, _formula(coupling.activation, read, coupling.view(weights, widths)))
+    return _close(made, coupling.neurons(read, coupling.view(weights, widths)))
 
 
 def _exchanged(coupling: NeuronCoupling) -> NeuronCoupling:
@@ -134,11 +134,6 @@ def _random_mlp(
             continue
         values[role] = torch.randn(sizes.get(role, (units, hidden) if slot.matrix else (units,)), generator=generator)
     return values
-
-
-def _formula(activation: Activation, x: Tensor, mlp: Mapping[Role, Tensor]) -> Tensor:
-    gate = nn.functional.linear(x, mlp["gate"], mlp.get("gate_bias")) if "gate" in mlp else None
-    return activation(gate, nn.functional.linear(x, mlp["up"], mlp.get("up_bias")))
 
 
 def _by_module(own: ByModule, coupling: NeuronCoupling, x: Tensor, mlp: Mapping[Role, Tensor], units: int) -> Tensor:
@@ -185,7 +180,7 @@ def _expert_agrees(coupling: NeuronCoupling, layer: nn.Module, hidden: int, gene
         given = functional_call(module, tensors, (x, index, torch.ones(_ROWS, 1)))
     except _UNLIKE:
         return False
-    wanted = nn.functional.linear(_formula(coupling.activation, x, mlp), mlp["down"], mlp.get("down_bias"))
+    wanted = nn.functional.linear(coupling.neurons(x, mlp), mlp["down"], mlp.get("down_bias"))
     return _close(given[0] if isinstance(given, tuple) else given, wanted)
 
 

@@ -1,4 +1,4 @@
-"""Sentences for tensors that a model's class has no place for, or misses."""
+"""Sentences for what a model's class has no place for, misses or refuses."""
 
 from llmfold.errors import CheckpointError
 
@@ -14,3 +14,8 @@ def not_part(name: str, class_name: str) -> CheckpointError:
 def missing(name: str) -> CheckpointError:
     """A tensor of the class is not stored."""
     return CheckpointError(f"tensor {name} is missing from the checkpoint: download the model again")
+
+
+def reason(error: Exception) -> str:
+    """What an error of a library says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,15 +1,14 @@
 """From a config.json to a validated :class:`ModelShape`."""
 
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from llmfold.checkpoint.dtypes import is_dtype
 from llmfold.errors import CheckpointError
-from llmfold.models import refusals
-from llmfold.models.base import EMBEDDING, FINAL_NORM, HEAD, Architecture, LayerShape, ModelShape, tensor_name
+from llmfold.models.base import Architecture, LayerShape, ModelShape
 from llmfold.models.families import FAMILIES
 from llmfold.models.plain import plain_settings
 
@@ -34,7 +33,7 @@ def register_architecture(architecture: Architecture) -> None:
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
-    """Look up the family of a raw config; None where it is not described in llmfold, and the stock class tells.
+    """Look up the family of a raw config; None where it is not registered, and the stock class tells.
 
     Raises:
         CheckpointError: there is no model type, or the model is not a causal language model.
@@ -181,7 +180,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
 @lru_cache(maxsize=4)
 def _stock_shape(config: str) -> ModelShape:
     """The shape that the stock class of a config, as JSON, tells; it is asked for several times in a run."""
-    from llmfold.models.stock_shape import stock_shape  # builds on transformers' models
+    from llmfold.models.read_shape import stock_shape  # builds on transformers' models
 
     raw = json.loads(config)
     try:
@@ -194,59 +193,3 @@ def _stock_shape(config: str) -> ModelShape:
             f"llmfold does not understand the stock class of model_type {raw['model_type']!r} in config.json: "
             f"{type(error).__name__}: {reason}"
         ) from error
-
-
-def expected_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a model, in module order; a tied head is listed under the embedding only."""
-    if not shape.architecture.described:
-        return shape.stored_tensors()
-    tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (shape.vocabulary, shape.hidden)}
-    for index, layer in enumerate(shape.layers):
-        tensors.update({tensor_name(index, role): size for role, size in shape.layer_roles(layer)})
-    tensors[FINAL_NORM] = (shape.hidden,)
-    if not shape.tied:
-        tensors[HEAD] = (shape.vocabulary, shape.hidden)
-    return tensors
-
-
-def _explain_prefix(shape: ModelShape, missing: str, stored: Iterable[str]) -> None:
-    """Raise CheckpointError if a tensor that is missing is there under a longer name."""
-    for name in stored:
-        for expected in (missing, missing.removeprefix("model.")):
-            if name != expected and name.endswith(f".{expected}"):
-                raise CheckpointError(
-                    f"tensor {missing} is stored as {name}: {shape.architecture.causal_lm} has no prefix "
-                    f"{name.removesuffix(expected)!r}, so save the model without what wraps it, or rename the tensors"
-                )
-
-
-def check_tensors(shape: ModelShape, stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Check the tensors of a checkpoint against its config. Tied embeddings may be stored under either name or both.
-
-    Raises:
-        CheckpointError: naming the first tensor that is missing, of the wrong shape, or unknown.
-    """
-    if not shape.architecture.described:
-        return shape.check_stored(stored)
-    expected = expected_tensors(shape)
-    if shape.tied and HEAD in stored:
-        expected[HEAD] = expected[EMBEDDING]
-        if EMBEDDING not in stored:
-            del expected[EMBEDDING]
-    for name, size in expected.items():
-        if name not in stored:
-            _explain_prefix(shape, name, stored)
-            if name == HEAD and EMBEDDING in stored:
-                raise CheckpointError(
-                    f"config.json does not tie the embeddings, but {HEAD} is not stored, for which transformers draws "
-                    "random numbers: set tie_word_embeddings to true if the model shares them, else add the head"
-                )
-            raise refusals.missing(name)
-        if tuple(stored[name]) != size:
-            raise CheckpointError(
-                f"tensor {name} has shape {list(stored[name])} but config.json implies {list(size)}: correct "
-                "its sizes, or download the model again"
-            )
-    unknown = sorted(set(stored) - set(expected))
-    if unknown:
-        raise refusals.not_part(unknown[0], shape.architecture.causal_lm)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from llmfold.errors import CheckpointError
+from llmfold.models.refusals import reason
 from llmfold.models.settings import text_config
 from llmfold.runtime.quiet import quiet_transformers
 
@@ -26,11 +27,13 @@ def build_stock(config: PretrainedConfig) -> PreTrainedModel:
     """
     try:
         with quiet_transformers(), no_init_weights(), init_empty_weights(include_buffers=False), _LargeOnMeta():
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
             model.set_experts_implementation("eager")
-    except Exception as error:  # transformers raises many kinds for a bad field
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"transformers cannot build a {config.model_type} from config.json: {reason}") from error
+    except Exception as error:  # any kind, by the setting that is wrong
+        raise CheckpointError(
+            f"transformers cannot build a {config.model_type} model of config.json ({reason(error)}): correct the "
+            "setting, or remove it"
+        ) from error
     return model.eval()
 
 
@@ -50,7 +53,7 @@ def layers_path(model: PreTrainedModel) -> str:
     """Path of the list of decoder layers: the first list of as many modules as the config has layers.
 
     Raises:
-        CheckpointError: there is none, or it is shared by several towers.
+        CheckpointError: there is none.
     """
     count = getattr(text_config(model.config), "num_hidden_layers", None)
     decoder = model.get_decoder()

@@ -6,28 +6,27 @@ layers, which tell what each layer is given beside the hidden states; layers run
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from llmfold.errors import CheckpointError
 from llmfold.models.base import Role, tensor_path
+from llmfold.models.casting import cast_linear, row_blocks
+from llmfold.models.layout import Layout, default_names
 from llmfold.models.settings import setting, text_config
 from llmfold.models.skeleton import layers_path
+from llmfold.runtime.devices import repeatable_attention
 
 Outside = Mapping[str, Tensor]
 """Parameters outside the decoder layers, by their names in the model, of any float dtype."""
-_BLOCK_BYTES = 64_000_000
-
-
 _HANDED_ON = object()
 """What a stub returns beside hidden states: a layer that is given it depends on more than those."""
 
@@ -140,6 +139,11 @@ class StockModel:
         self._on_visit: Callable[[int, Tensor, Given], Tensor] = lambda index, hidden, given: hidden
         self._given: dict[tuple[int, int, torch.device], list[Given]] = {}
 
+    @cached_property
+    def default_layout(self) -> Layout:
+        """How the tensors of a checkpoint as transformers writes it become the parameters."""
+        return Layout(self.model, self.parameters, default_names(self.model, self.parameters))
+
     @property
     def hidden(self) -> int:
         """Width of the hidden states."""
@@ -172,12 +176,16 @@ class StockModel:
         return first[0]
 
     def _with_rows(self, outside: Outside, tokens: Tensor) -> dict[str, Tensor]:
-        """Parameters in float32; of the embedding those rows that the tokens look up, the others take no memory."""
+        """What stands before the layers; of the embedding those rows that the tokens look up, the others take none."""
         name = f"{self.embedding_path}.weight"
-        tensors = {key: tensor.float() for key, tensor in outside.items() if key in self._before and key != name}
         table, ids = torch.from_numpy(np.zeros(self.parameters[name], np.float32)), torch.unique(tokens)
         table[ids] = outside[name][ids].float()
-        return {**tensors, name: table}
+        return {**{key: outside[key] for key in outside.keys() & self._before}, name: table}
+
+    def widened(self, outside: Outside) -> dict[str, Tensor]:
+        """Parameters outside the layers in float32, but for the embedding and the head, of which parts are used."""
+        tables = {f"{path}.weight" for path in (self.embedding_path, self.head_path)}
+        return {name: tensor if name in tables else tensor.float() for name, tensor in outside.items()}
 
     @property
     def _before(self) -> set[str]:
@@ -259,6 +267,19 @@ class StockModel:
                 for name, buffer in module.named_buffers(recurse=False):
                     module._buffers[name] = buffer.to(device)
 
+    @contextmanager
+    def sharing(self, index: int, queries: int) -> Iterator[None]:
+        """For as long as it lasts, a layer has so many query heads a key/value head, whatever its config says."""
+        modules = [m for m in self.layers[index].modules() if "num_key_value_groups" in vars(m)]
+        before = [module.num_key_value_groups for module in modules]
+        try:
+            for module in modules:
+                module.num_key_value_groups = queries
+            yield
+        finally:
+            for module, number in zip(modules, before, strict=True):
+                module.num_key_value_groups = number
+
     def layer(self, index: int, weights: Mapping[Role, Tensor], x: Tensor) -> Tensor:
         """Hidden states after a decoder layer; (sequences, tokens, hidden) in and out.
 
@@ -270,7 +291,7 @@ class StockModel:
         given = self.given(x.shape[0], x.shape[1], x.device)[index]
         self._to(x.device)
         named = {tensor_path(role): tensor for role, tensor in weights.items()}
-        with _repeatable(x):
+        with repeatable_attention(x):
             result = functional_call(self.layers[index], named, (x, *given.args), given.named, tie_weights=False)
         after: Tensor = result[0] if isinstance(result, tuple) else result
         return after
@@ -316,16 +337,15 @@ class StockModel:
         """(sequences, tokens, vocabulary) float32 of hidden states after the last layer, differentiable in them.
 
         Args:
-            outside: parameters outside the layers; the output embedding is widened block by block.
+            outside: as of :meth:`widened`; the output embedding is widened block by block.
             x: (sequences, tokens, hidden) float32.
         """
         self._to(x.device)
         last = len(self.layers) - 1
         ids = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-        head, stored = self.model.get_submodule(self.head_path), f"{self.head_path}.weight"
-        tensors = {name: tensor if name == stored else tensor.float() for name, tensor in outside.items()}
-        looked_up = f"{self.embedding_path}.weight"
-        tensors[looked_up] = torch.zeros(1, device=x.device).expand(self.parameters[looked_up])
+        head, looked_up = self.model.get_submodule(self.head_path), f"{self.embedding_path}.weight"
+        none = torch.zeros(1, device=x.device).expand(self.parameters[looked_up])
+        tensors = {**outside, looked_up: none}
         forward, head.forward = head.forward, lambda rows: _Widened.apply(rows, head.weight, head.bias)  # type: ignore[no-untyped-call]
         try:
             with self._visiting(lambda index, hidden, given: x if index == last else hidden):
@@ -336,30 +356,18 @@ class StockModel:
         return logits
 
 
-def _repeatable(x: Tensor) -> AbstractContextManager[None]:
-    """Where a GPU is to give gradients, attention that adds them up in the same order every time."""
-    return sdpa_kernel(SDPBackend.MATH) if x.is_cuda and x.requires_grad else nullcontext()
-
-
 class _Widened(torch.autograd.Function):
     """A product with a matrix (out, in) of another dtype, widened block by block, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        products = [F.linear(x, block.to(x.dtype)) for block in _Widened._blocks(weight, x.dtype)]
-        result = products[0] if len(products) == 1 else torch.cat(products, -1)
-        return result if bias is None else result + bias.to(x.dtype)
+        return cast_linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        blocks, start = _Widened._blocks(ctx.weight, gradient.dtype), 0
-        total = gradient.new_zeros(*gradient.shape[:-1], ctx.weight.shape[1])
-        for block in blocks:
+        total, start = gradient.new_zeros(*gradient.shape[:-1], ctx.weight.shape[1]), 0
+        for block in row_blocks(ctx.weight, gradient.dtype):
             total += gradient[..., start : start + len(block)] @ block.to(gradient.dtype)
             start += len(block)
         return total, None, None
-
-    @staticmethod
-    def _blocks(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        return torch.split(weight, max(1, _BLOCK_BYTES // (dtype.itemsize * weight.shape[1])))

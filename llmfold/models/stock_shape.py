@@ -1,26 +1,21 @@
-"""Shapes of models of any family, read off the stock model."""
+"""Shapes with the stock model that they were read off, at its widths or narrower."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
-from llmfold.errors import CheckpointError
 from llmfold.models import refusals
-from llmfold.models.base import Architecture, LayerShape, ModelShape, Role, role_of, tensor_path
-from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling, main_units
-from llmfold.models.finder import head_coupling, neuron_couplings, tensors_of
-from llmfold.models.layout import Layout, default_names
-from llmfold.models.probe import confirmed, heads_agree
-from llmfold.models.settings import POSITIONS, setting, text_config
-from llmfold.models.skeleton import build_stock
+from llmfold.models.base import LayerShape, ModelShape, Role, role_of, tensor_path
+from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling
+from llmfold.models.layout import Group, Layout
 from llmfold.models.stock import StockModel
-from llmfold.models.width_keys import WidthKeys, find_keys, group_of
+from llmfold.models.width_keys import WidthKeys, group_of
 
 _EXPERT_GRAIN = 8
 
@@ -38,13 +33,21 @@ class Kind:
     full: LayerShape
     tensors: Mapping[Role, tuple[int, ...]]
     couplings: LayerCouplings
+    _known: dict[LayerShape, dict[Role, tuple[int, ...]]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def units(self, coupling: NeuronCoupling, widths: LayerShape) -> int:
         """Neurons of a coupling in a layer as wide as ``widths``: all couplings lose the same fraction."""
         return round(coupling.units * widths.intermediate / self.full.intermediate)
 
-    def narrowed(self, widths: LayerShape) -> Iterator[tuple[Role, tuple[int, ...]]]:
-        """Role and shape of every tensor of a layer as wide as ``widths``."""
+    def narrowed(self, widths: LayerShape) -> Mapping[Role, tuple[int, ...]]:
+        """Shape of every tensor of a layer as wide as ``widths``, by role."""
+        if widths not in self._known:
+            self._known[widths] = self._narrowed(widths)
+        return self._known[widths]
+
+    def _narrowed(self, widths: LayerShape) -> dict[Role, tuple[int, ...]]:
         shapes = {role: list(size) for role, size in self.tensors.items()}
         sizes: dict[Role, tuple[int, int]] = {}
         for coupling in self.couplings.neurons:
@@ -62,11 +65,11 @@ class Kind:
                     sizes[slot.tensor] = (axis, size + of_role[role[0]])
         for tensor, (axis, size) in sizes.items():
             shapes[tensor][axis] = size
-        return ((role, tuple(size)) for role, size in shapes.items())
+        return {role: tuple(size) for role, size in shapes.items()}
 
     def parameters(self, widths: LayerShape) -> int:
         """Parameters of a layer as wide as ``widths``."""
-        return sum(math.prod(size) for _, size in self.narrowed(widths))
+        return sum(map(math.prod, self.narrowed(widths).values()))
 
 
 def _head_rows(heads: HeadCoupling, widths: LayerShape) -> dict[str, int]:
@@ -76,23 +79,48 @@ def _head_rows(heads: HeadCoupling, widths: LayerShape) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class StockShape(ModelShape):
-    """The shape of a model whose family is not described in llmfold: the stock model tells it.
+    """A model's shape with the model: all that runs it, reads it or writes it asks this.
 
     Attributes:
         kinds: of layers; the ``kind`` of a layer's widths is a number in this.
         stock: the model.
-        layout: how stored tensors become its parameters.
+        stored_layout: how a checkpoint's tensors become its parameters; None of no checkpoint.
         keys: where its config holds widths.
     """
 
     kinds: tuple[Kind, ...] = ()
     stock: StockModel = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
-    layout: Layout = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
+    stored_layout: Layout | None = field(default=None, compare=False, repr=False)
     keys: WidthKeys = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
+
+    @property
+    def layout(self) -> Layout:
+        """How stored tensors become parameters, by default those that transformers writes."""
+        return self.stored_layout or self.stock.default_layout
 
     def couplings(self, layer: LayerShape) -> LayerCouplings:
         """What can be folded of a layer."""
         return self.kinds[layer.kind].couplings
+
+    def folds_heads(self, layer: LayerShape) -> bool:
+        """Whether heads of such a layer can be folded."""
+        return self.couplings(layer).heads is not None
+
+    def mlps(self, layer: LayerShape) -> int:
+        """How many MLPs a layer has, every expert counted."""
+        return len(self.couplings(layer).neurons)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every layer is one gated MLP and one attention, each tensor of one role, none of them kept."""
+        couplings = [self.couplings(layer) for layer in self.layers]
+        return all(
+            each.heads is not None
+            and len(each.neurons) == 1
+            and all(part.is_plain for part in (*each.neurons, each.heads))
+            and {"gate", "up", "down"} <= each.neurons[0].slots.keys()
+            for each in couplings
+        )
 
     def units(self, coupling: NeuronCoupling, layer: LayerShape) -> int:
         """Neurons of a coupling in a layer as wide as ``layer``."""
@@ -100,7 +128,7 @@ class StockShape(ModelShape):
 
     def layer_roles(self, layer: LayerShape) -> Iterator[tuple[Role, tuple[int, ...]]]:
         """Yield role and shape of every tensor of a decoder layer of widths ``layer``, in module order."""
-        return self.kinds[layer.kind].narrowed(layer)
+        yield from self.kinds[layer.kind].narrowed(layer).items()
 
     def layer_paths(self, layer: LayerShape) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Name in the layer and shape of every tensor of a layer of widths ``layer``."""
@@ -112,7 +140,9 @@ class StockShape(ModelShape):
 
     @property
     def inferred(self) -> str:
-        """What was found to fold, and what is kept, in words."""
+        """What was found to fold, and what is kept, in words; empty of a family that llmfold was told of."""
+        if self.architecture.registered:
+            return ""
         folded: dict[str, None] = {}
         kept: dict[str, None] = {}
         for kind in self.kinds:
@@ -140,7 +170,7 @@ class StockShape(ModelShape):
         one_less = dataclasses.replace(kind.full, intermediate=0)
         return round((kind.parameters(kind.full) - kind.parameters(one_less)) / kind.full.intermediate)
 
-    @property
+    @cached_property
     def outside_parameters(self) -> int:
         """Parameters outside the decoder layers; a tied head once."""
         head = f"{self.stock.head_path}.weight"
@@ -153,9 +183,8 @@ class StockShape(ModelShape):
         """Names of the stored tensors of a layer, by themselves."""
         return {name: name for group in self._groups(index) for name, _ in group.stored}
 
-    def _groups(self, index: int) -> list[Any]:
-        start = f"{self.stock.path}.{index}."
-        return [group for group in self.layout.groups if group.target.startswith(start)]
+    def _groups(self, index: int) -> Sequence[Group]:
+        return self.layout.under(f"{self.stock.path}.{index}")
 
     def unpack(self, index: int, stored: Mapping[str, Tensor]) -> dict[Role, Tensor]:
         """A layer's tensors by role, from those stored by name."""
@@ -176,24 +205,19 @@ class StockShape(ModelShape):
 
     def stored_tensors(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of all stored tensors."""
-        return {
-            name: size
-            for index, layer in enumerate(self.layers)
-            for name, size in self.stored_shapes(index, layer).items()
-        } | {
-            name: tuple(tensor.shape)
-            for name, tensor in self.layout.store(self._outside_groups(), self._meta()).items()
-        }
+        outside = self.layout.store(self._outside_groups(), self._meta())
+        return self.layer_stored() | {name: tuple(tensor.shape) for name, tensor in outside.items()}
 
-    def _outside_groups(self) -> list[Any]:
+    def _outside_groups(self) -> list[Group]:
         return [group for group in self.layout.groups if not self.stock.is_inside(group.target)]
 
     def _meta(self) -> dict[str, Tensor]:
         return {name: torch.empty(size, device="meta") for name, size in self.stock.parameters.items()}
 
     def check_stored(self, stored: Mapping[str, tuple[int, ...]]) -> None:
-        """See :meth:`of_stored`."""
-        self.of_stored(stored)
+        """Raise CheckpointError as :meth:`of_stored` does."""
+        if self.stored_layout is None or self.stored_layout.stored != stored:
+            self.of_stored(stored)
 
     def of_stored(self, stored: Mapping[str, tuple[int, ...]]) -> "StockShape":
         """The same for a checkpoint that stores tensors of these names and shapes.
@@ -201,14 +225,23 @@ class StockShape(ModelShape):
         Raises:
             CheckpointError: a tensor is missing, of the wrong shape, or unknown.
         """
-        layout = Layout(self.stock.model, self.stock.parameters, stored)
+        layout = Layout(self.stock.model, self._parameters(), stored)
         ends = {f"{path}.weight" for path in (self.stock.head_path, self.stock.embedding_path)}
         missing = layout.missing(self.stock.parameters)
         if self.tied and not ends <= set(missing):
             missing = [name for name in missing if name not in ends]
         if missing:
             raise refusals.missing(missing[0])
-        return dataclasses.replace(self, layout=layout)
+        return dataclasses.replace(self, stored_layout=layout)
+
+    def _parameters(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of all parameters; layers may be narrower than those of the stock model."""
+        outside = {name: size for name, size in self.stock.parameters.items() if not self.stock.is_inside(name)}
+        return outside | {
+            f"{self.stock.path}.{index}.{path}": size
+            for index, layer in enumerate(self.layers)
+            for path, size in self.layer_paths(layer)
+        }
 
     def end_names(self) -> list[str]:
         """Stored names of the embedding and of the head, of those that are stored."""
@@ -223,117 +256,3 @@ class StockShape(ModelShape):
             made.setdefault(head, made.get(embedding, made.get(head)))  # type: ignore[arg-type]
             made.setdefault(embedding, made[head])
         return made
-
-
-def stock_shape(config: PretrainedConfig) -> StockShape:
-    """Read a model's shape off its stock class.
-
-    Raises:
-        CheckpointError: the family is not one that llmfold can fold, with the reason.
-    """
-    if getattr(config, "is_encoder_decoder", False) or _is_encoder(config):
-        raise CheckpointError(
-            f"model_type {config.model_type!r} in config.json is an encoder, or an encoder with a decoder: "
-            "llmfold folds decoders"
-        )
-    model = build_stock(config)
-    names = default_names(model, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-    stock = StockModel(model)
-    found: list[Kind] = []
-    kinds: list[Kind] = []
-    layers = []
-    for index, layer in enumerate(stock.layers):
-        kind = _kind(layer, config)
-        same = next((i for i, other in enumerate(found) if _alike(kind, other)), len(found))
-        if same == len(found):
-            found.append(kind)
-            kinds.append(_confirmed(kind, stock, index))
-        kind = kinds[same]
-        layers.append(dataclasses.replace(kind.full, kind=same))
-    kinds = [dataclasses.replace(each, full=dataclasses.replace(each.full, kind=i)) for i, each in enumerate(kinds)]
-    text = text_config(config)
-    name = type(model).__name__
-    heads = next((kind.couplings.heads for kind in kinds if kind.couplings.heads), None)
-    shape = StockShape(
-        architecture=Architecture(str(config.model_type), name.removesuffix("ForCausalLM"), class_name=name),
-        hidden=stock.hidden,
-        head_dim=heads.head_dim if heads else int(setting(text, "head_dim") or 1),
-        vocabulary=int(stock.parameters[f"{stock.embedding_path}.weight"][0]),
-        layers=tuple(layers),
-        tied=bool(getattr(config, "tie_word_embeddings", False)),
-        qkv_bias=False,
-        o_bias=False,
-        mlp_bias=False,
-        positions=int(setting(text, "max_position_embeddings") or POSITIONS),
-        kinds=tuple(kinds),
-        stock=stock,
-    )
-    shape = dataclasses.replace(shape, layout=Layout(stock.model, stock.parameters, names))
-    stock.refuse_dependence()
-    shape = find_keys(shape, config)
-    _refuse_unfoldable(shape)
-    return shape
-
-
-def _refuse_unfoldable(shape: StockShape) -> None:
-    """Raise CheckpointError where no layer has anything to fold, with the reason that most of them share."""
-    if any(kind.couplings.neurons or kind.couplings.heads for kind in shape.kinds):
-        return
-    reasons = [reason for kind in shape.kinds for reason in kind.couplings.kept]
-    reason = reasons[0] if reasons else "its layers hold no MLP or attention that is understood"
-    raise CheckpointError(
-        f"llmfold finds nothing to fold in {shape.architecture.causal_lm} (model_type "
-        f"{shape.architecture.model_type!r} in config.json): {reason}"
-    )
-
-
-def _is_encoder(config: PretrainedConfig) -> bool:
-    """Whether a model reads text in both directions, unless its config says that it shall be a decoder."""
-    return getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention")
-
-
-def _kind(layer: torch.nn.Module, config: PretrainedConfig) -> Kind:
-    neurons, heads = tuple(neuron_couplings(layer)), head_coupling(layer, config)
-    tensors = tensors_of(layer)
-    widths = LayerShape(main_units(neurons), 0, 0)
-    if heads is not None:
-        queries = tensors[heads.slots["o"].tensor][heads.slots["o"].axis] // heads.head_dim
-        keys = _kv_heads(heads, tensors, queries)
-        widths = dataclasses.replace(widths, heads=queries, kv_heads=keys)
-        if queries % max(keys, 1):
-            heads, widths = None, dataclasses.replace(widths, heads=0, kv_heads=0)
-    kind = Kind(widths, tensors, LayerCouplings(neurons, heads))
-    if heads is not None and dict(kind.narrowed(widths)) != tensors:  # more lies in its projections than heads
-        kind = Kind(widths, tensors, LayerCouplings(neurons, None))
-    return kind
-
-
-def _confirmed(kind: Kind, stock: StockModel, index: int) -> Kind:
-    """The kind with those couplings that the probe confirms on a layer of it."""
-    couplings, kept = kind.couplings, list(kind.couplings.kept)
-    neurons: list[NeuronCoupling] = []
-    for coupling in couplings.neurons:
-        if coupling.expert:  # the first of a stack stands for all
-            neurons += [coupling] if neurons and neurons[-1].reads == coupling.reads else []
-            continue
-        own = confirmed(coupling, stock, index)
-        if own is None:
-            kept.append(f"{coupling.name} computes something else than its projections suggest")
-        neurons += [own] if own else []
-    heads = couplings.heads
-    if heads is not None and not heads_agree(heads, stock, index, kind.full):
-        heads = None
-    full = dataclasses.replace(kind.full, intermediate=main_units(neurons))
-    return dataclasses.replace(kind, full=full, couplings=LayerCouplings(tuple(neurons), heads, tuple(kept)))
-
-
-def _kv_heads(heads: HeadCoupling, tensors: Mapping[Role, tuple[int, ...]], queries: int) -> int:
-    slot = heads.slots["k"]
-    rows = tensors[slot.tensor][slot.axis]
-    if slot.tensor == heads.slots["q"].tensor:  # fused: queries, keys and values
-        rows = (rows - queries * heads.head_dim) // 2
-    return rows // heads.head_dim
-
-
-def _alike(one: Kind, other: Kind) -> bool:
-    return one.tensors == other.tensors and one.couplings == other.couplings

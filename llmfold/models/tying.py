@@ -2,13 +2,17 @@
 
 import dataclasses
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import torch
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError
 from llmfold.models.base import EMBEDDING, HEAD, ModelShape
-from llmfold.models.registry import shape_of
+from llmfold.models.registry import shape_of, stock_config
+
+if TYPE_CHECKING:
+    from llmfold.models.stock_shape import StockShape
 
 _ROWS = 8192
 """Rows of the two that are compared at once."""
@@ -26,11 +30,11 @@ def stored_shape(checkpoint: Checkpoint) -> ModelShape:
     """
     shape = shape_of(checkpoint.config)
     ends = [EMBEDDING, HEAD]
-    if not shape.architecture.described:
+    if not shape.architecture.registered:
         from llmfold.models.stock_shape import StockShape  # builds on transformers' models
 
         assert isinstance(shape, StockShape)
-        shape = shape.of_stored({info.name: info.shape for info in checkpoint.tensors.values()})
+        shape = shape.of_stored(_stored(checkpoint))
         ends = shape.end_names()
     if not shape.tied or _same_values(checkpoint, ends):
         return shape
@@ -40,6 +44,24 @@ def stored_shape(checkpoint: Checkpoint) -> ModelShape:
             "differently: set tie_word_embeddings to false if the head is meant, or remove it from the weights"
         )
     return dataclasses.replace(shape, tied=False)
+
+
+def with_stock(checkpoint: Checkpoint, shape: ModelShape) -> "StockShape":
+    """The shape of a checkpoint, see :func:`stored_shape`, with its stock model.
+
+    Raises:
+        CheckpointError: see :func:`llmfold.models.read_shape.registered_shape`.
+    """
+    from llmfold.models.read_shape import registered_shape  # builds on transformers' models
+    from llmfold.models.stock_shape import StockShape
+
+    if isinstance(shape, StockShape):
+        return shape
+    return registered_shape(stock_config(checkpoint.config), shape).of_stored(_stored(checkpoint))
+
+
+def _stored(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {info.name: info.shape for info in checkpoint.tensors.values()}
 
 
 def _same_values(checkpoint: Checkpoint, ends: list[str]) -> bool:

@@ -4,7 +4,6 @@ import time
 
 import torch
 
-from llmfold.models import ModelShape
 from llmfold.models.context import Context
 from llmfold.planning.cost import forward_flops, layer_flops
 from llmfold.runtime.hidden_states import CHUNK
@@ -27,7 +26,7 @@ def forward_pass_seconds(context: Context, tokens: int, length: int, device: tor
         length: tokens of its sequences.
         device: where to compute.
     """
-    shape: ModelShape = context.shape
+    shape = context.shape
     layer = shape.layers[0]
     rows = min(_MOST_ROWS, max(_FEW_ROWS, shape.hidden))
     some = min(length, rows, max(_LEAST_TOKENS, int(_PROBE_FLOPS / layer_flops(shape, layer, 1, length))))

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,27 +24,31 @@ from llmfold.data.tokens import resolve_effort, token_ids
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.model_path import local_folder
-from llmfold.models import ARCHITECTURES, ModelShape, check_tensors, expected_tensors, shape_of, stock_config
-from llmfold.models.forward import forward_context
+from llmfold.models import ARCHITECTURES, ModelShape, shape_of, stock_config
+from llmfold.models.family_settings import family_settings
 from llmfold.models.plain import plain_settings
 from llmfold.models.stock_build import check_generation_config, check_stock_builds
-from llmfold.models.tying import stored_shape
+from llmfold.models.tying import stored_shape, with_stock
 from llmfold.pipeline.output_tokenizer import check_tokenizer_can_be_kept
 from llmfold.planning import FoldPlan, make_plan
+
+if TYPE_CHECKING:
+    from llmfold.models.stock_shape import StockShape
 
 GENERATION_CONFIG = "generation_config.json"
 
 
-def open_source(source: Source) -> tuple[Checkpoint, ModelShape]:
-    """Open a checkpoint and check every header against its config.
+def open_source(source: Source) -> tuple[Checkpoint, "StockShape"]:
+    """Open a checkpoint, check every header against its config, and build its stock model.
 
     Raises:
-        CheckpointError: see :mod:`llmfold.checkpoint`, :func:`llmfold.models.check_tensors` and
+        CheckpointError: see :mod:`llmfold.checkpoint`, :meth:`llmfold.models.ModelShape.check_stored` and
             :func:`llmfold.models.tying.stored_shape`.
     """
     checkpoint, shape = _opened(source)
-    forward_context(checkpoint.config, shape)  # refuses what the forward passes could not do, before any work
-    return checkpoint, shape
+    if shape.architecture.registered:
+        family_settings(checkpoint.config, shape)  # refuses what no forward pass could do, before any work
+    return checkpoint, with_stock(checkpoint, shape)
 
 
 def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
@@ -52,10 +56,10 @@ def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     _check_generation_config(source.folder)
     refuse_model_code(checkpoint.config, str(source.folder))
     shape = stored_shape(checkpoint)
-    check_tensors(shape, {t.name: t.shape for t in checkpoint.tensors.values()})
+    shape.check_stored({info.name: info.shape for info in checkpoint.tensors.values()})
     # A plain config holds nothing that could be refused, and other families were built to tell their shape.
-    if shape.architecture.described and plain_settings(checkpoint.config) is None:
-        forward_context(checkpoint.config, shape)
+    if shape.architecture.registered and plain_settings(checkpoint.config) is None:
+        family_settings(checkpoint.config, shape)
         check_stock_builds(checkpoint.config)
     checkpoint.side_files()  # refuses those that could not be copied when all is done
     return checkpoint, shape
@@ -84,21 +88,25 @@ def _has_weights(folder: Path) -> bool:
 
 
 def check_family(config: FoldConfig, shape: ModelShape) -> None:
-    """Raise UsageError where options are for families that llmfold describes itself, and the model is of another."""
-    if shape.architecture.described:
+    """Raise UsageError where options are for families that are registered, or for plain layers, and others are here."""
+    if shape.architecture.registered:
         return
-    described = ", ".join(sorted(ARCHITECTURES))
+    family, of_type = shape.architecture, f"the model is of type {shape.architecture.model_type}"
     asked = {
-        f"--method {config.method}": config.facts.described_only,
+        f"--method {config.method}": config.facts.own_widths,
         "--align gauge": config.alignment == "gauge",
         "--allocation adaptive": config.allocation == "adaptive",
     }
-    for option, is_asked in asked.items():
-        if is_asked:
-            raise UsageError(
-                f"{option} is for {described} alone, and the model is of type {shape.architecture.model_type}: "
-                "leave it out"
-            )
+    for option in (option for option, is_asked in asked.items() if is_asked):
+        raise UsageError(f"{option} is for {', '.join(sorted(ARCHITECTURES))} alone, and {of_type}: leave it out")
+    from llmfold.models.stock_shape import StockShape  # builds on transformers' models
+
+    assert isinstance(shape, StockShape)
+    if config.facts.plain_only and not shape.is_plain:
+        raise UsageError(
+            f"--method {config.method} is for layers of one gated MLP and one attention with matrices of their own, "
+            f"which {family.causal_lm} has not, and {of_type}: leave it out"
+        )
 
 
 def check_output_class(config: Mapping[str, Any], plan: FoldPlan) -> None:
@@ -106,9 +114,9 @@ def check_output_class(config: Mapping[str, Any], plan: FoldPlan) -> None:
 
     Args:
         config: raw, of the source.
-        plan: the fold; of a family that llmfold describes itself the widths are legal by what it knows.
+        plan: the fold; of a registered family the widths are legal by what is known of it.
     """
-    if plan.before.architecture.described:
+    if plan.before.architecture.registered:
         return
     from llmfold.models.stock_shape import StockShape  # builds on transformers' models
     from llmfold.models.width_keys import holds
@@ -174,7 +182,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     check_family(config, shape)
     stored = str(raw.get("dtype") or raw.get("torch_dtype"))
     dtype = getattr(torch, stored) if stored in DTYPES[1:] else torch.float32
-    tensors = {name: TensorInfo(name, dtype, size, shard="") for name, size in expected_tensors(shape).items()}
+    tensors = {name: TensorInfo(name, dtype, size, shard="") for name, size in shape.stored_tensors().items()}
     plan = make_plan(shape, tensors, config)
     check_output_class(raw, plan)
     return plan

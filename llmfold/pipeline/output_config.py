@@ -9,7 +9,7 @@ import transformers
 from llmfold.checkpoint.accept import OWN_MODULE
 from llmfold.checkpoint.side_files import without_paths
 from llmfold.models import WINDOW_KEYS, Architecture, LayerShape, shape_of, stock_config
-from llmfold.models.forward import rope_parameters
+from llmfold.models.family_settings import rope_parameters
 from llmfold.planning import FoldPlan
 
 MODELING_FILE = f"{OWN_MODULE}.py"
@@ -37,7 +37,7 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
     Returns:
         Contents of config.json. Widths that no stock config holds add ``per_layer_config`` and ``auto_map``.
     """
-    if not plan.after.architecture.described:
+    if not plan.after.architecture.registered:
         return _with_widths(source, plan)
     leftovers = () if plan.before.architecture.windows else WINDOW_KEYS  # other loaders and caches may read them
     kept = {k: v for k, v in source.items() if k not in (*_PER_LAYER_ONLY, *leftovers)}
@@ -65,7 +65,7 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
 
 
 def _with_widths(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
-    """The source's config with the new widths where its class reads them, of a family that is not described."""
+    """The source's config with the new widths where its class reads them, of a family that is not registered."""
     from llmfold.models.stock_shape import StockShape  # builds on transformers' models
     from llmfold.models.width_keys import config_values
 

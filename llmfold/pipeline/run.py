@@ -21,7 +21,8 @@ from llmfold.methods.base import FoldContext, LayerMethod
 from llmfold.methods.method import method_of
 from llmfold.methods.source import BATCH_FOLDER, sample_batches
 from llmfold.models import Role
-from llmfold.models.forward import forward_context
+from llmfold.models.context import Context
+from llmfold.models.stock_shape import StockShape
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
 from llmfold.pipeline.opening import check_data, check_family, check_output_class, open_source, require_tokenizer
@@ -111,8 +112,7 @@ class Run:
     def time_forward_pass(self) -> None:
         """Time the unit of the report; processes that share the work share a pass."""
         with self.stages("prepare"):
-            context = forward_context(self.checkpoint.config, self.shape)
-            seconds = forward_pass_seconds(context, *unit_tokens(self.plan), self.device)
+            seconds = forward_pass_seconds(Context(self.shape), *unit_tokens(self.plan), self.device)
         self.forward_pass = seconds / (self.ranks.count if self.config.independent else 1)
 
     def build_method(self) -> LayerMethod | None:
@@ -178,7 +178,8 @@ class Run:
 
     def write_layer(self, index: int, weights: dict[Role, Tensor]) -> dict[str, str]:
         """Write the tensors of a folded layer; their digests by name."""
-        named = self.shape.pack(index, weights)
+        assert isinstance(self.plan.after, StockShape)
+        named = self.plan.after.pack(index, weights)
         return {name: self._write(name, tensor) for name, tensor in named.items()}
 
     def count_layers(self) -> None:

@@ -16,10 +16,12 @@ from llmfold.checkpoint.blocks import is_finite
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.methods.base import read_layer
-from llmfold.models import EMBEDDING, HEAD, ModelShape, check_tensors, shape_of
+from llmfold.models import EMBEDDING, HEAD, ModelShape, shape_of
 from llmfold.models.casting import not_finite
-from llmfold.models.forward import forward_context, own_context
-from llmfold.models.tying import stored_shape
+from llmfold.models.context import Context
+from llmfold.models.family_settings import family_settings
+from llmfold.models.stock_shape import StockShape
+from llmfold.models.tying import stored_shape, with_stock
 from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES
 from llmfold.pipeline.output_tokenizer import check_tokenizer
 from llmfold.planning import FoldPlan
@@ -49,7 +51,7 @@ def verify(
     ``--verify shapes`` builds the stock model without weights and compares every name and shape, and what the stock
     tokenizers of source and output make of hard texts. ``full`` also reads
     back every tensor, loads the folder strictly with stock transformers, runs a few tokens, and compares the logits
-    with an independent forward pass of the tensors: in float32 arithmetic, and in the run's compute dtype if that is
+    with the streamed forward pass of the tensors: in float32 arithmetic, and in the run's compute dtype if that is
     another. Models above ``IN_MEMORY_BYTES`` are read layer by layer from disk by both.
 
     Args:
@@ -84,9 +86,7 @@ def verify(
         if name == _OWN:
             with _reading():
                 checkpoint = Checkpoint.open(folder)
-            described = plan.after.architecture.described
-            after = plan.after if described else stored_shape(checkpoint)
-            return (independent_logits(checkpoint, source.config, after, tokens),)
+            return (streamed_logits(checkpoint, with_stock(checkpoint, stored_shape(checkpoint)), tokens),)
         return (_stock_logits(folder, tokens, dtypes[name], plan),)
 
     passes = [_OWN, *dtypes]
@@ -116,9 +116,12 @@ def check_structure(folder: Path, plan: FoldPlan, source_config: Mapping[str, An
     with _reading():
         checkpoint = Checkpoint.open(folder)
         written = {t.name: t.shape for t in checkpoint.tensors.values()}
-        check_tensors(plan.after if plan.after.architecture.described else shape_of(checkpoint.config), written)
-    if not plan.after.architecture.described:
+        shape = shape_of(checkpoint.config)
+        shape.check_stored(written)
+    if not plan.after.architecture.registered:
         return
+    if [layer.widths() for layer in shape.layers] != [layer.widths() for layer in plan.after.layers]:
+        raise VerificationError("the folded config.json gives other widths than were planned")
     check_stock_shapes(folder, checkpoint, remote_code=plan.needs_remote_code)
     _check_config(checkpoint.config, source_config, plan.after)
 
@@ -174,7 +177,7 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
 
 def _check_config(written: Mapping[str, Any], source: Mapping[str, Any], shape: ModelShape) -> None:
     """Compare all that decides the function beside widths; the logits of a short probe barely see some of it."""
-    new, old = own_context(written, shape), own_context(source, shape)
+    new, old = (family_settings(config, shape) for config in (written, source))
     same = {
         "rotary frequencies": torch.equal(new.frequencies, old.frequencies) and new.rotary_scale == old.rotary_scale,
         "rms_norm_eps": new.eps == old.eps,
@@ -206,26 +209,26 @@ def read_back(folder: Path, digests: Mapping[str, str], names: Sequence[str]) ->
                 raise DamagedError(f"tensor {name} on disk is not what was produced; the disk may be failing")
 
 
-def independent_logits(checkpoint: Checkpoint, config: Mapping[str, Any], shape: ModelShape, tokens: Tensor) -> Tensor:
-    """Logits by llmfold's own forward pass in float32, one layer in memory at a time.
+def streamed_logits(checkpoint: Checkpoint, shape: StockShape, tokens: Tensor) -> Tensor:
+    """Logits by llmfold's streamed forward pass in float32, one layer in memory at a time.
 
     Args:
         checkpoint: the tensors.
-        config: raw config of the model they came from; its widths are not looked at.
         shape: their shape.
         tokens: (batch, tokens) int64.
 
     Returns:
         (batch, tokens, vocabulary) float32.
     """
-    context, cpu = forward_context(config, shape), torch.device("cpu")
+    context, cpu = Context(shape), torch.device("cpu")
     with torch.inference_mode():
         x = torch.cat(list(context.embed(checkpoint, tokens, cpu)))
         for index in range(len(shape.layers)):
             weights = {r: t.float() for r, t in read_layer(checkpoint, shape, index, check_finite=False).items()}
             x = context.layer(x, weights, index)
             del weights  # or the next layer would be read while this one is held
-        return torch.stack([context.ends(checkpoint, cpu).logits(sequence) for sequence in x])
+        ends = context.ends(checkpoint, cpu)
+        return torch.stack([ends.logits(sequence) for sequence in x])
 
 
 def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan) -> Tensor:
@@ -256,7 +259,7 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
 
 def _on_disk(shape: ModelShape) -> dict[str, Any] | str:
     """Where modules of a model go that is too large for memory: what is large stays on disk until it is used."""
-    if not shape.architecture.described:
+    if not shape.architecture.registered:
         return "auto"
     layers = (f"model.layers.{i}" for i in range(len(shape.layers)))
     on_disk = dict.fromkeys(("model.embed_tokens", *layers, "lm_head"), "disk")

@@ -71,7 +71,7 @@ def head_options(shape: ModelShape, layer: LayerShape, rules: Rules = Rules()) -
     Whole KV groups go; where a single KV head serves all query heads (MQA), query heads go instead. A family whose
     config wants the head count to divide the hidden size is restricted to such counts, unless another can hold it.
     """
-    if shape.couplings(layer).heads is None:
+    if not shape.folds_heads(layer):
         return [(layer.heads, layer.kv_heads)]
     narrower = (layer.with_units(layer.intermediate, units) for units in range(layer.head_units, 0, -1))
     options = [(widths.heads, widths.kv_heads) for widths in narrower]
@@ -82,6 +82,6 @@ def head_options(shape: ModelShape, layer: LayerShape, rules: Rules = Rules()) -
 def heads_are_legal(shape: ModelShape, heads: int) -> bool:
     """Whether some stock config can express ``heads`` query heads for this model."""
     family = shape.architecture
-    if not family.described:
+    if not family.registered:
         return True
     return family.allows_heads(shape.hidden, heads) or (family.fallback is not None and not shape.biased)

@@ -61,7 +61,7 @@ class FoldPlan:
     @property
     def needs_remote_code(self) -> bool:
         """Whether no stock config holds the widths, so that the result carries its own modelling file."""
-        if not self.after.architecture.described:  # its config is known to hold whatever is planned
+        if not self.after.architecture.registered:  # its config is known to hold whatever is planned
             return False
         heads = (layer.heads for layer in self.after.layers)
         return not self.after.uniform or not self.written_as.allows_heads(self.after.hidden, *heads)
@@ -97,9 +97,7 @@ def make_plan(
         UsageError: the ratio or the recipe cannot be met; see :func:`plan_widths`.
     """
     after = dataclasses.replace(shape, layers=plan_widths(shape, config, curves))
-    new_shapes: dict[str, tuple[int, ...]] = {}
-    for index, layer in enumerate(after.layers):
-        new_shapes |= shape.stored_shapes(index, layer)
+    new_shapes = after.layer_stored()
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     specs = (TensorSpec(t.name, dtype or t.dtype, new_shapes.get(t.name, t.shape)) for t in tensors.values())
     return FoldPlan(config, shape, after, tuple(specs), family_of(after), sum(t.nbytes for t in tensors.values()))
@@ -108,7 +106,7 @@ def make_plan(
 def family_of(after: ModelShape) -> Architecture:
     """The family whose stock config takes these widths: the own one, or its fallback if that refuses a head count."""
     family = after.architecture
-    if not family.described or family.allows_heads(after.hidden, *(layer.heads for layer in after.layers)):
+    if not family.registered or family.allows_heads(after.hidden, *(layer.heads for layer in after.layers)):
         return family
     assert family.fallback is not None
     return ARCHITECTURES[family.fallback]

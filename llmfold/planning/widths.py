@@ -94,7 +94,7 @@ class _Budget:
         """Predicted error of a uniform plan, a little more where it cannot keep the model's own class."""
         layers = self.layers(mlp, attention)
         family = self.shape.architecture
-        native = not family.described or family.allows_heads(self.shape.hidden, *(layer.heads for layer in layers))
+        native = not family.registered or family.allows_heads(self.shape.hidden, *(layer.heads for layer in layers))
         return curves.error(self.shape.layers, layers) * (1.0 if native else _FALLBACK_PENALTY)
 
     def attention_fractions(self) -> list[float]:
@@ -164,7 +164,7 @@ def plan_widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | N
 
 def _check_alike(shape: ModelShape, widths: tuple[LayerShape, ...]) -> None:
     """Raise UsageError where layers of one kind would differ in width, and the model's config has one width for all."""
-    if shape.architecture.described:
+    if shape.architecture.registered:
         return
     for before in set(shape.layers):
         found = {after for layer, after in zip(shape.layers, widths, strict=True) if layer == before}

@@ -1,8 +1,11 @@
 """Where to compute, and in which dtype."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llmfold.errors import UsageError
 
@@ -62,3 +65,8 @@ def multiplies_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
         words for key, _, words in (line.partition(":") for line in lines) if key.strip() in ("flags", "Features")
     )
     return not _BFLOAT16_FLAGS.isdisjoint(next(listed, "").split())
+
+
+def repeatable_attention(x: Tensor) -> AbstractContextManager[None]:
+    """Where a GPU is to give gradients of ``x``, attention that adds them up in the same order every time."""
+    return sdpa_kernel(SDPBackend.MATH) if x.is_cuda and x.requires_grad else nullcontext()

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from reference_forward import decoder_layer, reference, rms_norm
+from shapes import shape_with_stock
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, LayerShape, ModelShape, shape_of, tensor_name
-from llmfold.models.forward import decoder_layer, forward_context, rms_norm
+from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, LayerShape, ModelShape, tensor_name
+from llmfold.models.stock_shape import StockShape
 
 BASE: dict[str, Any] = {
     "vocab_size": 48,
@@ -96,10 +98,10 @@ def with_layer(state: dict[str, Tensor], index: int, weights: dict[str, Tensor])
 
 def random_layer(
     family: str, seed: int = 0, dtype: torch.dtype = torch.float64, **fields: Any
-) -> tuple[dict[str, Any], ModelShape, dict[str, Tensor]]:
+) -> tuple[dict[str, Any], StockShape, dict[str, Tensor]]:
     """Config, shape and tensors of the one decoder layer of a tiny model."""
     raw = raw_config(family, **{"num_hidden_layers": 1, **fields})
-    shape = shape_of(raw)
+    shape = shape_with_stock(raw)
     return raw, shape, layer_weights(state_of(stock_model(raw, seed, dtype)), shape, 0)
 
 
@@ -112,12 +114,12 @@ def layer_output(
 ) -> Tensor:
     """What a decoder layer makes of fixed random hidden states."""
     x = hidden_states(shape, weights["q"].dtype)
-    return decoder_layer(x, weights, layer or shape.layers[0], forward_context(raw, shape), 0)
+    return decoder_layer(x, weights, layer or shape.layers[0], reference(raw, shape), 0)
 
 
 def model_logits(raw: dict[str, Any], shape: ModelShape, state: dict[str, Tensor], tokens: Tensor) -> Tensor:
     """Logits by llmfold's own forward pass."""
-    context = forward_context(raw, shape)
+    context = reference(raw, shape)
     x = F.embedding(tokens, state[EMBEDDING])
     for index, layer in enumerate(shape.layers):
         x = decoder_layer(x, layer_weights(state, shape, index), layer, context, index)

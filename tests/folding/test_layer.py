@@ -3,13 +3,14 @@ from typing import Any
 
 import pytest
 import torch
+from shapes import shape_with_stock
 from torch import Tensor
 
 from llmfold.folding.grouping import Groups
 from llmfold.folding.heads import merge_heads, unit_rows, unit_views
 from llmfold.folding.layer import MergeOptions, fold_layer
 from llmfold.folding.variance import variance_scale
-from llmfold.models import LayerShape, ModelShape, shape_of
+from llmfold.models import LayerShape, ModelShape
 
 from .builders import (
     generator,
@@ -136,7 +137,7 @@ def test_duplicate_query_heads_of_one_kv_head_fold_away(case: str, align: str) -
 def test_a_model_with_duplicates_keeps_its_logits(case: str, align: str) -> None:
     family, fields = CASES[case]
     raw = raw_config(family, **fields)
-    shape, tokens = shape_of(raw), torch.arange(24).view(2, 12) * 5 % 48
+    shape, tokens = shape_with_stock(raw), torch.arange(24).view(2, 12) * 5 % 48
     narrow = state_of(stock_model(raw))
     widened, before, folded = dict(narrow), shape, dict(narrow)
     for index in range(len(shape.layers)):

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference_forward import mlp_neurons, reference
 from torch import Tensor
 
 from llmfold.clustering import squared_distances
@@ -9,7 +10,6 @@ from llmfold.folding.grouping import Groups
 from llmfold.folding.layer import MergeOptions, fold_layer
 from llmfold.folding.neurons import gauge_distances, gauge_factors, merge_neurons, neuron_rows
 from llmfold.models import ModelShape
-from llmfold.models.forward import forward_context, mlp_neurons
 
 from .builders import generator, hidden_states, random_layer, relative, with_neuron_copies
 
@@ -19,7 +19,7 @@ N = 40
 
 
 def mlp_output(raw: dict[str, Any], shape: ModelShape, weights: dict[str, Tensor]) -> Tensor:
-    context = forward_context(raw, shape)
+    context = reference(raw, shape)
     neurons = mlp_neurons(hidden_states(shape, weights["up"].dtype), weights, context)
     return torch.nn.functional.linear(neurons, weights["down"], weights.get("down_bias"))
 

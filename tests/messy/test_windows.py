@@ -11,7 +11,7 @@ from support import CONFIG, fold, logits, tiny_model
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.models import WINDOW_KEYS, shape_of
-from llmfold.models.forward import forward_context
+from llmfold.models.family_settings import family_settings
 
 Cli = Callable[..., tuple[int, str, str]]
 TOKENS = torch.arange(24)[None]
@@ -50,7 +50,7 @@ def test_a_fold_computes_with_the_windows_that_stock_reads(
 ) -> None:
     source = windowed(tmp_path / "m", family, settings)
     raw = Checkpoint.open(source).config
-    assert forward_context(raw, shape_of(raw)).windows == windows
+    assert family_settings(raw, shape_of(raw)).windows == windows
     fold(source, ratio=0, output=tmp_path / "out")
     ours = logits(tmp_path / "out", TOKENS)
     if "sliding_window" in settings:  # caches of stock fail on layer_types alone

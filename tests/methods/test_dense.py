@@ -14,7 +14,7 @@ from llmfold.checkpoint import Source
 from llmfold.methods.base import ReadLayer
 from llmfold.methods.dense import DenseStates, Measurement, row_weight
 from llmfold.models import Role, tensor_name
-from llmfold.models.forward import forward_context
+from llmfold.models.context import Context
 from llmfold.pipeline.opening import open_source
 from llmfold.runtime.hidden_states import STATE_FOLDER
 
@@ -47,7 +47,7 @@ Prepared = tuple[Measurement, ReadLayer]
 def prepare(model: Path, tmp_path: Path) -> Callable[..., Prepared]:
     def prepared(*, population: bool = False) -> Prepared:
         checkpoint, shape = open_source(Source(model, "m", None))
-        context, device = forward_context(checkpoint.config, shape), torch.device("cpu")
+        context, device = Context(shape), torch.device("cpu")
 
         def read_layer(index: int) -> dict[Role, Tensor]:
             roles = shape.layer_roles(shape.layers[index])
@@ -104,7 +104,8 @@ def test_a_layer_gives_its_mlps_inputs_and_outputs(prepare: Callable[..., Prepar
     for one, other in zip(mlp.mlp_rows(rows), (x, y, w), strict=True):
         assert torch.equal(one, other)
     heads, _ = around.heads(part)
-    added = around.inside[part].reshape(-1, measurement.shape.hidden) - (heads @ around.weights["o"].T).numpy()
+    after = torch.from_numpy(around.after[part].copy()).flatten(0, 1)
+    added = (after - y - heads @ around.weights["o"].T).numpy()
     if population:
         assert around.order is not None
         expected = around.before.reshape(-1, measurement.shape.hidden)[around.order[rows]]

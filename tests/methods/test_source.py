@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shapes import opened
 from support import tiny_model
 
 from llmfold import FoldConfig
@@ -14,7 +15,6 @@ from llmfold.data.tokens import TOKENS_FILE
 from llmfold.methods import source
 from llmfold.methods.base import FoldContext
 from llmfold.methods.source import BATCH_FOLDER, sample_batches, token_source
-from llmfold.models import shape_of
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
     def of(work: str) -> FoldContext:
         (tmp_path / work).mkdir()
-        return FoldContext(config, checkpoint, shape_of(checkpoint.config), tmp_path / work, torch.device("cpu"))
+        return FoldContext(config, checkpoint, opened(checkpoint), tmp_path / work, torch.device("cpu"))
 
     return of
 

@@ -4,10 +4,11 @@ from typing import Any
 import pytest
 import torch
 from folding.builders import VARIANTS, model_logits, raw_config, relative, state_of, stock_logits, stock_model
+from reference_forward import reference, rms_norm, rotate
 
 from llmfold.errors import CheckpointError
 from llmfold.models import shape_of
-from llmfold.models.forward import forward_context, rms_norm, rope_parameters, rotate
+from llmfold.models.family_settings import family_settings, rope_parameters
 
 TOKENS = (torch.arange(48).view(2, 24) * 13 + 5) % 48
 LLAMA3 = {
@@ -73,9 +74,9 @@ def test_older_spelling_of_rope_means_the_same(scaling: dict[str, Any]) -> None:
     older["rope_scaling"] = {key: value for key, value in scaling.items() if key != "rope_theta"}
     oldest = {**older, "rope_scaling": {**older["rope_scaling"], "type": scaling["rope_type"]}}
     del oldest["rope_scaling"]["rope_type"]
-    expected = forward_context(raw, shape_of(raw))
+    expected = family_settings(raw, shape_of(raw))
     for spelling in (older, oldest):
-        found = forward_context(spelling, shape_of(spelling))
+        found = family_settings(spelling, shape_of(spelling))
         assert torch.equal(found.frequencies, expected.frequencies)
         assert found.rotary_scale == expected.rotary_scale
 
@@ -89,7 +90,7 @@ def test_configs_of_transformers_4_carry_rope_as_two_attributes() -> None:
 
 def test_rotation_keeps_norms_and_sees_relative_positions_only() -> None:
     raw = raw_config("llama")
-    context = forward_context(raw, shape_of(raw))
+    context = reference(raw, shape_of(raw))
     q, k = torch.randn(2, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind(0)
     q, k = (rotate(x.expand(1, 1, 9, 8), context) for x in (q[None], k[None]))
     assert torch.allclose(q.norm(dim=-1), q.norm(dim=-1)[..., :1].expand(1, 1, 9))
@@ -113,4 +114,4 @@ def test_rms_norm_of_narrow_dtypes_is_computed_in_float32() -> None:
 def test_an_unknown_rotary_variant_is_named() -> None:
     raw = raw_config("llama", rope_parameters={"rope_type": "unheard-of", "rope_theta": 1.0})
     with pytest.raises(CheckpointError, match=r"rope_type 'unheard-of' .* not supported; supported are .*llama3"):
-        forward_context(raw, shape_of(raw))
+        family_settings(raw, shape_of(raw))

@@ -9,7 +9,7 @@ from support import SINGLE, tensors
 from torch import Tensor
 
 from llmfold.errors import CheckpointError
-from llmfold.models import LayerShape, expected_tensors
+from llmfold.models import LayerShape
 from llmfold.models.layout import Layout, default_names
 from llmfold.models.slots import narrowed
 
@@ -42,7 +42,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_names_and_shapes_are_those_that_transformers_saves(tiny: Tiny, stored: dict[str, Tensor]) -> None:
     stock = tiny.shape.stock
     assert default_names(stock.model, stock.parameters) == shapes(stored)
-    assert expected_tensors(tiny.shape) == shapes(stored)
+    assert tiny.shape.stored_tensors() == shapes(stored)
 
 
 def test_experts_are_stored_one_by_one_and_loaded_as_a_stack() -> None:

@@ -111,7 +111,7 @@ def test_neurons_that_depend_on_each_other_are_refused() -> None:
 
 def heads_of(family: str) -> HeadCoupling:
     tiny = tiny_stock(family)
-    heads = head_coupling(tiny.shape.stock.layers[0], tiny.config)
+    heads = head_coupling(tiny.shape.stock.layers[0])
     assert heads is not None
     return heads
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from llmfold.models import check_tensors, expected_tensors, shape_of
+from llmfold.models import shape_of
 
 
 class Published(NamedTuple):
@@ -130,8 +130,8 @@ QUICK = ("Llama-3.1-8B", "Mixtral-8x7B", "Gemma-2-9B", "Phi-3-mini")
 def _check(model: Published) -> None:
     shape = shape_of(model.config)
     old = model.stored_as
-    stored = {old.get(name, name): size for name, size in expected_tensors(shape).items()}
-    check_tensors(shape, stored)
+    stored = {old.get(name, name): size for name, size in shape.stored_tensors().items()}
+    shape.check_stored(stored)
     assert {name: stored.get(name) for name in model.tensors} == model.tensors
     assert shape.parameters == model.parameters
 

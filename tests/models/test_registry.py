@@ -13,8 +13,6 @@ from llmfold.models import (
     HEAD,
     ModelShape,
     architecture_of,
-    check_tensors,
-    expected_tensors,
     shape_of,
     stock_config,
     tensor_name,
@@ -33,7 +31,7 @@ def stock_parameters(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def shape_and_tensors(family: str = "llama", **fields: Any) -> tuple[ModelShape, dict[str, tuple[int, ...]]]:
     shape = shape_of(raw_config(family, **fields))
-    return shape, expected_tensors(shape)
+    return shape, shape.stored_tensors()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -41,7 +39,7 @@ def test_tensors_and_counts_are_those_of_the_stock_model(variant: str) -> None:
     family, fields = VARIANTS[variant]
     raw = raw_config(family, **fields)
     shape, stock = shape_of(raw), stock_parameters(raw)
-    assert expected_tensors(shape) == stock
+    assert shape.stored_tensors() == stock
     total = sum(math.prod(size) for size in stock.values())
     assert shape.parameters == total
     in_layers = sum(math.prod(size) for name, size in stock.items() if name.startswith("model.layers."))
@@ -76,7 +74,7 @@ def test_one_neuron_and_one_group_fewer_is_what_the_stock_model_loses(variant: s
 )
 def test_defaults_of_sparse_configs_are_filled_in_as_transformers_does(family: str, fields: dict[str, Any]) -> None:
     raw = {"model_type": family, "num_hidden_layers": 2, **fields}
-    assert expected_tensors(shape_of(raw)) == stock_parameters(raw)
+    assert shape_of(raw).stored_tensors() == stock_parameters(raw)
 
 
 def test_llama_1_configs_name_neither_kv_heads_nor_head_dim() -> None:
@@ -116,19 +114,19 @@ def test_a_family_that_is_not_described_has_the_shape_of_its_stock_class(family:
     raw = {"model_type": family, **UNDESCRIBED[family]}
     assert architecture_of(raw) is None
     shape, stock = shape_of(raw), stock_parameters(raw)
-    assert not shape.architecture.described
+    assert not shape.architecture.registered
     assert shape.parameters == sum(map(math.prod, stock.values()))
     assert (shape.hidden, shape.vocabulary, shape.positions, len(shape.layers)) == (32, 48, 64, 2)
     expected = raw.get("n_inner", raw.get("intermediate_size"))
     assert {layer.intermediate for layer in shape.layers} == {expected}
     assert {layer.heads for layer in shape.layers} == {raw.get("n_head", raw.get("num_attention_heads"))}
-    tensors = expected_tensors(shape)
-    check_tensors(shape, tensors)
+    tensors = shape.stored_tensors()
+    shape.check_stored(tensors)
     gone = next(name for name in tensors if (".1." in name and "norm" in name) or "ln_1" in name)
     with pytest.raises(CheckpointError, match=f"tensor {gone} is missing from the checkpoint"):
-        check_tensors(shape, {name: size for name, size in tensors.items() if name != gone})
+        shape.check_stored({name: size for name, size in tensors.items() if name != gone})
     with pytest.raises(CheckpointError, match=r"tensor model\.other is not part of"):
-        check_tensors(shape, {**tensors, "model.other": (3,)})
+        shape.check_stored({**tensors, "model.other": (3,)})
 
 
 def test_a_config_without_model_type_is_refused() -> None:
@@ -173,13 +171,13 @@ def test_a_missing_tensor_is_named() -> None:
     shape, tensors = shape_and_tensors()
     del tensors[Q_OF_LAYER_1]
     with pytest.raises(CheckpointError, match=f"tensor {Q_OF_LAYER_1} is missing"):
-        check_tensors(shape, tensors)
+        shape.check_stored(tensors)
 
 
 def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes() -> None:
     shape, tensors = shape_and_tensors()
     with pytest.raises(CheckpointError, match=rf"tensor {Q_OF_LAYER_1} has shape \[7, 32\] but .* \[64, 32\]"):
-        check_tensors(shape, {**tensors, Q_OF_LAYER_1: (7, 32)})
+        shape.check_stored({**tensors, Q_OF_LAYER_1: (7, 32)})
 
 
 @pytest.mark.parametrize(
@@ -187,9 +185,9 @@ def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes() -> None:
 )
 def test_an_unknown_tensor_is_named(name: str) -> None:
     shape, tensors = shape_and_tensors()
-    check_tensors(shape, tensors)
+    shape.check_stored(tensors)
     with pytest.raises(CheckpointError, match=f"tensor {name} is not part of LlamaForCausalLM"):
-        check_tensors(shape, {**tensors, name: (64,)})
+        shape.check_stored({**tensors, name: (64,)})
 
 
 def test_tied_embeddings_may_be_stored_under_either_name_or_both() -> None:
@@ -197,11 +195,11 @@ def test_tied_embeddings_may_be_stored_under_either_name_or_both() -> None:
     size = tensors.pop(EMBEDDING)
     for stored in ({EMBEDDING: size}, {HEAD: size}, {EMBEDDING: size, HEAD: size}):
         found = {**tensors, **stored}
-        check_tensors(shape, found)
+        shape.check_stored(found)
     with pytest.raises(CheckpointError, match=EMBEDDING):
-        check_tensors(shape, tensors)
+        shape.check_stored(tensors)
     with pytest.raises(CheckpointError, match=HEAD):
-        check_tensors(shape, {**tensors, EMBEDDING: size, HEAD: (size[0] + 1, size[1])})
+        shape.check_stored({**tensors, EMBEDDING: size, HEAD: (size[0] + 1, size[1])})
 
 
 def test_an_untied_head_is_counted_and_needed() -> None:
@@ -209,7 +207,7 @@ def test_an_untied_head_is_counted_and_needed() -> None:
     assert sum(map(math.prod, tensors.values())) == shape.parameters
     del tensors[HEAD]
     with pytest.raises(CheckpointError, match=f"{HEAD} is not stored"):
-        check_tensors(shape, tensors)
+        shape.check_stored(tensors)
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{:02d}"])
@@ -224,7 +222,7 @@ def test_widths_per_layer_are_honoured_however_transformers_pads_their_keys(spel
     assert shape.layers[3].intermediate == 24
     assert (shape.layers[11].heads, shape.layers[11].kv_heads) == (4, 2)
     assert len(set(shape.layers[:3] + shape.layers[4:11])) == 1
-    tensors = expected_tensors(shape)
+    tensors = shape.stored_tensors()
     assert tensors[tensor_name(3, "down")] == (32, 24)
     assert tensors[tensor_name(11, "o")] == (32, 32)
     assert shape.parameters == sum(map(math.prod, tensors.values()))

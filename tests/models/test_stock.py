@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from reference_forward import attention_block, attention_heads, mlp_block, mlp_neurons, reference, rms_norm
 from stock_models import WINDOW, Tiny, some_tokens, tiny_config, tiny_stock
 from torch import Tensor
 
 from llmfold.errors import CheckpointError
 from llmfold.models import shape_of
-from llmfold.models.forward import own_context
+from llmfold.models.context import Context
+from llmfold.models.read_shape import stock_shape
 from llmfold.models.stock import StockModel
-from llmfold.models.stock_forward import StockContext
-from llmfold.models.stock_shape import stock_shape
 
 FAMILIES = ("cohere", "gemma2", "gpt2", "gpt_neox", "gpt_oss", "mixtral", "olmo2", "opt", "phi3")
 DESCRIBED = ("llama", "mistral", "qwen2", "qwen3")
@@ -38,23 +38,27 @@ def test_streamed_layers_give_the_logits_of_the_whole_model(family: str) -> None
 def test_streamed_layers_give_what_our_own_forward_pass_gives(family: str) -> None:
     """Layer by layer on the same states, as are what the heads and the neurons read and give."""
     tiny, tokens = tiny_stock(family), some_tokens()
-    own = own_context(tiny.config.to_dict(), shape_of(tiny.config.to_dict()))
-    stock = StockContext(tiny.shape)
+    raw, context = tiny.config.to_dict(), Context(tiny.shape)
+    own = reference(raw, shape_of(raw))
     with torch.no_grad():
         states = states_of(tiny, tokens)
         for index, x in enumerate(states[:-1]):
-            weights = tiny.layer(index)
-            inside, after = own.through(x, weights, index)
-            close(stock.layer(x, weights, index), after)
-            close(stock.heads(x, weights, index), own.heads(x, weights, index))
-            read, again = stock.through(x, weights, index)
+            weights, widths = tiny.layer(index), tiny.shape.layers[index]
+            between = attention_block(x, weights, widths, own, index)
+            normed, after = rms_norm(between, weights["post_norm"], own.eps), mlp_block(between, weights, own)
+            neurons = mlp_neurons(normed, weights, own)
+            heads = attention_heads(rms_norm(x, weights["input_norm"], own.eps), weights, widths, own, index)
+            close(context.layer(x, weights, index), after)
+            close(context.heads(x, weights, index), heads)
+            inside, again = context.through(x, weights, index)
             close(again, after)
-            (coupling,) = tiny.shape.couplings(tiny.shape.layers[index]).neurons
-            mlp = coupling.view(weights, tiny.shape.layers[index])
-            given = stock.mlp_inputs(read, weights, coupling, index)
-            close(given, own.mlp_inputs(inside, weights, coupling, index))
-            close(stock.neurons(given, mlp, coupling), own.neurons(given, weights, coupling))
-            close(stock.mlp_outputs(read, after, given, mlp, coupling), after - inside)
+            (coupling,) = tiny.shape.couplings(widths).neurons
+            given = context.mlp_inputs(inside, coupling, index)
+            close(given, normed)
+            close(coupling.neurons(given, coupling.view(weights, widths)), neurons)
+            close(context.mlp_outputs(inside, coupling, index), after - between)
+            for one, other in zip(context.consumed(x, weights, index), (heads, neurons, after), strict=True):
+                close(one, other)
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -92,7 +96,7 @@ def test_logits_are_differentiable_in_the_states_and_widen_a_stored_head(family:
     found = []
     for outside in (half, wide):
         x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        logits = tiny.shape.stock.logits(outside, x)
+        logits = tiny.shape.stock.logits(tiny.shape.stock.widened(outside), x)
         (gradient,) = torch.autograd.grad(logits.square().sum(), x)
         found.append((logits.detach(), gradient))
     assert found[0][1].abs().min() > 0

@@ -1,4 +1,4 @@
-"""Families that llmfold does not describe fold through the whole pipeline, and what cannot be is refused at once."""
+"""Families that are not registered fold through the whole pipeline, and what cannot be is refused at once."""
 
 import shutil
 from pathlib import Path
@@ -58,17 +58,30 @@ def test_the_same_seed_gives_the_same_bytes(models: dict[str, Path], tmp_path: P
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "wanda-sp", "data": "self"},
+        {"method": "flap", "data": "self"},
         {"method": "paper", "align": "gauge"},
         {"method": "self", "allocation": "adaptive"},
     ],
 )
-def test_what_wants_a_described_family_is_refused(
+def test_what_wants_a_registered_family_is_refused(
     options: dict[str, Any], models: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="is for llama, mistral, qwen2, qwen3 alone"):
         fold(models["gemma2"], output=tmp_path / "out", ratio=0.2, **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["wanda-sp", "flap-uniform", "llm-pruner", "magnitude", "random"])
+def test_baselines_prune_plain_layers_of_any_family_and_no_others(
+    method: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    measured = {} if method in ("magnitude", "random") else {"data": "self", "num_samples": 8, "sequence_length": 16}
+    options = {"method": method, "mlp_ratio": 0.3, **measured, **({"bias": False} if "flap" in method else {})}
+    report = fold(models["gemma2"], output=tmp_path / "out", **options)
+    assert report.verification["mode"] == "full"
+    assert report.parameters_after < report.parameters_before
+    with pytest.raises(UsageError, match="one gated MLP and one attention"):
+        fold(models["mixtral"], output=tmp_path / "other", **options)
 
 
 def test_a_missing_expert_is_a_sentence(models: dict[str, Path], tmp_path: Path) -> None:

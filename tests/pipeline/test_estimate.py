@@ -17,7 +17,7 @@ from llmfold.config import FoldConfig
 from llmfold.effort import EFFORTS
 from llmfold.methods import sampling_cost
 from llmfold.methods.method import method_of
-from llmfold.models import expected_tensors, shape_of
+from llmfold.models import shape_of
 from llmfold.pipeline.estimate import estimate
 from llmfold.planning import FoldPlan, make_plan
 from llmfold.planning.cost import Cost, Rates, Stage, forward_flops, passes
@@ -41,7 +41,7 @@ LLAMA_7B = {
 def plan_of(**options: Any) -> FoldPlan:
     shape = shape_of(LLAMA_7B)
     dtype = torch.bfloat16
-    tensors = {name: TensorInfo(name, dtype, size, "") for name, size in expected_tensors(shape).items()}
+    tensors = {name: TensorInfo(name, dtype, size, "") for name, size in shape.stored_tensors().items()}
     options = {"compute_dtype": "float32", **options}  # not what this machine multiplies natively
     return make_plan(shape, tensors, FoldConfig("m", ratio=0.2, **options))
 

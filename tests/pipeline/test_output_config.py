@@ -18,6 +18,7 @@ from folding.builders import (
     with_layer,
 )
 from safetensors.torch import save_file
+from shapes import shape_with_stock
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
@@ -25,7 +26,7 @@ from llmfold.checkpoint import TensorInfo
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.folding.layer import MergeOptions, fold_layer
 from llmfold.models import ModelShape, shape_of
-from llmfold.models.forward import rope_parameters
+from llmfold.models.family_settings import rope_parameters
 from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
 from llmfold.planning import FoldPlan, make_plan
 
@@ -48,7 +49,7 @@ FRACTIONS = [(0.3, 0.0), (0.0, 0.5), (0.3, 0.25), (0.25, 0.75)]
 
 
 def plan_of(raw: dict[str, Any], **options: Any) -> FoldPlan:
-    shape = shape_of(raw)
+    shape = shape_with_stock(raw)
     tensors = {"lm_head.weight": TensorInfo("lm_head.weight", torch.float32, (1,), "x")}
     return make_plan(shape, tensors, FoldConfig(model="none", **options))
 

@@ -13,7 +13,7 @@ from support import FAMILIES, edit_json, edit_tensors, fold, tiny_model
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import CheckpointError, VerificationError
-from llmfold.models.forward import ForwardContext
+from llmfold.models.context import Context
 from llmfold.pipeline import run as run_module
 from llmfold.pipeline import verification
 
@@ -185,11 +185,11 @@ def test_a_model_that_loads_but_does_not_run_is_refused(
         fold(session_model, output=space / "out", **OPTIONS)
 
 
-def test_an_independent_pass_that_is_wrong_is_noticed(
+def test_a_streamed_pass_that_is_wrong_is_noticed(
     space: Path, session_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison has two sides: a mistake of llmfold's own does not pass either."""
-    monkeypatch.setattr(ForwardContext, "layer", lambda self, x, *_: x)
+    monkeypatch.setattr(Context, "layer", lambda self, x, *_: x)
     with pytest.raises(VerificationError, match="logits differ"):
         fold(session_model, output=space / "out", **OPTIONS)
 

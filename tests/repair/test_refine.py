@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmfold.checkpoint import Source
 from llmfold.methods.dense import DenseStates, Measurement, NeuronInputs
-from llmfold.models.forward import forward_context
+from llmfold.models.context import Context
 from llmfold.pipeline.opening import open_source
 from llmfold.repair.refine import Mlp, Refinement, held_error, refine
 
@@ -28,7 +28,7 @@ def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         generator = torch.Generator().manual_seed(0)
         return (torch.randn(8, 64, shape.hidden, generator=generator) for _ in CHUNKS)
 
-    context = forward_context(checkpoint.config, shape)
+    context = Context(shape)
     measurement = Measurement(context, start, (48, 64), folder / "work", torch.device("cpu"))
 
     def read_layer(index: int) -> dict[str, Tensor]:

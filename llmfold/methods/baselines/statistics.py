@@ -2,12 +2,10 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmfold.methods.base import Weights
 from llmfold.methods.dense import Measurement
-from llmfold.models.forward import ForwardContext, attention_heads, mlp_neurons, rms_norm
 from llmfold.runtime.hidden_states import chunks, read, write
 
 
@@ -54,17 +52,13 @@ def consumer_moments(
         Moments of (heads * head_dim) and of (intermediate) features.
     """
     context, device = measurement.context, measurement.device
-    assert isinstance(context, ForwardContext)  # baselines fold no other family
     layer = context.shape.layers[index]
     heads = Moments(layer.heads * context.shape.head_dim, device)
     neurons = Moments(layer.intermediate, device)
     for part in chunks(measurement.size[0]):
-        x = read(before, part, device)
-        z = attention_heads(rms_norm(x, weights["input_norm"], context.eps), weights, layer, context, index)
-        heads.add(z)
-        x = x + F.linear(z, weights["o"], weights.get("o_bias"))
-        a = mlp_neurons(rms_norm(x, weights["post_norm"], context.eps), weights, context)
-        neurons.add(a)
+        given, made, states = context.consumed(read(before, part, device), weights, index)
+        heads.add(given)
+        neurons.add(made)
         if after is not None:
-            write(after, part, x + F.linear(a, weights["down"], weights.get("down_bias")))
+            write(after, part, states)
     return heads, neurons

@@ -13,6 +13,6 @@ class Paper(Method):
     citation = "Wang et al., Forget the Data and Fine-Tuning! Just Fold the Network, ICLR 2025, arXiv 2502.10216"
     options = frozenset(("cluster", "align", "repair"))
     one_pass = True
-    described_only = False
+    plain_only = False
     builder = f"{__name__}.merging:build"
     estimator = f"{__name__}.cost:merging_cost"

@@ -23,7 +23,7 @@ class _OnTokens(Method):
     summary = "units chosen by output error after repair, consumers refit by least squares"
     options = frozenset(("refine", "num_samples", "sequence_length", "effort"))
     measures = weighs = random = True
-    described_only = False
+    plain_only = False
     parallel = Parallel.ROWS
     builder = f"{__name__}.build:from_tokens"
     estimator = f"{__name__}.cost:tokens_cost"
@@ -58,7 +58,7 @@ class FromWeights(Method):
     sentence = _SENTENCE.format("residual vectors drawn from what the weights imply")
     options = frozenset(("effort",))
     measures = random = True
-    described_only = False
+    plain_only = False
     parallel = Parallel.ROWS
     builder = f"{__name__}.build:from_weights"
     estimator = f"{__name__}.cost:population_cost"

@@ -10,7 +10,7 @@ from llmfold.methods.reconstruction.fold import Reconstruction, ReconstructionOp
 from llmfold.methods.reconstruction.importance import Importance, sequences_for
 from llmfold.methods.reconstruction.population import Population, PopulationOptions, population_rows
 from llmfold.methods.source import token_source
-from llmfold.models.forward import forward_context, without_windows
+from llmfold.models.context import Context
 from llmfold.repair.refine import Refinement
 from llmfold.runtime.hidden_states import stored_array
 
@@ -35,7 +35,7 @@ def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
 def from_weights(context: FoldContext, notify: Notify) -> Reconstruction:
     """Measured on a population that the weights imply."""
     config, shape, members = context.config, context.shape, PopulationOptions()
-    forward = without_windows(forward_context(context.checkpoint.config, shape))
+    forward = Context(shape)
     population = Population(context.checkpoint, forward, context.device, config.seed, members)
     notify("token prior from the weights")
     prior = torch.from_numpy(stored_array(context.states / PRIOR_FILE, lambda: population.prior().numpy()))

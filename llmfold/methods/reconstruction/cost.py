@@ -77,7 +77,7 @@ class _Work:
         shape, layers = self.plan.before, self.plan.before.layers
         area = max(self._area(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b)
         wide = max(map(shape.layer_parameters, layers)) * _SINGLE
-        states = (2 * processes + 1) * self.tokens * shape.hidden * _SINGLE
+        states = (3 * processes + 1) * self.tokens * shape.hidden * _SINGLE
         sizes = {"work_area": area + wide, "states": states, "tokens": self.tokens, "length": self.length}
         return Cost.of([*before, *self._layers()], **sizes)
 
@@ -87,10 +87,10 @@ class _Work:
             yield Stage("widths", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
             for a in shape.layers:
                 yield Stage("widths", large=self._gram_of_heads(a) + self._gram_of_neurons(a))
-                if shape.couplings(a).heads is not None:
+                if shape.folds_heads(a):
                     yield self._eliminate_heads("widths", a, 1)
                 keep = kept_neurons(a.intermediate, self.plan.config.ratio or 0.0)
-                yield from (self._eliminate_neurons("widths", a, keep) for _ in shape.couplings(a).neurons)
+                yield from (self._eliminate_neurons("widths", a, keep) for _ in range(shape.mlps(a)))
         yield Stage("forward", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
         for a, b in zip(shape.layers, self.plan.after.layers, strict=True):
             if a.heads != b.heads:
@@ -101,7 +101,7 @@ class _Work:
                 yield self._refit(*widths, self._head_rows(a, self.held))
             if a.intermediate != b.intermediate:
                 yield Stage("measure", large=self._gram_of_neurons(a))
-                for _ in shape.couplings(a).neurons:
+                for _ in range(shape.mlps(a)):
                     if not measured:
                         yield self._eliminate_neurons("select", a, b.intermediate)
                     yield self._refit(a.intermediate, b.intermediate, self._neuron_rows(a, self.held))

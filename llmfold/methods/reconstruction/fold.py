@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from llmfold.methods.dense import DenseStates, LayerInputs, Measurement, NeuronI
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.importance import Importance, Part
 from llmfold.methods.reconstruction.refitting import Consumer, Sums, refit_consumer
-from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.models import LayerShape, Role
 from llmfold.models.coupling import NeuronCoupling
 from llmfold.models.slots import Slots, narrowed
 from llmfold.planning import LayerCurves, Sensitivities
@@ -34,6 +34,9 @@ from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, stored_te
 from llmfold.runtime.seeding import mixed_seed
 from llmfold.runtime.timing import StageTimer
 from llmfold.selection.elimination import Elimination, eliminate_blocks, eliminate_units
+
+if TYPE_CHECKING:
+    from llmfold.models.stock_shape import StockShape  # builds on transformers' models
 
 SELECTION_RIDGE = 1e-3
 _GAUSSIAN_ROWS = 8192
@@ -153,7 +156,7 @@ class Reconstruction(LayerMethod):
         return self._facts
 
     @property
-    def shape(self) -> ModelShape:
+    def shape(self) -> "StockShape":
         """The model's shape."""
         return self.measurement.shape
 

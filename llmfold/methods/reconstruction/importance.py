@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ from llmfold.methods.dense import Measurement
 from llmfold.methods.gradients import GradientPasses
 from llmfold.methods.method import Notify
 from llmfold.models import Role
-from llmfold.models.unembedding import Ends
 from llmfold.repair.least_squares import cholesky
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, stored_array
 from llmfold.runtime.seeding import seeded
 from llmfold.runtime.storage import fsync_path
+
+if TYPE_CHECKING:
+    from llmfold.models.context import Ends  # builds on transformers' models
 
 Part = Literal["heads", "neurons"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -62,7 +64,7 @@ class Importance:
     """
 
     measurement: Measurement
-    output: Callable[[], Ends]
+    output: Callable[[], "Ends"]
     sequences: int
     seed: int
 

@@ -8,6 +8,7 @@ every layer.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,9 +19,11 @@ from llmfold.effort import EFFORTS
 from llmfold.methods.base import read_layer
 from llmfold.methods.dense import shuffled
 from llmfold.models import ModelShape
-from llmfold.models.context import Context
 from llmfold.repair.least_squares import cholesky
 from llmfold.runtime.hidden_states import CHUNK, chunks
+
+if TYPE_CHECKING:
+    from llmfold.models.context import Context  # builds on transformers' models
 
 _ROWS = 4096
 
@@ -58,7 +61,7 @@ class Population:
     """
 
     checkpoint: Checkpoint
-    context: Context
+    context: "Context"
     device: torch.device
     seed: int
     options: PopulationOptions

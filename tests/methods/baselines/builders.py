@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import opened
 from support import tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmfold import FoldConfig
 from llmfold.checkpoint import Checkpoint
-from llmfold.methods.base import FoldContext
+from llmfold.methods.base import FoldContext, read_layer
 from llmfold.methods.baselines.pruner import Pruner
 from llmfold.methods.method import method_of
 from llmfold.methods.source import token_source
-from llmfold.models import LayerShape, Role, shape_of
+from llmfold.models import LayerShape, Role
 
 MEASURE = {"data": "self", "num_samples": 10, "sequence_length": 16}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,7 +42,7 @@ class Prepared:
             str(self.source), method=method, **{"mlp_ratio": 0.25, "attention_ratio": 0.5, **measured, **options}
         )
         self.checkpoint = Checkpoint.open(self.source)
-        self.shape = shape_of(self.checkpoint.config)
+        self.shape = opened(self.checkpoint)
         work = folder / "work"
         work.mkdir()
         context = FoldContext(config, self.checkpoint, self.shape, work, torch.device("cpu"))
@@ -51,7 +52,7 @@ class Prepared:
         self.units = self.layer.kv_heads if self.layer.kv_heads > 1 else self.layer.heads
 
     def weights(self, index: int) -> dict[Role, Tensor]:
-        return {role: self.checkpoint.read(name) for role, name in self.shape.layer_tensors(index).items()}
+        return read_layer(self.checkpoint, self.shape, index)
 
     def stock(self) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(self.source, dtype=torch.float32).eval()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import opened
 from support import FAMILIES, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -14,8 +15,8 @@ from llmfold.checkpoint import Checkpoint
 from llmfold.data.tokens import TokenBudget
 from llmfold.methods.dense import Measurement
 from llmfold.methods.reconstruction.importance import PARTS, TOKENS, Importance, metric_of, sequences_for
-from llmfold.models import Role, shape_of, tensor_name
-from llmfold.models.forward import forward_context
+from llmfold.models import Role, tensor_name
+from llmfold.models.context import Context
 
 SEED = 3
 CPU = torch.device("cpu")
@@ -26,8 +27,8 @@ class Setup:
 
     def __init__(self, model: Path, work: Path, tokens: Tensor, sequences: int) -> None:
         checkpoint = Checkpoint.open(model)
-        shape = shape_of(checkpoint.config)
-        context = forward_context(checkpoint.config, shape)
+        shape = opened(checkpoint)
+        context = Context(shape)
         size = (len(tokens), tokens.shape[1])
         measurement = Measurement(context, lambda: context.embed(checkpoint, tokens, CPU), size, work, CPU)
         self.layers, self._checkpoint, self._shape = len(shape.layers), checkpoint, shape
@@ -136,8 +137,8 @@ def test_gradients_at_the_end_average_to_nothing_and_need_not_all_logits_at_once
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Checkpoint.open(tiny_model(tmp_path / "m"))
-    shape = shape_of(checkpoint.config)
-    output = forward_context(checkpoint.config, shape).ends(checkpoint, CPU)
+    shape = opened(checkpoint)
+    output = Context(shape).ends(checkpoint, CPU)
     states = torch.randn(1, shape.hidden, generator=torch.Generator().manual_seed(1)).expand(4096, -1)
 
     def found() -> Tensor:
@@ -146,5 +147,5 @@ def test_gradients_at_the_end_average_to_nothing_and_need_not_all_logits_at_once
     gradients = found()
     spread = gradients.std(0) / 64
     assert float((gradients.mean(0).abs() / spread.clamp_min(1e-12)).max()) < 5
-    monkeypatch.setattr("llmfold.models.unembedding._BLOCK", 7)
+    monkeypatch.setattr("llmfold.models.casting.BLOCK_BYTES", 7 * 4 * shape.hidden)
     torch.testing.assert_close(found(), gradients, rtol=1e-4, atol=1e-5)

@@ -38,6 +38,8 @@ class FlapUniform(_Fluctuations):
 class Flap(_Fluctuations):
     """All units of all layers compete (AL-AM of the paper)."""
 
+    own_widths = True
+
     def check(self, options: Mapping[str, Any]) -> None:
         """Its widths are its own."""
         if options["layers"]:

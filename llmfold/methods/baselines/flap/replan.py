@@ -8,7 +8,8 @@ from torch import Tensor
 from llmfold.checkpoint import TensorSpec
 from llmfold.errors import UsageError
 from llmfold.methods.baselines.flap.allocation import adaptive_widths, standardised_scores
-from llmfold.models import Architecture
+from llmfold.models import Architecture, read_shape
+from llmfold.models.stock_shape import StockShape
 from llmfold.planning import FoldPlan, family_of
 
 
@@ -30,10 +31,9 @@ def with_biases(plan: FoldPlan, *, bias: bool) -> FoldPlan:
     after = plan.after
     written_as = family_of(after) if after.uniform and not bias else after.architecture
     if bias:
-        after = dataclasses.replace(after, qkv_bias=True, o_bias=True, mlp_bias=True)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index, layer in enumerate(after.layers):
-        shapes |= after.stored_shapes(index, layer)
+        assert isinstance(after, StockShape)
+        after = read_shape.with_biases(after)
+    shapes = after.layer_stored()
     known = {tensor.name for tensor in plan.tensors}
     tensors: list[TensorSpec] = []
     for tensor in plan.tensors:
