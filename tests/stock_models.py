@@ -41,6 +41,13 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "gpt2": {"n_inner": 48},
     "gpt_oss": _EXPERTS,
+    "llama4_text": {
+        **_EXPERTS,
+        "attention_chunk_size": 32,
+        "interleave_moe_layer_step": 1,
+        "intermediate_size_mlp": 64,
+        "layer_types": _FULL,
+    },
     "mixtral": _EXPERTS,
     "olmoe": _EXPERTS,
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},

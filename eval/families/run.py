@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 import llmfold
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import LlmfoldError, UsageError
-from llmfold.models.tying import stored_shape
+from llmfold.models.tying import stored_shape, with_stock
 
 SEED = 0
 RATIO = 0.25
@@ -61,7 +61,8 @@ class Row:
 
 def couplings_of(folder: Path) -> str:
     """What llmfold folds of a checkpoint's layers, in words."""
-    shape = stored_shape(Checkpoint.open(folder))
+    checkpoint = Checkpoint.open(folder)
+    shape = with_stock(checkpoint, stored_shape(checkpoint))
     words = []
     for layer in dict.fromkeys(shape.layers):
         couplings = shape.couplings(layer)
@@ -77,7 +78,7 @@ def couplings_of(folder: Path) -> str:
 def plant(folder: Path) -> None:
     """Make two thirds of every coupling's neurons copies of the others."""
     checkpoint = Checkpoint.open(folder)
-    shape = stored_shape(checkpoint)
+    shape = with_stock(checkpoint, stored_shape(checkpoint))
     tensors = load_file(folder / "model.safetensors")
     for index, layer in enumerate(shape.layers):
         stored = {key: tensors[name].clone() for key, name in shape.layer_tensors(index).items()}

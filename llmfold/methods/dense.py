@@ -233,7 +233,10 @@ class NeuronInputs:
 
 @dataclass(frozen=True)
 class ExpertInputs(NeuronInputs):
-    """One expert's neurons, on the rows that are routed to it; a row counts as much as its output does."""
+    """One expert's neurons, on the rows that are routed to it.
+
+    A row counts as much as its output does; where shares scale what experts are given, the inputs are those.
+    """
 
     @cached_property
     def routed(self) -> tuple[Tensor, Tensor]:
@@ -264,7 +267,11 @@ class ExpertInputs(NeuronInputs):
 
     def _of(self, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, y, w = super().mlp_rows(rows.numpy())
-        return x, y, w * shares.to(w.device).square()
+        scale = shares.to(w.device)
+        if self.coupling.router is None:
+            return x, y, w * scale.square()
+        x = x * scale[:, None]
+        return x, self.mlp_output(x, self.weights), w
 
 
 class DenseStates:

@@ -39,7 +39,7 @@ class Context:
         """Paths of modules whose inputs are all that the layer's MLPs read; experts and what stands beside them one."""
         found: dict[str, str] = {}
         for coupling in self._couplings(index).neurons:
-            found.setdefault(_block(coupling), coupling.reads)
+            found.setdefault(_block(coupling), coupling.router or coupling.reads)
         return tuple(found.values())
 
     def givers(self, index: int) -> tuple[str, ...]:
@@ -121,6 +121,11 @@ class Context:
 
     def routing(self, x: Tensor, weights: Weights, index: int, coupling: NeuronCoupling) -> tuple[Tensor, Tensor]:
         """Experts (t, k) of each row and their weights (t, k), from the states (sequences, tokens, hidden) before."""
+        if coupling.router is not None:
+            seen = self._watched(index, weights, x, outputs=(coupling.router,), stop=True)
+            given = seen.outputs[coupling.router]
+            shares, experts = given.topk(int(given.gt(0).sum(1).max()))
+            return experts, shares
         seen = self._watched(index, weights, x, inputs=(coupling.reads,), stop=True)
         _, experts, shares = seen.inputs[coupling.reads][:3]
         return experts, shares

@@ -56,6 +56,8 @@ class NeuronCoupling(Coupling):
         units: how many neurons.
         activation: between producers and consumer.
         expert: number in a stack, None for an MLP that every token passes.
+        router: path of the module that gives every expert's share of a token, where shares scale what experts are
+            given; None where they scale what experts give.
         own: the MLP's own module, where nothing else tells what is between producers and consumer.
     """
 
@@ -65,6 +67,7 @@ class NeuronCoupling(Coupling):
     units: int
     activation: Activation = field(compare=False)
     expert: int | None = None
+    router: str | None = None
     own: "OwnMlp | None" = field(default=None, compare=False)
 
     def neurons(self, x: Tensor, mlp: Mapping[Role, Tensor]) -> Tensor:

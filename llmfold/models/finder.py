@@ -158,31 +158,66 @@ def _mlp(path: str, module: nn.Module) -> Iterator[NeuronCoupling]:
         return
 
 
+@dataclass(frozen=True)
+class _Stack:
+    """How experts lie in the tensors of a module that holds all of them.
+
+    Attributes:
+        transposed: whether a matrix stands as (inputs, outputs).
+        fused: name of the parameter with the producers.
+        gated: whether it holds gate and up.
+        interleaved: whether these alternate row by row.
+        biased: whether there are biases.
+        activation: between producers and consumer.
+        router: path of the module that gives every expert's share, where shares scale what experts are given.
+    """
+
+    transposed: bool
+    fused: str
+    gated: bool
+    interleaved: bool
+    biased: bool
+    activation: Any
+    router: str | None = None
+
+
+def _stack(path: str, module: Any) -> _Stack | None:
+    """How a module's experts lie, if it is a stack of such."""
+    down, fused = (getattr(module, name, None) for name in ("down_proj", "gate_up_proj"))
+    if not isinstance(down, nn.Parameter) or down.ndim != 3:
+        return None
+    if hasattr(module, "is_transposed"):  # as transformers marks them
+        gated, interleaved = bool(module.has_gate), not getattr(module, "is_concatenated", True)
+        activation = _OfModule(module._apply_gate, interleaved) if gated else _Elementwise(module.act_fn)
+        name = "gate_up_proj" if gated else "up_proj"
+        return _Stack(bool(module.is_transposed), name, gated, interleaved, bool(module.has_bias), activation)
+    function, (experts, units, hidden) = _activation(module), down.shape
+    if fused is None or function is None or fused.shape != (experts, hidden, 2 * units):
+        return None
+    router = f"{path.rpartition('.')[0]}.router"  # Llama 4 hands its experts tokens that it has scaled
+    return _Stack(True, "gate_up_proj", True, False, False, _Elementwise(function), router)
+
+
 def _experts(path: str, module: Any) -> Iterator[NeuronCoupling]:
-    """Couplings of a stack of experts, as transformers marks them."""
-    down = getattr(module, "down_proj", None)
-    if not isinstance(down, nn.Parameter) or down.ndim != 3 or not hasattr(module, "is_transposed"):
+    """Couplings of a stack of experts."""
+    stack = _stack(path, module)
+    if stack is None:
         return
-    gated, transposed = bool(module.has_gate), bool(module.is_transposed)
-    interleaved = not getattr(module, "is_concatenated", True)
-    units = int(down.shape[1 if transposed else 2])
-    producer, reader = (1, 0) if transposed else (0, 1)
-    fused = "gate_up_proj" if gated else "up_proj"
+    down = module.down_proj
+    units = int(down.shape[1 if stack.transposed else 2])
+    producer, reader = (1, 0) if stack.transposed else (0, 1)
     for number in range(len(down)):
         slots: dict[Role, Slot] = {}
-        for part, role in enumerate(("gate", "up") if gated else ("up",)):
-            rows = (Interleaved if interleaved else Block)(part, 2) if gated else Block(0, 1)
-            slots[role] = Slot(f"{path}.{fused}", producer, expert=number, rows=rows)
-            if module.has_bias:
-                slots[f"{role}_bias"] = Slot(f"{path}.{fused}_bias", matrix=False, expert=number, rows=rows)
+        for part, role in enumerate(("gate", "up") if stack.gated else ("up",)):
+            rows = (Interleaved if stack.interleaved else Block)(part, 2) if stack.gated else Block(0, 1)
+            slots[role] = Slot(f"{path}.{stack.fused}", producer, expert=number, rows=rows)
+            if stack.biased:
+                slots[f"{role}_bias"] = Slot(f"{path}.{stack.fused}_bias", matrix=False, expert=number, rows=rows)
         slots["down"] = Slot(f"{path}.down_proj", reader, consumer=True, expert=number)
-        if module.has_bias:
+        if stack.biased:
             slots["down_bias"] = Slot(f"{path}.down_proj_bias", matrix=False, consumer=True, expert=number)
-        if gated:
-            activation: Any = _OfModule(module._apply_gate, interleaved)
-        else:
-            activation = _Elementwise(module.act_fn)
-        yield NeuronCoupling(slots, f"{path}.{number}", path, path, units, activation, expert=number)
+        name, gives = f"{path}.{number}", path if stack.router is None else path.rpartition(".")[0]
+        yield NeuronCoupling(slots, name, path, gives, units, stack.activation, expert=number, router=stack.router)
 
 
 def head_coupling(layer: nn.Module) -> HeadCoupling | None:

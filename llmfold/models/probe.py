@@ -175,13 +175,21 @@ def _expert_agrees(coupling: NeuronCoupling, layer: nn.Module, hidden: int, gene
             tensors[name] = _narrow(module, name, slot, coupling.units)
         slot.write(tensors[name], mlp[role], widths)
     assert coupling.expert is not None
-    index = torch.full((_ROWS, 1), coupling.expert)
+    if coupling.router is None:
+        given: tuple[Tensor, ...] = (x, torch.full((_ROWS, 1), coupling.expert), torch.ones(_ROWS, 1))
+    else:  # sorted by expert
+        sorted_rows = x.new_zeros(len(layer.get_parameter(coupling.slots["down"].tensor)), _ROWS, hidden)
+        sorted_rows[coupling.expert] = x
+        given = (sorted_rows.flatten(0, 1),)
     try:
-        given = functional_call(module, tensors, (x, index, torch.ones(_ROWS, 1)))
+        made = functional_call(module, tensors, given)
     except _UNLIKE:
         return False
+    made = made[0] if isinstance(made, tuple) else made
+    if coupling.router is not None:
+        made = made.view(-1, _ROWS, hidden)[coupling.expert]
     wanted = nn.functional.linear(coupling.neurons(x, mlp), mlp["down"], mlp.get("down_bias"))
-    return _close(given[0] if isinstance(given, tuple) else given, wanted)
+    return _close(made, wanted)
 
 
 def _narrow(module: nn.Module, name: str, slot: Slot, units: int) -> Tensor:

@@ -100,7 +100,9 @@ class Seen:
         """The same for its outputs."""
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
-            self.outputs[path] = output[0] if isinstance(output, tuple) else output
+            given: Tensor = output[0] if isinstance(output, tuple) else output
+            # What stands behind may add to it in place; where gradients are wanted it is part of the graph.
+            self.outputs[path] = given if given.requires_grad else given.clone()
             self._stop_at(wanted)
 
         return note

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -123,11 +123,13 @@ def find_keys(shape: "StockShape", config: PretrainedConfig) -> "StockShape":
     for kept, alike, neurons in itertools.product((False, True), (False, True), candidates):
         tried = dataclasses.replace(shape, keys=WidthKeys(neurons, heads=False))
         if kept:
-            tried = _without(tried, groups.keys() - neurons.keys())
+            rest = groups.keys() - neurons.keys()
+            tried = _without(tried, {each: f"{each[1]}, whose width no key of the config holds alone" for each in rest})
         if not neurons or holds(config, tried, _narrower(tried, alike=alike)):
             break
     else:
-        tried = _without_neurons(shape, "no key of its config holds the width of its MLP alone")
+        tried = _without(shape, dict.fromkeys(groups, "no key of its config holds the width of its MLP alone"))
+        tried = dataclasses.replace(tried, keys=WidthKeys({}, heads=False))
     heads = dataclasses.replace(tried, keys=dataclasses.replace(tried.keys, heads=True))
     fewer = _fewer_heads(heads)
     if fewer != heads.layers and holds(config, heads, fewer):
@@ -185,31 +187,17 @@ def _fewer_heads(shape: "StockShape") -> tuple[LayerShape, ...]:
     )
 
 
-def _without(shape: "StockShape", groups: Collection[tuple[int, str]]) -> "StockShape":
-    """The shape with some groups of couplings, by kind of layer, kept as they are."""
+def _without(shape: "StockShape", lost: Mapping[tuple[int, str], str]) -> "StockShape":
+    """The shape with some groups of couplings, by kind of layer, kept as they are, for the reasons given."""
     kinds = []
     for kind in shape.kinds:
-        lost = {name for number, name in groups if number == kind.full.kind}
-        neurons = tuple(each for each in kind.couplings.neurons if group_of(each.name) not in lost)
-        reasons = tuple(f"{name}, whose width no key of the config holds alone" for name in sorted(lost))
+        neurons = tuple(each for each in kind.couplings.neurons if (kind.full.kind, group_of(each.name)) not in lost)
+        reasons = dict.fromkeys(reason for (number, _), reason in sorted(lost.items()) if number == kind.full.kind)
         couplings = dataclasses.replace(kind.couplings, neurons=neurons, kept=(*kind.couplings.kept, *reasons))
         full = dataclasses.replace(kind.full, intermediate=main_units(neurons))
         kinds.append(dataclasses.replace(kind, full=full, couplings=couplings))
     layers = tuple(dataclasses.replace(each, intermediate=kinds[each.kind].full.intermediate) for each in shape.layers)
     return dataclasses.replace(shape, kinds=tuple(kinds), layers=layers)
-
-
-def _without_neurons(shape: "StockShape", reason: str) -> "StockShape":
-    kinds = tuple(
-        dataclasses.replace(
-            kind,
-            full=dataclasses.replace(kind.full, intermediate=0),
-            couplings=dataclasses.replace(kind.couplings, neurons=(), kept=(*kind.couplings.kept, reason)),
-        )
-        for kind in shape.kinds
-    )
-    layers = tuple(dataclasses.replace(layer, intermediate=0) for layer in shape.layers)
-    return dataclasses.replace(shape, kinds=kinds, layers=layers, keys=WidthKeys({}, heads=False))
 
 
 def _without_heads(shape: "StockShape") -> "StockShape":

@@ -139,14 +139,15 @@ class Run:
         """Let what the method measures decide the widths, if it may."""
         if method is None:
             return
-        planned = self.plan.written_as
+        planned = self.plan
         with self.stages("widths"), torch.no_grad():
             if self.config.measures:
                 curves = self._curves(method)
                 self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
             self.plan = method_of(self.config.method).replan(self.plan, method)
-        check_output_class(self.checkpoint.config, self.plan)
-        if self.plan.written_as != planned:
+        if self.plan.after.layers != planned.after.layers:
+            check_output_class(self.checkpoint.config, self.plan)
+        if self.plan.written_as != planned.written_as:
             check_tokenizer_can_be_kept(self.checkpoint.folder, self.plan)
         if self.ranks.is_main and METHOD not in self.journal.done:
             self.journal.append(METHOD, {}, method.data_facts())

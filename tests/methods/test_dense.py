@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from stock_models import some_tokens, tiny_stock
 from support import tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmfold.checkpoint import Source
 from llmfold.methods.base import ReadLayer
-from llmfold.methods.dense import DenseStates, Measurement, row_weight
+from llmfold.methods.dense import DenseStates, ExpertInputs, Measurement, row_weight
 from llmfold.models import Role, tensor_name
 from llmfold.models.context import Context
 from llmfold.pipeline.opening import open_source
-from llmfold.runtime.hidden_states import STATE_FOLDER
+from llmfold.runtime.hidden_states import STATE_FOLDER, chunks
 
 LAYERS, SIZE = 4, (20, 12)
 TOKENS = torch.randint(0, 64, SIZE, generator=torch.Generator().manual_seed(0))
@@ -112,3 +113,29 @@ def test_a_layer_gives_its_mlps_inputs_and_outputs(prepare: Callable[..., Prepar
     else:
         expected = around.before[part].reshape(-1, measurement.shape.hidden)
     torch.testing.assert_close(torch.from_numpy(added), torch.from_numpy(expected.copy()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "llama4_text"])
+def test_what_experts_give_on_tokens_routed_to_them_is_what_the_model_adds(family: str, tmp_path: Path) -> None:
+    tiny, size = tiny_stock(family), (12, 10)
+    embedded, context = tiny.shape.stock.embed(tiny.outside, some_tokens(*size)), Context(tiny.shape)
+    measurement = Measurement(
+        context, lambda: (embedded[part] for part in chunks(12)), size, tmp_path, torch.device("cpu")
+    )
+    states = DenseStates(measurement)
+    with torch.no_grad():
+        states.move_to([1], tiny.layer)
+        around, total = states.around(1, tiny.layer(1)), torch.zeros(120, tiny.shape.hidden)
+        experts = [each for each in tiny.shape.couplings(around.shape).neurons if each.expert is not None]
+        for coupling in experts:
+            inputs = around.neurons_of(coupling)
+            assert isinstance(inputs, ExpertInputs)
+            rows, shares = inputs.routed
+            x, y, _ = inputs.mlp(slice(0, 12))
+            torch.testing.assert_close(inputs.mlp_output(x, inputs.weights), y)
+            total.index_add_(0, rows, y if coupling.router else y * shares[:, None])
+        x = torch.from_numpy(around.before[:].copy())
+        seen = tiny.shape.stock.watched(1, tiny.layer(1), x, outputs=(experts[0].reads,))
+    given = seen.outputs[experts[0].reads]
+    expected = given.reshape(-1, 120, tiny.shape.hidden).sum(0)  # Llama 4's come expert after expert
+    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ from llmfold.models.stock import StockModel
 HIDDEN = 32
 SEPARATE = ("llama", "gemma2", "opt")
 FUSED = ("phi3", "glm4")
-STACKED = ("mixtral", "gpt_oss")
+STACKED = ("mixtral", "gpt_oss", "llama4_text")
 
 
 def found(family: str) -> tuple[NeuronCoupling, StockModel]:

@@ -12,7 +12,7 @@ from llmfold.models.context import Context
 from llmfold.models.read_shape import stock_shape
 from llmfold.models.stock import StockModel
 
-FAMILIES = ("cohere", "gemma2", "gpt2", "gpt_neox", "gpt_oss", "mixtral", "olmo2", "opt", "phi3")
+FAMILIES = ("cohere", "gemma2", "gpt2", "gpt_neox", "gpt_oss", "llama4_text", "mixtral", "olmo2", "opt", "phi3")
 DESCRIBED = ("llama", "mistral", "qwen2", "qwen3")
 
 
