@@ -35,6 +35,7 @@ _QWEN4 = {
     "heads_per_ngram": 2,
     "eos_token_id": 2,
 }
+_MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}}
 _ADAPTER = {"adapter_in_dim": 32, "adapter_out_dim": 32}
 
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {
@@ -89,6 +90,9 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "llama4": {"text_config": _LLAMA4},
     "llama4_text": _LLAMA4,
+    "glm4v": _MROPE,
+    "qwen2_5_vl": _MROPE,
+    "qwen2_vl": _MROPE,
     "longcat_flash": {"zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "n_groups": 2, "chunk_size": 8},
     "mellum": _DENSE_FIRST,

@@ -1,4 +1,4 @@
-"""Fold a tiny random model of every causal language model that transformers knows, and write down what became of it.
+"""Fold a tiny random model of every causal language model of transformers, and of wrappers; say what became of it.
 
     make families                                           # all types, to eval/results/families.md
     python eval/families/run.py --work W gemma2 mixtral      # these alone, printed
@@ -22,12 +22,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import DECODERS, MODEL_TYPES, UNBUILDABLE, tiny_checkpoint
-from transformers import AutoModelForCausalLM
+from tiny import DECODERS, MODEL_TYPES, UNBUILDABLE, WRAPPERS, tiny_checkpoint
+from transformers import AutoConfig
 
 import llmfold
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import LlmfoldError, UsageError
+from llmfold.models.auto_class import auto_class
 from llmfold.models.tying import stored_shape, with_stock
 
 SEED = 0
@@ -103,7 +104,8 @@ def name_beginning(folder: Path) -> None:
 
 def logits_of(folder: Path) -> torch.Tensor:
     """Logits of stock transformers on a few tokens."""
-    model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    loader = auto_class(AutoConfig.from_pretrained(folder))
+    model, loading = loader.from_pretrained(folder, output_loading_info=True)
     for kind, names in loading.items():
         if names:
             raise ValueError(f"transformers reports {kind}: {sorted(map(str, names))[0]}")
@@ -149,7 +151,7 @@ def check_exact(source: Path, output: Path) -> None:
 
 def check_folded(output: Path, report: Any) -> None:
     """Raise ValueError unless an output has the parameters that were planned, and generates."""
-    model = AutoModelForCausalLM.from_pretrained(output).eval()
+    model = auto_class(AutoConfig.from_pretrained(output)).from_pretrained(output).eval()
     stored = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}  # tied ones once
     count = sum(stored.values())
     if count != report.parameters_after:
@@ -187,7 +189,10 @@ def try_type(model_type: str, work: Path) -> Row:
 
 def page(rows: list[Row], command: str) -> str:
     """The table as Markdown."""
+    wrappers = [row for row in rows if row.type in WRAPPERS]
+    rows = [row for row in rows if row.type not in WRAPPERS]
     folded = [row for row in rows if row.folded]
+    kept = [row for row in (*rows, *wrappers) if not row.folded]
     decoders = [row for row in rows if row.type in DECODERS]
     lines = [
         "# Every causal language model of transformers",
@@ -201,15 +206,26 @@ def page(rows: list[Row], command: str) -> str:
         "",
         "| type | what is folded | paper | self |",
         "|---|---|---:|---:|",
-        *(f"| {row.type} | {row.couplings} | {_percent(row, 'paper')} | {_percent(row, 'self')} |" for row in folded),
+        *map(_line, folded),
+        "",
+        "Wrappers that see images too, loaded by `AutoModelForImageTextToText`; their language part is folded, all else"
+        " is copied.",
+        "",
+        "| type | what is folded | paper | self |",
+        "|---|---|---:|---:|",
+        *(_line(row) for row in wrappers if row.folded),
         "",
         "| type | why not |",
         "|---|---|",
-        *(f"| {row.type} | {'**fault**: ' if row.wrong else ''}{row.reason} |" for row in rows if not row.folded),
+        *(f"| {row.type} | {'**fault**: ' if row.wrong else ''}{row.reason} |" for row in kept),
         "",
         *(f"{row.type}: **fault** after some folds: {row.reason}" for row in folded if row.reason),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _line(row: Row) -> str:
+    return f"| {row.type} | {row.couplings} | {_percent(row, 'paper')} | {_percent(row, 'self')} |"
 
 
 def _percent(row: Row, method: str) -> str:
@@ -237,7 +253,7 @@ def main(arguments: list[str] | None = None, tell: Callable[[str], None] = print
     options.work.mkdir(parents=True, exist_ok=True)
     path = options.work / "rows.jsonl"
     rows = known_rows(path)
-    types = options.types or [name for name in MODEL_TYPES if name not in rows]
+    types = options.types or [name for name in (*MODEL_TYPES, *WRAPPERS) if name not in rows]
     with path.open("a", encoding="utf-8") as lines:
         for name in types:
             rows[name] = try_type(name, options.work)

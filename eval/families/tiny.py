@@ -26,8 +26,15 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from llmfold.models.auto_class import auto_class
+
 MODEL_TYPES: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 DECODERS: tuple[str, ...] = tuple(t for t in MODEL_TYPES if t not in {*ENCODERS, *SEQUENCE_TO_SEQUENCE})
+WRAPPERS: tuple[str, ...] = (
+    *("aya_vision", "glm4v", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3", "paligemma"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "smolvlm"),
+)
+"""Models that see images too, of which the language part is folded; the auto class of causal models knows others."""
 
 MATRIX_STD = 0.25
 VECTOR_STD = 0.1
@@ -55,7 +62,7 @@ def tiny_model(model_type: str, seed: int) -> PreTrainedModel:
         if model_type in WHOLE_CLASS:
             model = getattr(transformers, WHOLE_CLASS[model_type])._from_config(config, dtype=torch.float32)
         else:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = auto_class(config).from_config(config, dtype=torch.float32)
         _enliven(model)
     return model.eval()
 
@@ -94,7 +101,7 @@ def proof(model_type: str, folder: Path, seed: int = 0) -> list[str]:
     model = tiny_model(model_type, seed)
     model.save_pretrained(folder)
     whole = WHOLE_CLASS.get(model_type)
-    loader = getattr(transformers, whole) if whole else AutoModelForCausalLM
+    loader = getattr(transformers, whole) if whole else auto_class(tiny_config(model_type))
     reloaded, loading = loader.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     wrong = [f"{kind}: {sorted(map(str, keys))[:3]}" for kind, keys in loading.items() if keys]
     tokens = torch.randint(3, VOCABULARY - 16, (2, 12), generator=torch.Generator().manual_seed(seed))

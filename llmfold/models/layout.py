@@ -20,7 +20,7 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
-from llmfold.errors import CheckpointError
+from llmfold.errors import CheckpointError, UsageError
 from llmfold.models import refusals
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -133,6 +133,9 @@ class Layout:
             if group.converter is None:
                 stored.update({name: parameters[group.target] for name, _ in group.stored})
                 continue
+            if any(getattr(operation, "check_dims", False) for operation in group.converter.operations):
+                stored.update(self._as_it_lay(group, parameters[group.target]))
+                continue
             self._model._weight_conversions = self._conversions
             values = revert_weight_conversion(self._model, {name: parameters[name] for name in group.parameters})
             names = {name for name, _ in group.stored}
@@ -144,6 +147,19 @@ class Layout:
                 )
             stored.update(values)
         return stored
+
+    def _as_it_lay(self, group: Group, parameter: Tensor) -> dict[str, Tensor]:
+        """A tensor that transformers turns or not, by its shape, when it reads it: in the source's orientation."""
+        ((name, _),) = group.stored
+        if self.stored[name] == group.parameters[group.target]:
+            return {name: parameter}
+        turned = parameter.transpose(1, 2).contiguous()
+        if turned.shape == parameter.shape:
+            raise UsageError(
+                f"{name} is square at the planned widths, and transformers could not tell which way it lies: choose "
+                "another ratio, or --multiple-of"
+            )
+        return {name: turned}
 
 
 def default_names(model: PreTrainedModel, parameters: Shapes) -> dict[str, tuple[int, ...]]:

@@ -7,10 +7,11 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from llmfold.errors import CheckpointError
+from llmfold.models.auto_class import auto_class
 from llmfold.models.refusals import reason
 from llmfold.models.settings import text_config
 from llmfold.runtime.quiet import quiet_transformers
@@ -27,7 +28,8 @@ def build_stock(config: PretrainedConfig) -> PreTrainedModel:
     """
     try:
         with quiet_transformers(), no_init_weights(), init_empty_weights(include_buffers=False), _LargeOnMeta():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            loader = auto_class(config)
+            model: PreTrainedModel = loader.from_config(config, dtype=torch.float32, trust_remote_code=False)
             model.set_experts_implementation("eager")
     except Exception as error:  # any kind, by the setting that is wrong
         raise CheckpointError(

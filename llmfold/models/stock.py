@@ -182,18 +182,34 @@ class StockModel:
         name = f"{self.embedding_path}.weight"
         table, ids = torch.from_numpy(np.zeros(self.parameters[name], np.float32)), torch.unique(tokens)
         table[ids] = outside[name][ids].float()
-        return {**{key: outside[key] for key in outside.keys() & self._before}, name: table}
+        known = {key: outside[key] for key in outside.keys() & self._before}
+        return {**self._unseen(tokens.device), **known, name: table}
 
     def widened(self, outside: Outside) -> dict[str, Tensor]:
         """Parameters outside the layers in float32, but for the embedding and the head, of which parts are used."""
         tables = {f"{path}.weight" for path in (self.embedding_path, self.head_path)}
         return {name: tensor if name in tables else tensor.float() for name, tensor in outside.items()}
 
+    @cached_property
+    def language(self) -> frozenset[str]:
+        """Parameters outside the layers that text passes; of a wrapper those of its decoder, and the ends."""
+        outside = frozenset(name for name in self.parameters if not self.is_inside(name))
+        if text_config(self.model.config) is self.model.config:
+            return outside
+        parts = (self.path.rpartition(".")[0], self.embedding_path, self.head_path)
+        return frozenset(name for name in outside if name.startswith(tuple(f"{part}." for part in parts)))
+
+    def _unseen(self, device: torch.device) -> dict[str, Tensor]:
+        """What text does not pass, without room: a wrapper may ask its first parameter where to compute."""
+        others = self.parameters.keys() - self.language
+        zero = torch.zeros((), device=device)
+        return {name: zero.expand(self.parameters[name]) for name in others if not self.is_inside(name)}
+
     @property
     def _before(self) -> set[str]:
         """Parameters outside the layers that are not the output embedding."""
         head = f"{self.head_path}."
-        return {key for key in self.parameters if not key.startswith(head) and not self.is_inside(key)}
+        return {name for name in self.language if not name.startswith(head)}
 
     def is_inside(self, name: str) -> bool:
         """Whether a parameter of the model belongs to a decoder layer."""
@@ -233,7 +249,7 @@ class StockModel:
 
         if ids is None:
             ids = torch.zeros(sequences, tokens, dtype=torch.int64, device=device)
-        outside = {name: self._stand_in(name, device) for name in self._before}
+        outside = {**self._unseen(device), **{name: self._stand_in(name, device) for name in self._before}}
         for self._extra in (None, (), (_HANDED_ON,)):
             found.clear()
             hook = self.model.get_submodule(self.head_path).register_forward_pre_hook(stop)
@@ -347,7 +363,7 @@ class StockModel:
         ids = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
         head, looked_up = self.model.get_submodule(self.head_path), f"{self.embedding_path}.weight"
         none = torch.zeros(1, device=x.device).expand(self.parameters[looked_up])
-        tensors = {**outside, looked_up: none}
+        tensors = {**self._unseen(x.device), **outside, looked_up: none}
         forward, head.forward = head.forward, lambda rows: _Widened.apply(rows, head.weight, head.bias)  # type: ignore[no-untyped-call]
         try:
             with self._visiting(lambda index, hidden, given: x if index == last else hidden):

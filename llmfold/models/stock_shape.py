@@ -249,8 +249,12 @@ class StockShape(ModelShape):
         return [name for group in self.layout.groups if group.target in ends for name, _ in group.stored]
 
     def outside(self, read: Any) -> dict[str, Tensor]:
-        """Parameters outside the layers by name; ``read`` gives a stored tensor. A tied head is there twice."""
-        made = self.layout.load(self._outside_groups(), read)
+        """Parameters outside the layers that text passes, by name; ``read`` gives a stored tensor.
+
+        A tied head is there twice.
+        """
+        groups = (group for group in self._outside_groups() if not self.stock.language.isdisjoint(group.parameters))
+        made = self.layout.load(groups, read)
         head, embedding = f"{self.stock.head_path}.weight", f"{self.stock.embedding_path}.weight"
         if self.tied:
             made.setdefault(head, made.get(embedding, made.get(head)))  # type: ignore[arg-type]

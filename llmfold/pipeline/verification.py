@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from llmfold.checkpoint import Checkpoint, is_damage, sha256
 from llmfold.checkpoint.blocks import is_finite
@@ -17,6 +17,7 @@ from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.methods.base import read_layer
 from llmfold.models import EMBEDDING, HEAD, ModelShape, shape_of
+from llmfold.models.auto_class import auto_class
 from llmfold.models.casting import not_finite
 from llmfold.models.context import Context
 from llmfold.models.family_settings import family_settings
@@ -163,7 +164,7 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
     """
     with _transformers_must("build a model from the folded config"), quiet_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=remote_code)
+        model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=remote_code)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     written = {t.name: t.shape for t in checkpoint.tensors.values()}
     absent = ({HEAD, EMBEDDING} if config.tie_word_embeddings else set()) - written.keys()
@@ -239,7 +240,8 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
         placement = {"device_map": _on_disk(plan.after), "offload_folder": scratch}
     with _scratch(scratch), quiet_transformers():
         with _transformers_must("load the folded checkpoint"):
-            model, info = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=plan.needs_remote_code)
+            model, info = auto_class(config).from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, trust_remote_code=plan.needs_remote_code, **placement
             )
         for kind, names in info.items():

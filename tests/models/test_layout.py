@@ -7,11 +7,14 @@ import torch
 from stock_models import Tiny, tiny_stock
 from support import SINGLE, tensors
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 
-from llmfold.errors import CheckpointError
+from llmfold.errors import CheckpointError, UsageError
 from llmfold.models import LayerShape
 from llmfold.models.layout import Layout, default_names
+from llmfold.models.skeleton import build_stock
 from llmfold.models.slots import narrowed
+from llmfold.models.stock import StockModel
 
 FAMILIES = ("mixtral", "phi3")
 
@@ -110,3 +113,27 @@ def test_tensors_that_do_not_fit_are_named(tiny: Tiny, stored: dict[str, Tensor]
     assert Layout(stock.model, stock.parameters, known).missing(stock.parameters) == [norm]
     with pytest.raises(CheckpointError, match=f"tensor {norm} is missing"):
         tiny.shape.of_stored(known)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_tensor_that_is_turned_by_its_shape_keeps_its_orientation_and_is_never_square(turned: bool) -> None:
+    config = CONFIG_MAPPING["qwen3_vl_moe"]()
+    small = {"hidden_size": 32, "moe_intermediate_size": 24, "num_experts": 3, "num_hidden_layers": 2}
+    config.text_config.update({**small, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8})
+    stock = StockModel(build_stock(config))
+    name = f"{stock.path}.0.mlp.experts.gate_up_proj"
+    names = {key: tuple(size) for key, size in stock.parameters.items()}
+    experts, rows, columns = names[name]
+    assert (rows, columns) == (48, 32)
+    stored = {**names, name: (experts, columns, rows)} if turned else names
+    layout = Layout(stock.model, stock.parameters, stored)
+    (group,) = (group for group in layout.groups if group.target == name)
+    narrow = torch.randn(experts, 20, columns)
+    (written,) = layout.store([group], {name: narrow}).values()
+    assert torch.equal(written, narrow.transpose(1, 2) if turned else narrow)
+    square = {name: torch.randn(experts, columns, columns)}
+    if turned:
+        with pytest.raises(UsageError, match="square at the planned widths"):
+            layout.store([group], square)
+    else:
+        assert layout.store([group], square).keys() == {name}
