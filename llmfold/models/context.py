@@ -1,6 +1,7 @@
 """Forward passes of a model, a layer at a time, by the stock model's own layers."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -78,11 +79,16 @@ class Context:
             index: of the layer.
             widths: those of the weights where they are not the model's.
         """
-        with self.stock.sharing(index, (widths or self.shape.layers[index]).group_size):
+        with self._at_widths(index, widths):
             return self.stock.layer(index, weights, x)
 
+    def _at_widths(self, index: int, widths: LayerShape | None = None) -> AbstractContextManager[None]:
+        """Where a layer runs that may be narrower than the stock model's."""
+        before, now = self.shape.kinds[self.shape.layers[index].kind].full, widths or self.shape.layers[index]
+        return nullcontext() if now.group_size == before.group_size else self.stock.sharing(index, now.group_size)
+
     def _watched(self, index: int, weights: Weights, x: Tensor, **places: Any) -> Seen:
-        with self.stock.sharing(index, self.shape.layers[index].group_size):
+        with self._at_widths(index):
             return self.stock.watched(index, weights, x, **places)
 
     def heads(self, x: Tensor, weights: Weights, index: int) -> Tensor:
