@@ -1,6 +1,7 @@
 """Does the memory of a fold depend on the model's depth? Folds random sharded bf16 checkpoints of two depths.
 
     python eval/streaming_memory.py --layers 8 16 --hidden 3072 --intermediate 4096 > eval/results/streaming_memory.md
+    python eval/streaming_memory.py --layers 2 6 --hidden 1024 --intermediate 3584 --experts 8
 
 Each fold runs in a process of its own, with the full reload check. ``growth`` is the peak anonymous memory less what
 the process held after folding a toy checkpoint, so that Python, torch and transformers are not counted.
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,17 @@ HEAD_DIM = 128
 VOCABULARY = 1024
 
 
-def write_checkpoint(folder: Path, layers: int, hidden: int, intermediate: int) -> Path:
-    """Write a random bf16 Llama with one shard per layer; all layers hold the same numbers, which costs nothing."""
+def write_checkpoint(folder: Path, layers: int, hidden: int, intermediate: int, experts: int = 0) -> Path:
+    """Write a random bf16 Llama with one shard per layer, or a Mixtral with so many experts a layer.
+
+    All layers hold the same numbers, which costs nothing.
+    """
     folder.mkdir(parents=True)
     heads = hidden // HEAD_DIM
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["MixtralForCausalLM" if experts else "LlamaForCausalLM"],
+        "model_type": "mixtral" if experts else "llama",
+        **({"num_local_experts": experts, "num_experts_per_tok": 2} if experts else {}),
         "hidden_size": hidden,
         "intermediate_size": intermediate,
         "num_hidden_layers": layers,
@@ -60,9 +66,7 @@ def write_checkpoint(folder: Path, layers: int, hidden: int, intermediate: int) 
         "self_attn.v_proj.weight": random(width, hidden),
         "self_attn.o_proj.weight": random(hidden, width),
         "post_attention_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
-        "mlp.gate_proj.weight": random(intermediate, hidden),
-        "mlp.up_proj.weight": random(intermediate, hidden),
-        "mlp.down_proj.weight": random(hidden, intermediate),
+        **_mlps(hidden, intermediate, experts, random),
     }
     shards = [{f"model.layers.{i}.{name}": t for name, t in layer.items()} for i in range(layers)]
     outside = {"model.embed_tokens.weight": random(VOCABULARY, hidden)}
@@ -76,10 +80,28 @@ def write_checkpoint(folder: Path, layers: int, hidden: int, intermediate: int) 
     return folder
 
 
-def layer_bytes(hidden: int, intermediate: int) -> int:
+def _mlps(hidden: int, intermediate: int, experts: int, random: Callable[[int, int], Tensor]) -> dict[str, Tensor]:
+    """An MLP under the names of Llama, or a router and its experts under those of Mixtral."""
+    gate, up, down = (
+        random(*size) for size in ((intermediate, hidden), (intermediate, hidden), (hidden, intermediate))
+    )
+    if not experts:
+        return {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up, "mlp.down_proj.weight": down}
+    return {
+        "block_sparse_moe.gate.weight": random(experts, hidden),
+        **{
+            f"block_sparse_moe.experts.{number}.{name}.weight": tensor.roll(number, 0)
+            for number in range(experts)
+            for name, tensor in (("w1", gate), ("w3", up), ("w2", down))
+        },
+    }
+
+
+def layer_bytes(hidden: int, intermediate: int, experts: int = 0) -> int:
     """Bytes of one decoder layer."""
     width = hidden // HEAD_DIM * HEAD_DIM
-    return 2 * (4 * hidden * width + 3 * hidden * intermediate + 2 * hidden)
+    mlps = max(1, experts) * 3 * hidden * intermediate + experts * hidden
+    return 2 * (4 * hidden * width + mlps + 2 * hidden)
 
 
 def fold_here(
@@ -106,11 +128,18 @@ def fold_here(
 
 
 def measure(
-    folder: Path, layers: int, hidden: int, intermediate: int, options: dict[str, Any], *, from_disk: bool = False
+    folder: Path,
+    layers: int,
+    hidden: int,
+    intermediate: int,
+    options: dict[str, Any],
+    *,
+    experts: int = 0,
+    from_disk: bool = False,
 ) -> dict[str, float]:
     """Make a checkpoint inside ``folder``, fold it in a process of its own, and remove both; see ``fold_here``."""
-    source = write_checkpoint(folder / f"model-{layers}", layers, hidden, intermediate)
-    toy = write_checkpoint(folder / f"toy-{layers}", 1, 2 * HEAD_DIM, 64)
+    source = write_checkpoint(folder / f"model-{layers}", layers, hidden, intermediate, experts)
+    toy = write_checkpoint(folder / f"toy-{layers}", 1, 2 * HEAD_DIM, 64, experts)
     settings = json.dumps({"options": options, "from_disk": from_disk})
     command = [sys.executable, __file__, "--child", str(source), str(toy), str(folder / "out"), settings]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -126,7 +155,8 @@ def table(arguments: argparse.Namespace, results: dict[int, dict[str, float]]) -
     """The Markdown page that goes into eval/results."""
     from llmfold.environment import versions
 
-    size = layer_bytes(arguments.hidden, arguments.intermediate)
+    size = layer_bytes(arguments.hidden, arguments.intermediate, arguments.experts)
+    kind = f"Mixtral of {arguments.experts} experts" if arguments.experts else "Llama"
     growth = {n: found["peak"] - found["base"] for n, found in results.items()}
     few, many = min(results), max(results)
     lines = [
@@ -134,7 +164,7 @@ def table(arguments: argparse.Namespace, results: dict[int, dict[str, float]]) -
         "",
         f"`python eval/streaming_memory.py {' '.join(sys.argv[1:])}`",
         "",
-        f"Random bf16 Llama, hidden {arguments.hidden}, MLP {arguments.intermediate}, {size / 1e6:.0f} MB per layer, "
+        f"Random bf16 {kind}, hidden {arguments.hidden}, MLP {arguments.intermediate}, {size / 1e6:.0f} MB per layer, "
         f"one shard per layer; options {json.dumps(arguments.options)}; full reload check.",
         "",
         "| layers | checkpoint, MB | after a toy fold, MB | peak anonymous, MB | growth, MB | seconds |",
@@ -161,6 +191,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--hidden", type=int, default=3072)
     parser.add_argument("--intermediate", type=int, default=4096)
+    parser.add_argument("--experts", type=int, default=0, help="a Mixtral with so many a layer (default: a Llama)")
     parser.add_argument(
         "--options",
         type=json.loads,
@@ -171,7 +202,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         results = {
-            n: measure(Path(folder), n, arguments.hidden, arguments.intermediate, arguments.options)
+            n: measure(
+                Path(folder), n, arguments.hidden, arguments.intermediate, arguments.options, experts=arguments.experts
+            )
             for n in arguments.layers
         }
     print(table(arguments, results))
