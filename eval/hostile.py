@@ -41,7 +41,7 @@ SPARE = 3 << 30
 
 def send(world: World, watch: Watch, name: str, number: int, count: int, current: Path) -> dict[str, Any]:
     """Draw and judge the inputs of a block."""
-    _, strategy, through = TARGETS[name]
+    kind = TARGETS[name]
     verdicts: list[Verdict] = []
     faults: list[dict[str, Any]] = []
 
@@ -53,10 +53,10 @@ def send(world: World, watch: Watch, name: str, number: int, count: int, current
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(strategy(world))
+    @given(kind.drawn(world))
     def each(value: Any) -> None:
         current.write_text(repr(value)[:5000], errors="replace")
-        verdict = judge(world, watch, through, value)
+        verdict = judge(world, watch, kind, value)
         verdicts.append(verdict)
         if verdict.fault:
             faults.append({"fault": verdict.fault, "input": repr(value)[:2000]})
@@ -113,8 +113,8 @@ def run(count: int, only: str | None, until: str | None) -> None:
     """Send what was not sent yet."""
     FOLDER.mkdir(exist_ok=True)
     log = FOLDER / "blocks.jsonl"
-    total = sum(share for share, _, _ in TARGETS.values())
-    left = {name: max(1, round(count * share / total)) for name, (share, _, _) in TARGETS.items()}
+    total = sum(kind.share for kind in TARGETS.values())
+    left = {name: max(1, round(count * kind.share / total)) for name, kind in TARGETS.items()}
     done = {name: {line["seed"] for line in _lines(log) if line["target"] == name} for name in TARGETS}
     for line in _lines(log):
         left[line["target"]] -= line["inputs"]

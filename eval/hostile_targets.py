@@ -144,10 +144,20 @@ def _tiny_model(folder: Path) -> None:
 
 
 Target = Callable[[World], st.SearchStrategy[Any]]
-Send = Callable[[World, Any], None]
+Step = Callable[[World, Any], None]
 
 
-def _opened(world: World) -> None:
+@dataclass(frozen=True)
+class Kind:
+    """A kind of input: its share of all, what is drawn, how it is put into the case, and what it is sent through."""
+
+    share: float
+    drawn: Target
+    place: Step
+    send: Step
+
+
+def _opened(world: World, _: object = None) -> None:
     """All that a fold does with a folder's small files and headers."""
     source = Source(world.case, "tiny", None)
     checkpoint, shape = open_source(source)
@@ -160,30 +170,31 @@ def _opened(world: World) -> None:
     replace_text(world.out / "config.json", config)
 
 
-def _header(world: World, data: bytes) -> None:
+def _place_header(world: World, data: bytes) -> None:
     world.like(world.base, "model.safetensors")
     (world.case / "model.safetensors").write_bytes(data)
+
+
+def _header(world: World, _: object) -> None:
     checkpoint = Checkpoint.open(world.case)
     for name in list(checkpoint.tensors)[:10]:
         checkpoint.read(name)
     _opened(world)
 
 
-def _index(world: World, data: bytes) -> None:
+def _place_index(world: World, data: bytes) -> None:
     world.like(world.base, "model.safetensors")
     for name in SHARDS:
         os.link(world.base / "model.safetensors", world.case / name)
     (world.case / "model.safetensors.index.json").write_bytes(data)
-    _opened(world)
 
 
 SHARDS = ["a.safetensors", "model-00001-of-00002.safetensors"]
 
 
-def _config(world: World, data: bytes) -> None:
+def _place_config(world: World, data: bytes) -> None:
     world.like(world.base, "config.json")
     (world.case / "config.json").write_bytes(data)
-    _opened(world)
 
 
 SIDES = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "processor_config.json")
@@ -193,11 +204,10 @@ SIDE_KEYS = (
 )
 
 
-def _side(world: World, files: dict[str, bytes]) -> None:
+def _place_files(world: World, files: dict[str, bytes]) -> None:
     world.like(world.base, *files)
     for name, data in files.items():
         (world.case / name).write_bytes(data)
-    _opened(world)
 
 
 def _sides(world: World) -> st.SearchStrategy[dict[str, bytes]]:
@@ -211,12 +221,15 @@ def _sides(world: World) -> st.SearchStrategy[dict[str, bytes]]:
     )
 
 
-def _folder(world: World, entries: list[tuple[bytes, str]]) -> None:
+def _place_entries(world: World, entries: list[tuple[bytes, str]]) -> None:
     world.like(world.base)
+    _add_entries(world, entries)
+
+
+def _add_entries(world: World, entries: list[tuple[bytes, str]]) -> None:
     for name, kind in entries:
         with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError):
             _place(world, name, kind)
-    _opened(world)
 
 
 LINKS = {
@@ -265,10 +278,7 @@ def _place(world: World, name: bytes, kind: str) -> None:
             file.truncate(1 << 40)
 
 
-def _tokenizer(world: World, files: dict[str, bytes]) -> None:
-    world.like(world.base, *files)
-    for name, data in files.items():
-        (world.case / name).write_bytes(data)
+def _tokenizer(world: World, _: object) -> None:
     load_tokenizer(world.case)
     token_ids(world.case, "it was a dark and stormy night", 64)
 
@@ -281,10 +291,21 @@ def _tokenizers(world: World) -> st.SearchStrategy[dict[str, bytes]]:
     )
 
 
-def _recipe(world: World, text: bytes) -> None:
-    path = world.case / "recipe.yaml"
-    path.write_bytes(text)
-    Options(**{"model": "m", **load_recipe(path)})
+def _placed(name: str) -> Step:
+    """An input that is the content of one file."""
+
+    def place(world: World, data: bytes) -> None:
+        (world.case / name).write_bytes(data)
+
+    return place
+
+
+def _nothing(world: World, value: object) -> None:
+    """For an input that is in no file."""
+
+
+def _recipe(world: World, _: object) -> None:
+    Options(**{"model": "m", **load_recipe(world.case / "recipe.yaml")})
 
 
 def _variants(world: World, text: str) -> None:
@@ -304,9 +325,12 @@ _VARIANT = st.builds(
 )
 
 
-def _report(world: World, data: bytes) -> None:
+def _place_report(world: World, data: bytes) -> None:
     world.like(world.folded, "report.json")
     (world.case / "report.json").write_bytes(data)
+
+
+def _report(world: World, _: object) -> None:
     check_finished(world.case)
 
 
@@ -323,24 +347,19 @@ def _reports(world: World) -> st.SearchStrategy[bytes]:
 RUN = Run("key", "paper", {"ratio": 0.2}, 0, None, "no data", 9.0, 0.1, 0.2, 0.9, 100, 0.2, 0.3, 1.0)
 
 
-def _comparison(world: World, data: bytes) -> None:
-    (world.case / "compare.json").write_bytes(data)
+def _comparison(world: World, _: object) -> None:
     results = Results.load(world.case)
     rows = [summarise([run]) for run in results.runs.values()]
     results.save({}, rows)
 
 
-def _evaluation(world: World, data: bytes) -> None:
-    path = world.case / "eval.json"
-    path.write_bytes(data)
-    results = ResultCache(path)
+def _evaluation(world: World, _: object) -> None:
+    results = ResultCache(world.case / "eval.json")
     results.get("new", lambda: {"x": 1})
 
 
-def _journal(world: World, data: bytes) -> None:
-    path = world.case / "journal.jsonl"
-    path.write_bytes(data)
-    with Journal.open(path, {"source": "x", "config": {"ratio": 0.2}}) as journal:
+def _journal(world: World, _: object) -> None:
+    with Journal.open(world.case / "journal.jsonl", {"source": "x", "config": {"ratio": 0.2}}) as journal:
         journal.append("layer-9", {}, {})
         journal.units_beside()
 
@@ -356,22 +375,25 @@ def _journals(_: World) -> st.SearchStrategy[bytes]:
     )
 
 
-def _text(world: World, made: tuple[str, bytes]) -> None:
+def _place_text(world: World, made: tuple[str, bytes]) -> None:
     suffix, data = made
-    path = world.case / f"text{suffix}"
-    path.write_bytes(data)
+    (world.case / f"text{suffix}").write_bytes(data)
+
+
+def _text(world: World, made: tuple[str, bytes]) -> None:
+    path = world.case / f"text{made[0]}"
     read_plain_text(path)
     read_plain_text(path, characters=10)
 
 
-def _fold(world: World, made: tuple[bytes, list[tuple[bytes, str]]]) -> None:
-    """The whole command, on what may well be accepted."""
+def _place_fold(world: World, made: tuple[bytes, list[tuple[bytes, str]]]) -> None:
     config, entries = made
-    world.like(world.base, "config.json")
-    (world.case / "config.json").write_bytes(config)
-    for name, kind in entries:
-        with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError):
-            _place(world, name, kind)
+    _place_config(world, config)
+    _add_entries(world, entries)
+
+
+def _fold(world: World, _: object) -> None:
+    """The whole command, on what may well be accepted."""
     words = ["--model", str(world.case), "--ratio", "0.2", "--method", "paper", "--output", str(world.out / "x")]
     errors, quiet = io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(quiet):
@@ -418,20 +440,34 @@ def _with_length(text: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _bomb(world: World, name: str) -> None:
-    place, make = BOMBS[name]
+_BOMB_STEPS: dict[str, tuple[Step, Step]] = {
+    "config.json": (_place_config, _opened),
+    "index": (_place_index, _opened),
+    "header": (_place_header, _header),
+    "recipe": (_placed("recipe.yaml"), _recipe),
+    "README.md": (lambda world, data: _place_files(world, {"README.md": data}), _opened),
+}
+
+
+def _place_bomb(world: World, name: str) -> None:
+    kind, make = BOMBS[name]
     packed = world.root / "home" / f"{name}.bomb"  # made once
     if not packed.exists():
         packed.parent.mkdir(exist_ok=True)
         packed.write_bytes(make())
     data = packed.read_bytes()
-    sends: dict[str, Send] = {"config.json": _config, "index": _index, "header": _header, "recipe": _recipe}
-    if place == "README.md":
-        _side(world, {place: data})
-    elif place in sends:
-        sends[place](world, data)
+    if kind in _BOMB_STEPS:
+        _BOMB_STEPS[kind][0](world, data)
     else:
-        _text(world, (place, data))
+        _place_text(world, (kind, data))
+
+
+def _bomb(world: World, name: str) -> None:
+    kind, _ = BOMBS[name]
+    if kind in _BOMB_STEPS:
+        _BOMB_STEPS[kind][1](world, None)
+    else:
+        _text(world, (kind, b""))
 
 
 _HARMLESS = st.sampled_from(
@@ -448,29 +484,37 @@ def _folds(world: World) -> st.SearchStrategy[tuple[bytes, list[tuple[bytes, str
     return st.tuples(config.map(lambda extra: json.dumps({**world.config, **extra}).encode()), entries)
 
 
-TARGETS: dict[str, tuple[float, Target, Send]] = {
-    "safetensors header": (0.24, lambda w: safetensors((w.base / "model.safetensors").read_bytes(), w.names), _header),
-    "index": (0.12, lambda w: indexes(w.names, SHARDS), _index),
-    "config.json": (0.22, lambda w: configs(w.config), _config),
-    "links, pipes, disguises": (0.1, lambda _: folders(), _folder),
-    "side files and card": (0.1, _sides, _side),
-    "tokenizer": (0.02, _tokenizers, _tokenizer),
-    "recipe": (0.08, lambda _: recipes(), _recipe),
-    "variants of compare": (0.001, lambda _: st.lists(_VARIANT, max_size=3).map(",".join), _variants),
-    "report.json": (0.04, _reports, _report),
-    "compare.json": (
+TARGETS: dict[str, Kind] = {
+    "safetensors header": Kind(
+        0.24, lambda w: safetensors((w.base / "model.safetensors").read_bytes(), w.names), _place_header, _header
+    ),
+    "index": Kind(0.12, lambda w: indexes(w.names, SHARDS), _place_index, _opened),
+    "config.json": Kind(0.22, lambda w: configs(w.config), _place_config, _opened),
+    "links, pipes, disguises": Kind(0.1, lambda _: folders(), _place_entries, _opened),
+    "side files and card": Kind(0.1, _sides, _place_files, _opened),
+    "tokenizer": Kind(0.02, _tokenizers, _place_files, _tokenizer),
+    "recipe": Kind(0.08, lambda _: recipes(), _placed("recipe.yaml"), _recipe),
+    "variants of compare": Kind(0.001, lambda _: st.lists(_VARIANT, max_size=3).map(",".join), _nothing, _variants),
+    "report.json": Kind(0.04, _reports, _place_report, _report),
+    "compare.json": Kind(
         0.03,
         lambda _: json_files({"format": 1, "dense": {"key": "x"}, "runs": [vars(RUN)]}, ("finished",)),
+        _placed("compare.json"),
         _comparison,
     ),
-    "results of eval": (0.01, lambda _: json_files({"format": 1, "finished": {"key": {"value": 1.0}}}), _evaluation),
-    "journal": (0.01, _journals, _journal),
-    "text": (0.03, lambda _: texts(), _text),
-    "table of texts": (0.002, lambda _: tables(), _text),
-    "bombs": (0.00016, lambda _: st.sampled_from(list(BOMBS)), _bomb),
-    "whole fold": (0.0005, _folds, _fold),
+    "results of eval": Kind(
+        0.01,
+        lambda _: json_files({"format": 1, "finished": {"key": {"value": 1.0}}}),
+        _placed("eval.json"),
+        _evaluation,
+    ),
+    "journal": Kind(0.01, _journals, _placed("journal.jsonl"), _journal),
+    "text": Kind(0.03, lambda _: texts(), _place_text, _text),
+    "table of texts": Kind(0.002, lambda _: tables(), _place_text, _text),
+    "bombs": Kind(0.00016, lambda _: st.sampled_from(list(BOMBS)), _place_bomb, _bomb),
+    "whole fold": Kind(0.0005, _folds, _place_fold, _fold),
 }
-"""By name: its share of all inputs, what is sent, and through what."""
+"""By name."""
 
 
 @dataclass
@@ -514,9 +558,10 @@ class Verdict:
     memory: int
 
 
-def judge(world: World, watch: Watch, send: Send, value: Any) -> Verdict:
-    """Send one input, and say what happened."""
+def judge(world: World, watch: Watch, kind: Kind, value: Any) -> Verdict:
+    """Put one input into an empty case, send it, and say what happened; only what it is sent through is watched."""
     world.clean()
+    kind.place(world, value)
     watch.seen.clear()
     before = _anonymous(reset=True)
     fault: str | None = None
@@ -525,7 +570,7 @@ def judge(world: World, watch: Watch, send: Send, value: Any) -> Verdict:
     try:
         with _limited(), _settled():
             watch.on = True
-            send(world, value)
+            kind.send(world, value)
     except LlmfoldError as error:
         sentence = str(error)
         fault = _bad_sentence(sentence)

@@ -282,7 +282,7 @@ CHEAP = sorted(hostile_targets.TARGETS.keys() - {"bombs", "whole fold", "table o
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_a_few_of_each_kind(world: Any, watch: Any, name: str) -> None:
-    _, strategy, send = hostile_targets.TARGETS[name]
+    kind = hostile_targets.TARGETS[name]
     faults: list[str] = []
     seen: list[bool] = []
 
@@ -294,12 +294,29 @@ def test_a_few_of_each_kind(world: Any, watch: Any, name: str) -> None:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(strategy(world))
+    @given(kind.drawn(world))
     def each(value: Any) -> None:
-        verdict = hostile_targets.judge(world, watch, send, value)
+        verdict = hostile_targets.judge(world, watch, kind, value)
         faults.extend([f"{verdict.fault}: {value!r:.500}"] if verdict.fault else [])
         seen.append(verdict.sentence is not None)
 
     each()
     assert faults == []
     assert len(seen) > 5
+
+
+def test_what_the_script_itself_clears_is_not_watched(world: Any, watch: Any) -> None:
+    twice = [(b"tokenizer_config.json", "folder"), (b"tokenizer_config.json", "text")]
+    kind = hostile_targets.TARGETS["links, pipes, disguises"]
+    assert hostile_targets.judge(world, watch, kind, twice).fault is None
+
+
+@pytest.mark.parametrize("change", [Path.touch, Path.mkdir])
+def test_what_is_written_outside_is_seen(world: Any, watch: Any, change: Callable[[Path], None]) -> None:
+    """The watch hears of a file and of a folder in the place of an input's own."""
+    path = world.root.parent / f"outside-{change.__name__}"
+    kind = hostile_targets.Kind(1, lambda _: None, lambda *_: None, lambda *_: change(path))
+    assert hostile_targets.judge(world, watch, kind, None).fault in (
+        f"outside: open {path}",
+        f"outside: os.mkdir {path}",
+    )
