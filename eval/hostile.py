@@ -8,7 +8,6 @@ a hang ends the block and is a fault. Finished blocks stand in ``FOLDER/blocks.j
 """
 
 import argparse
-import contextlib
 import gc
 import json
 import os
@@ -27,9 +26,7 @@ sys.dont_write_bytecode = True
 FOLDER = Path("/dev/shm/llmfold-hostile") if Path("/dev/shm").is_dir() else Path("hostile")
 os.environ["HF_HOME"] = str(FOLDER / "world" / "home")
 
-from hostile_targets import BYTES, SECONDS, TARGETS, Verdict, Watch, World, judge  # noqa: E402
-from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
-from hypothesis.errors import FlakyStrategyDefinition  # noqa: E402
+from hostile_targets import BYTES, SECONDS, TARGETS, Verdict, Watch, World, draw, judge  # noqa: E402
 
 from llmfold.environment import machine_words, versions  # noqa: E402
 
@@ -45,15 +42,6 @@ def send(world: World, watch: Watch, name: str, number: int, count: int, current
     verdicts: list[Verdict] = []
     faults: list[dict[str, Any]] = []
 
-    @seed(number)
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(kind.drawn(world))
     def each(value: Any) -> None:
         current.write_text(repr(value)[:5000], errors="replace")
         verdict = judge(world, watch, kind, value)
@@ -61,10 +49,7 @@ def send(world: World, watch: Watch, name: str, number: int, count: int, current
         if verdict.fault:
             faults.append({"fault": verdict.fault, "input": repr(value)[:2000]})
 
-    with contextlib.suppress(
-        FlakyStrategyDefinition
-    ):  # a choice that hypothesis cannot replay ends its search, not ours
-        each()
+    draw(world, kind, number, count, each)
     return {
         "inputs": len(verdicts),
         "refused": sum(verdict.sentence is not None for verdict in verdicts),

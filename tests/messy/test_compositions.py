@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from llmfold.pipeline import opening
 from llmfold.pipeline.run import Run
-from messy.generator import GRAVE, KINDS, LIGHT, Base, Composition, compositions
+from messy.draft import Base
+from messy.faults import GRAVE, KINDS, LIGHT
+from messy.generator import Composition, compositions
 from messy.judge import FINE, NOT_LOADED, REFUSED, judge, reason_of, reasons
 
 SOUND = Base("llama", False, "float32")
@@ -79,6 +81,14 @@ def test_a_composition_is_plain_data(composition: Composition) -> None:
     assert 2 <= len(composition.faults) <= 5
     assert {kind for kind, _ in composition.faults} <= KINDS.keys()
     assert not LIGHT.keys() & GRAVE.keys()
+    assert LIGHT.keys() | GRAVE.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("number", range(len(KINDS["a bad index"].values)))
+def test_a_fault_bears_what_another_has_taken_away(tmp_path: Path, number: int) -> None:
+    """As an index that lists a tensor elsewhere does an index that lists none."""
+    faults = [("a bad index", 5), ("a bad index", number), ("the index", 2)]
+    assert Composition(SOUND, tuple(faults)).write(tmp_path / "m").is_dir()
 
 
 @pytest.mark.parametrize(("family", "outcome"), [("llama", FINE), ("qwen2", REFUSED)])

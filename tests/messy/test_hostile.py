@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
 from reading import teach
 from support import CONFIG, INDEX, ROOT, SINGLE, edit_json
 
@@ -286,21 +285,12 @@ def test_a_few_of_each_kind(world: Any, watch: Any, name: str) -> None:
     faults: list[str] = []
     seen: list[bool] = []
 
-    @settings(
-        max_examples=12,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(kind.drawn(world))
     def each(value: Any) -> None:
         verdict = hostile_targets.judge(world, watch, kind, value)
         faults.extend([f"{verdict.fault}: {value!r:.500}"] if verdict.fault else [])
         seen.append(verdict.sentence is not None)
 
-    each()
+    hostile_targets.draw(world, kind, 0, 12, each)
     assert faults == []
     assert len(seen) > 5
 
