@@ -30,7 +30,10 @@ def build_stock(config: PretrainedConfig) -> PreTrainedModel:
             model.set_experts_implementation("eager")
     except Exception as error:  # transformers raises many kinds for a bad field
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"transformers cannot build a {config.model_type} from config.json: {reason}") from error
+        raise CheckpointError(
+            f"transformers cannot build a {config.model_type} from config.json ({reason}): correct it, or download it "
+            "again"
+        ) from error
     return model.eval()
 
 

@@ -12,7 +12,7 @@ from llmfold.pipeline.run import Run
 from messy.draft import Base
 from messy.faults import GRAVE, KINDS, LIGHT
 from messy.generator import Composition, compositions
-from messy.judge import FINE, NOT_LOADED, REFUSED, judge, reason_of, reasons
+from messy.judge import FINE, NOT_LOADED, REFUSED, judge, reason_of, reasons, says_what_to_do
 
 SOUND = Base("llama", False, "float32")
 
@@ -41,6 +41,11 @@ def test_reasons_are_few_and_say_why() -> None:
     assert 0 < len(reasons()) <= 10
     assert all(each.keys() == {"reason", "sentence", "why"} for each in reasons())
     assert reason_of("unexpected KeyError: 3; run again with --debug and report it") == ""
+
+
+def test_the_judge_asks_for_a_remedy() -> None:
+    assert not says_what_to_do("vocab_size in config.json is -1, not a positive integer")
+    assert says_what_to_do("vocab_size in config.json is -1, not a positive integer: correct it")
 
 
 def fault(kind: str, number: int) -> Composition:
