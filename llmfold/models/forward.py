@@ -41,6 +41,7 @@ class ForwardContext:
         frequencies: (head_dim / 2,) rotary frequencies in radians per position.
         rotary_scale: factor on cosines and sines (yarn and its kin).
         windows: sliding window of each layer in tokens, None for full attention.
+        frequencies_of: those of a number of tokens, where they depend on it (longrope, dynamic); else None.
     """
 
     shape: ModelShape
@@ -49,6 +50,7 @@ class ForwardContext:
     frequencies: Tensor
     rotary_scale: float
     windows: tuple[int | None, ...]
+    frequencies_of: Callable[[int], Tensor] | None = None
 
     @property
     def inner_width(self) -> int:
@@ -176,7 +178,8 @@ def own_context(config: Mapping[str, Any], shape: ModelShape) -> ForwardContext:
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < math.inf:
         raise CheckpointError(f"rms_norm_eps in config.json is {eps!r}, not a small number: 1e-6 is common")
     frequencies, scale = _rotary(stock, shape)
-    return ForwardContext(shape, eps, ACT2FN[stock.hidden_act], frequencies, scale, _windows(stock, shape))
+    activation, windows = ACT2FN[stock.hidden_act], _windows(stock, shape)
+    return ForwardContext(shape, eps, activation, frequencies, scale, windows, _by_length(stock))
 
 
 def _rotary(stock: "PretrainedConfig", shape: ModelShape) -> tuple[Tensor, float]:
@@ -213,10 +216,22 @@ def _rotary(stock: "PretrainedConfig", shape: ModelShape) -> tuple[Tensor, float
     return frequencies, float(scale)
 
 
+def _by_length(stock: "PretrainedConfig") -> Callable[[int], Tensor] | None:
+    """Frequencies by the number of tokens, as transformers chooses them at every forward pass."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    kind = rope_parameters(stock)["rope_type"]
+    if kind not in ("longrope", "dynamic"):
+        return None
+    compute = ROPE_INIT_FUNCTIONS[kind]
+    return lambda tokens: compute(stock, torch.device("cpu"), seq_len=tokens)[0]
+
+
 def rotate(x: Tensor, context: ForwardContext) -> Tensor:
     """Apply rotary embeddings to (batch, heads, tokens, head_dim), positions counted from zero."""
     positions = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
-    angles = positions[:, None] * context.frequencies.to(x.device, torch.float32)
+    frequencies = context.frequencies if context.frequencies_of is None else context.frequencies_of(x.shape[-2])
+    angles = positions[:, None] * frequencies.to(x.device, torch.float32)
     cos, sin = (f(angles).mul(context.rotary_scale).to(x.dtype) for f in (torch.cos, torch.sin))
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

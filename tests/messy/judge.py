@@ -201,7 +201,6 @@ def _folded(source: Path, output: Path, planned: str) -> str:
     assert code in (1, 2), f"exit code {code}: {lines}"
     assert len(lines) == 1, f"{len(lines)} lines: {lines}"
     assert refusal_is_one_sentence(lines[0]), lines[0]
-    assert says_what_to_do(lines[0]), f"no remedy: {lines[0]}"
     same = " ".join(planned.split()) == lines[0]
     late = reason_of(lines[0]) == "damaged numbers" and not planned
     assert same or late, f"refused after the plan: {lines[0]} (plan: {planned})"

@@ -90,7 +90,7 @@ def test_float64_is_called_so(llmfold: Cli, model: Path, space: Path) -> None:
             ("is not a causal language model", "fold the one that"),
         ),
         ({"bos_token_id": [1, 2]}, ("field 'bos_token_id'", "correct it, or download config.json again")),
-        ({"num_attention_heads": 0}, ("num_attention_heads in config.json is 0", "correct it")),
+        ({"num_attention_heads": 0}, ("config.json is not a valid llama config", "correct it")),
         ({"num_key_value_heads": 3}, ("not a multiple of 3 KV heads", "correct it")),
         ({"vocab_size": -1}, ("vocab_size in config.json is -1, not a positive integer", "correct it")),
         ({"per_layer_config": {"7": {"intermediate_size": 48}}}, ("names layer 7", "correct it")),
