@@ -34,10 +34,10 @@ BATCH = 50
 """Compositions that are drawn from one seed."""
 _ABOUT = (
     "From small sound models of four families, [a generator](../../tests/messy/generator.py) composes two to five "
-    "faults that real folders have. What stock transformers loads and computes with finite logits must be folded with "
-    "equal logits, tokenizer and generation config at ratio 0, or refused by `plan` and fold alike, in one sentence "
-    "and for a reason on [a list](../../tests/messy/reasons.yaml); what stock does not load must be refused in a "
-    "sentence too. Nothing may be left behind.",
+    "[faults that real folders have](../../tests/messy/faults). What stock transformers loads and computes with "
+    "finite logits must be folded with equal logits, tokenizer and generation config at ratio 0, or refused by `plan` "
+    "and fold alike, in one sentence and for a reason on [a list](../../tests/messy/reasons.yaml); what stock does "
+    "not load must be refused in a sentence too. Nothing may be left behind.",
 )
 _FOUND = (
     "What stock does not compute and llmfold accepts at opening has logits that are not finite: weights are read by "
@@ -47,8 +47,8 @@ _FOUND = (
     "running a model (rotary parameters, `return_dict`, `text_config`, dtypes of integers); generation configs that "
     "it refuses; an index without metadata; Mistral with `layer_types`, which it reads as Ministral; a config without "
     "a number of positions; a tokenizer whose class an `auto_map` decided that the output does not have; refusals "
-    "without a remedy. Two faults of this run (a type whose class divides by zero, a refusal without a remedy) were "
-    "mended after it, and the compositions of their seeds judged again.",
+    "without a remedy. Two faults of the first 13,000 (a type whose class divides by zero, a refusal without a "
+    "remedy) were mended and the compositions of their seeds judged again; the 8,000 after them met none.",
 )
 
 

@@ -1,30 +1,42 @@
 """An independent forward pass of the registered families in plain tensor functions, a layer at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from llmfold.models import LayerShape, ModelShape, Role
-from llmfold.models.family_settings import FamilySettings, family_settings
+from llmfold.models import LayerShape, ModelShape, Role, stock_config
+from llmfold.models.family_settings import FamilySettings, family_settings, rope_parameters
 
 Weights = Mapping[Role, Tensor]
 
 
 @dataclass(frozen=True)
 class Reference(FamilySettings):
-    """What the pass needs beside the weights: the settings and the shape."""
+    """What the pass needs beside the weights: the settings, the shape, and frequencies that depend on the tokens."""
 
     shape: ModelShape
+    frequencies_of: Callable[[int], Tensor] | None
 
 
 def reference(config: Mapping[str, Any], shape: ModelShape) -> Reference:
     """The pass of a raw config."""
     settings = family_settings(config, shape)
-    return Reference(**{field.name: getattr(settings, field.name) for field in fields(settings)}, shape=shape)
+    known = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return Reference(**known, shape=shape, frequencies_of=_by_length(stock_config(config)))
+
+
+def _by_length(stock: PretrainedConfig) -> Callable[[int], Tensor] | None:
+    """Frequencies by the number of tokens, as transformers chooses them at every forward pass."""
+    kind = rope_parameters(stock)["rope_type"]
+    if kind not in ("longrope", "dynamic"):
+        return None
+    return lambda tokens: ROPE_INIT_FUNCTIONS[kind](stock, torch.device("cpu"), seq_len=tokens)[0]
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -36,7 +48,8 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 def rotate(x: Tensor, context: Reference) -> Tensor:
     """Apply rotary embeddings to (batch, heads, tokens, head_dim), positions counted from zero."""
     positions = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
-    angles = positions[:, None] * context.frequencies.to(x.device, torch.float32)
+    frequencies = context.frequencies if context.frequencies_of is None else context.frequencies_of(x.shape[-2])
+    angles = positions[:, None] * frequencies.to(x.device, torch.float32)
     cos, sin = (f(angles).mul(context.rotary_scale).to(x.dtype) for f in (torch.cos, torch.sin))
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from support import SIZES
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -15,18 +16,11 @@ from llmfold.models.stock_shape import StockShape
 WINDOW = 5
 """Of families with sliding windows; shorter than the tokens they are tried on."""
 _COMMON: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
+    **SIZES,
     "vocab_size": 96,
     "max_position_embeddings": 64,
     "sliding_window": WINDOW,
     "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
 }
 _EXPERTS: dict[str, Any] = {"num_local_experts": 3, "num_experts": 3, "num_experts_per_tok": 2}
 _FULL = ["full_attention"] * 2

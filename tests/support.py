@@ -29,18 +29,22 @@ ROOT = Path(__file__).parent.parent
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 64,
+SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+"""What the configs of all tiny models say."""
+_DEFAULTS: dict[str, Any] = {
+    **SIZES,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
 }
 
 

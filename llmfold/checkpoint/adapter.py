@@ -28,11 +28,12 @@ def refuse_adapter(folder: Path, model: str, file_names: Iterable[str]) -> None:
         raise CheckpointError(
             f"{model} is an adapter {of}, not a model: merge the two first, "
             f"`model = peft.AutoPeftModelForCausalLM.from_pretrained({model!r}).merge_and_unload()` and "
-            "`model.save_pretrained('MERGED')`, and fold MERGED"
+            "`model.save_pretrained('MERGED')`, copy the tokenizer's files there, and fold MERGED"
         )
     raise CheckpointError(
         f"{model} has full weights and beside them an adapter {of} ({ADAPTER_CONFIG}), which transformers adds to them "
         f"where peft is installed: remove {ADAPTER_CONFIG} if they are merged already, or move the adapter's files to "
         f"ADAPTER and merge, `base = transformers.AutoModelForCausalLM.from_pretrained({model!r})` and "
-        "`peft.PeftModel.from_pretrained(base, 'ADAPTER').merge_and_unload().save_pretrained('MERGED')`"
+        "`peft.PeftModel.from_pretrained(base, 'ADAPTER').merge_and_unload().save_pretrained('MERGED')`, copy the "
+        "tokenizer's files there, and fold MERGED"
     )

@@ -103,7 +103,9 @@ class Checkpoint:
         with _reading(name, path), safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(self.tensors[name].stored or name)
         if check_finite and not is_finite(tensor):
-            raise CheckpointError(f"tensor {name!r} in {path} holds NaN or infinity: the model is damaged")
+            raise CheckpointError(
+                f"tensor {name!r} in {path} holds NaN or infinity: the model is damaged, download it again"
+            )
         return tensor
 
     def confirm(self, name: str) -> None:

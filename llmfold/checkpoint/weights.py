@@ -30,7 +30,9 @@ def read_weight_map(path: Path) -> dict[str, str]:
         )
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not is_plain_name(shard) or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{path} places {tensor!r} in {shard!r}, which is not a safetensors file name")
+            raise CheckpointError(
+                f"{path} places {tensor!r} in {shard!r}, which is not a safetensors file name: download it again"
+            )
     return weight_map
 
 
@@ -42,4 +44,6 @@ def no_weights(model: str, file_names: Iterable[str]) -> CheckpointError:
             f"{model} has pickled weights only ({pickles[0]}), and unpickling can run any code: convert it to "
             "safetensors first, for example with https://huggingface.co/spaces/safetensors/convert"
         )
-    return CheckpointError(f"{model} has a config but no weights: expected {SINGLE_FILE} or {INDEX_FILE}")
+    return CheckpointError(
+        f"{model} has a config but no weights: download {SINGLE_FILE}, or {INDEX_FILE} and its shards"
+    )

@@ -1,6 +1,7 @@
 """The tokenizer of a checkpoint: as texts are read by it here, and as stock transformers chooses it."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ from llmfold.errors import CheckpointError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 """Any of which a tokenizer can be read from, the most telling first."""
-_OF_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+_PACKAGES = {
+    "sentencepiece": {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"},
+    "tiktoken": {"tiktoken": "tiktoken"},
+}
+"""By the kind of a tokenizer.model, the packages that transformers reads it by and their modules."""
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
+"""The first line of a file of tiktoken: a token in base 64 and its number."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -32,11 +39,20 @@ def load_tokenizer(folder: Path) -> Any:
                 return PreTrainedTokenizerFast.from_pretrained(folder)
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for files that it cannot use
-        lacking = [package for package, module in _OF_SENTENCEPIECE.items() if not _is_installed(module)]
-        if path.suffix == ".model" and lacking:
-            raise CheckpointError(f"{path} needs {' and '.join(lacking)}: pip install {' '.join(lacking)}") from error
+        if path.suffix == ".model":  # of which transformers says what it tried last, not what is wrong
+            raise CheckpointError(_unreadable(path)) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise CheckpointError(f"{path} is no tokenizer that can be read ({reason}): download it again") from error
+
+
+def _unreadable(path: Path) -> str:
+    """Why a tokenizer.model cannot be read here."""
+    with path.open("rb") as file:
+        kind = "tiktoken" if _TIKTOKEN.match(file.read(1000)) else "sentencepiece"
+    lacking = [package for package, module in _PACKAGES[kind].items() if not _is_installed(module)]
+    if lacking:
+        return f"{path} needs {' and '.join(lacking)}: pip install {' '.join(lacking)}"
+    return f"{path} is no file of {kind} that can be read: download it again"
 
 
 def max_token_id(folder: Path) -> int:

@@ -51,7 +51,7 @@ def family_settings(config: Mapping[str, Any], shape: ModelShape) -> FamilySetti
     stock = stock_config(config)
     if not isinstance(stock.hidden_act, str) or stock.hidden_act not in ACT2FN:
         raise CheckpointError(
-            f"hidden_act {stock.hidden_act!r} in config.json is not known to transformers: silu is what Llama has"
+            f"hidden_act {stock.hidden_act!r} in config.json is not known to transformers: write silu, which Llama has"
         )
     eps = stock.rms_norm_eps
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < math.inf:
@@ -88,7 +88,9 @@ def _rotary(stock: "PretrainedConfig", shape: ModelShape) -> tuple[Tensor, float
             f"{shape.architecture.causal_lm} cannot: remove partial_rotary_factor"
         )
     if not finite:
-        raise CheckpointError(f"the rotary parameters of {kind} in config.json give no frequency for every dimension")
+        raise CheckpointError(
+            f"the rotary parameters of {kind} in config.json give no frequency for every dimension: correct them"
+        )
     return frequencies, float(scale)
 
 

@@ -97,7 +97,8 @@ class Layout:
             if group.parameters[name] != parameters.get(name):
                 raise CheckpointError(
                     f"tensor {group.stored[0][0]} gives {name} the shape {list(group.parameters[name])} but "
-                    f"config.json implies {list(parameters.get(name, ()))}"
+                    f"config.json implies {list(parameters.get(name, ()))}: correct its sizes, or "
+                    "download the model again"
                 )
 
     def under(self, path: str) -> Sequence[Group]:

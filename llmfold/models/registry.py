@@ -19,6 +19,7 @@ _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """How classes with a head for the next token are called."""
 _LARGEST, _MOST_LAYERS = (1 << 31) - 1, 10_000
 """No size of a model is larger, and none has more layers: what holds a value for each stays small."""
+_CORRECT = "correct it, or download config.json again"
 _WIDTH_KEYS = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 ARCHITECTURES: dict[str, Architecture] = {a.model_type: a for a in FAMILIES}
 
@@ -47,7 +48,8 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
     names = names if isinstance(names, list) else [names]
     if names and not any(isinstance(name, str) and name.endswith(_HEADS) for name in names):
         raise CheckpointError(
-            f"config.json names {', '.join(map(str, names))}, which is not a causal language model (…ForCausalLM)"
+            f"config.json names {', '.join(map(str, names))}, which is not a causal language model (…ForCausalLM): "
+            "fold the one that it was made from, or correct architectures"
         )
     return ARCHITECTURES.get(str(model_type))
 
@@ -73,8 +75,10 @@ def stock_config(config: Mapping[str, Any]) -> "PretrainedConfig":
         with quiet_transformers():  # its warnings quote whatever the config holds
             return CONFIG_MAPPING[_stock_type(config, CONFIG_MAPPING)].from_dict(special_floats(plain))
     except Exception as error:  # transformers raises many kinds for a bad field
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"config.json is not a valid {config['model_type']} config: {reason}") from error
+        reason = " ".join(str(error).split()).partition(" Errors: ")[0]  # after it the same again for each type
+        raise CheckpointError(
+            f"config.json is not a valid {config['model_type']} config ({reason}): {_CORRECT}"
+        ) from error
 
 
 def special_floats(value: Any) -> Any:
@@ -105,9 +109,9 @@ def _check_dtype(config: Mapping[str, Any]) -> None:
 
 def _positive(value: Any, key: str, most: int = _LARGEST) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"{key} in config.json is {value!r}, not a positive integer")
+        raise CheckpointError(f"{key} in config.json is {value!r}, not a positive integer: {_CORRECT}")
     if value > most:
-        raise CheckpointError(f"{key} in config.json is {value!r}, more than the {most} of any model")
+        raise CheckpointError(f"{key} in config.json is {value!r}, more than the {most} of any model: {_CORRECT}")
     return value
 
 
@@ -119,7 +123,8 @@ def _layer_shape(widths: Mapping[str, Any], index: int) -> LayerShape:
     layer = LayerShape(*(_positive(widths[key], key) for key in _WIDTH_KEYS))
     if layer.heads % layer.kv_heads:
         raise CheckpointError(
-            f"layer {index}: {layer.heads} query heads in config.json are not a multiple of {layer.kv_heads} KV heads"
+            f"layer {index}: {layer.heads} query heads in config.json are not a multiple of {layer.kv_heads} KV heads: "
+            f"{_CORRECT}"
         )
     return layer
 
@@ -127,13 +132,15 @@ def _layer_shape(widths: Mapping[str, Any], index: int) -> LayerShape:
 def _per_layer(overrides: Any, count: int) -> dict[int, Mapping[str, Any]]:
     """Widths by layer index; transformers pads the indices with zeros when it saves ten layers and more."""
     if not isinstance(overrides, Mapping) or not all(isinstance(o, Mapping) for o in overrides.values()):
-        raise CheckpointError("per_layer_config in config.json does not map layers to {intermediate_size: …}")
+        raise CheckpointError(
+            "per_layer_config in config.json does not map layers to {intermediate_size: …}: remove it"
+        )
     widths = {}
     for key, override in overrides.items():
         index = int(key) if str(key).isdecimal() and len(key) < 10 else -1
         if not 0 <= index < count:
             raise CheckpointError(
-                f"per_layer_config in config.json names layer {key}, but the model has {count} layers"
+                f"per_layer_config in config.json names layer {key}, but the model has {count} layers: {_CORRECT}"
             )
         unknown = sorted(set(map(str, override)) - set(_WIDTH_KEYS))
         if unknown:
@@ -158,7 +165,8 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     if architecture is None:
         return _stock_shape(json.dumps(config, sort_keys=True))
     stock = plain_settings(config) or stock_config(config)
-    hidden, heads = _positive(stock.hidden_size, "hidden_size"), _positive(stock.num_attention_heads, "heads")
+    hidden = _positive(stock.hidden_size, "hidden_size")
+    heads = _positive(stock.num_attention_heads, "num_attention_heads")
     head_dim = _positive(getattr(stock, "head_dim", None) or hidden // heads, "head_dim")
     common = dict(zip(_WIDTH_KEYS, (stock.intermediate_size, heads, stock.num_key_value_heads or heads), strict=True))
     count = _positive(stock.num_hidden_layers, "num_hidden_layers", _MOST_LAYERS)
@@ -190,6 +198,6 @@ def _stock_shape(config: str) -> ModelShape:
     except Exception as error:  # a class raises many kinds for sizes that it cannot be built of
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"llmfold does not understand the stock class of model_type {raw['model_type']!r} in config.json: "
-            f"{type(error).__name__}: {reason}"
+            f"llmfold does not understand the stock class of model_type {raw['model_type']!r} in config.json "
+            f"({type(error).__name__}: {reason}): {_CORRECT}"
         ) from error

@@ -25,6 +25,12 @@ REASONS = Path(__file__).with_name("reasons.yaml")
 _TOKENS = torch.arange(24).view(2, 12) % 60 + 3
 _TEXTS = ("", "a word", " leads\n\tand ends ", "<s>x</s> y", "Ünï 🙂", "<|im_start|>a<|new|>")
 _OF_FILES = ("_from_model_config", "transformers_version", "_name_or_path")
+_REMEDIES = (
+    *("add", "carry", "convert", "copy", "correct", "download", "fold the one", "git lfs pull", "have transformers"),
+    *("merge", "remove", "rename", "replace", "save the model", "set", "supported are", "take", "write"),
+    *("llmfold folds decoders", "nothing to fold", "cannot fold them"),
+)
+"""What a refusal says to do, or why nothing helps."""
 FINE, REFUSED, NOT_LOADED = "folded", "refused", "refused by both"
 
 
@@ -167,12 +173,18 @@ def _planned(source: Path) -> str:
     else:
         return ""
     assert refusal_is_one_sentence(sentence), f"not one sentence: {sentence}"
+    assert says_what_to_do(sentence), f"no remedy: {sentence}"
     return sentence
 
 
 def refusal_is_one_sentence(sentence: str) -> bool:
     """Whether it says something, and not that a fault of the program was met."""
     return bool(sentence.strip()) and not re.match(r"unexpected \w+: ", sentence) and "Traceback" not in sentence
+
+
+def says_what_to_do(sentence: str) -> bool:
+    """Whether a refusal names a remedy, or that there is none: the model is of a kind that llmfold does not fold."""
+    return re.search(rf"\b({'|'.join(_REMEDIES)})\b", sentence) is not None
 
 
 def _folded(source: Path, output: Path, planned: str) -> str:

@@ -1,26 +1,28 @@
 """Adapters of peft, beside full weights or alone, are refused: transformers adds them where peft is installed."""
 
-import inspect
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 import transformers
-from support import CONFIG, SINGLE, tensors
+from support import CONFIG, SINGLE, fold, logits, tensors
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from llmfold import plan
 from llmfold.checkpoint import resolve
-from llmfold.checkpoint.adapter import refuse_adapter
 from llmfold.errors import CheckpointError
 
 Cli = Callable[..., tuple[int, str, str]]
 BASE = "owner/base-7b"
+PROBE = torch.tensor([[1, 2, 3, 4]])
 
 
 def add_adapter(model: Path, content: str = json.dumps({"base_model_name_or_path": BASE})) -> None:
@@ -62,48 +64,56 @@ def test_an_adapter_is_refused_before_any_work(llmfold: Cli, model: Path, space:
     assert os.listdir(space) == []
 
 
-class Adapted:
-    """What peft 0.17 makes of a model and an adapter, as far as the two lines that a sentence gives use it."""
-
-    def __init__(self, base: Any, adapter: str) -> None:
-        self.base, self.adapter = base, adapter
-
-    @classmethod
-    def from_pretrained(cls, model: Any, model_id: str, adapter_name: str = "default", **_: Any) -> "Adapted":
-        return cls(model, model_id)
-
-    def merge_and_unload(self, progressbar: bool = False, safe_merge: bool = False) -> Any:
-        return self.base
+def lines(refusal: str) -> str:
+    """The code that a refusal quotes."""
+    quoted = re.findall("`([^`]+)`", refusal)
+    assert len(quoted) == 2
+    return "\n".join(quoted)
 
 
-class AutoAdapted:
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, adapter_name: str = "default", **_: Any) -> Adapted:
-        return Adapted(AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path), "")
+def trained(peft: Any, base: Path, folder: Path, **settings: Any) -> Tensor:
+    """Save an adapter whose weights are random; returns logits of ``base`` with it."""
+    torch.manual_seed(0)
+    modules = {"target_modules": ["q_proj", "down_proj"], **settings}
+    made = peft.LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False, **modules)
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), made).eval()
+    adapted.save_pretrained(folder)
+    with torch.no_grad():
+        return adapted(PROBE).logits
 
 
-@pytest.mark.parametrize("files", [(SINGLE,), ()])
-def test_the_lines_of_peft_run_and_leave_a_model(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param({"use_dora": True}, marks=pytest.mark.slow)], ids=["lora", "dora"]
+)
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_lines_of_peft_merge_it_and_the_merged_model_folds(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool, settings: dict[str, Any]
 ) -> None:
-    names = set(tensors(model))
-    add_adapter(model)
+    peft = pytest.importorskip("peft", reason="the package that makes and merges adapters")
+    adapter = tmp_path / "ADAPTER"
+    adapted = trained(peft, model, adapter, **settings)
+    plain = logits(model, PROBE)
+    assert (adapted - plain).abs().max() > 0.5
+    if beside:
+        for path in adapter.glob("adapter_*"):
+            shutil.copy(path, model)
+        loaded = logits(model, PROBE)  # with the adapter, but for the magnitudes of dora, which transformers loses
+        assert torch.equal(loaded, adapted) is not settings.get("use_dora", False)
+        assert not torch.equal(loaded, plain)
+    refused = model if beside else adapter
     with pytest.raises(CheckpointError) as caught:
-        refuse_adapter(model, str(model), ["adapter_config.json", *files])
-    code = re.findall("`([^`]+)`", str(caught.value))
-    assert len(code) == 2
-    stub = SimpleNamespace(PeftModel=Adapted, AutoPeftModelForCausalLM=AutoAdapted)
+        plan(str(refused), ratio=0.2, method="paper")
+    if beside:  # the sentence says to move it
+        for path in model.glob("adapter_*"):
+            path.unlink()
+    else:
+        assert f"is an adapter of {model}" in str(caught.value)
     monkeypatch.chdir(tmp_path)
-    (model / "adapter_config.json").unlink()  # or transformers would ask an installed peft to read it
-    exec("\n".join(code), {"transformers": transformers, "peft": stub})
-    assert set(tensors(Path("MERGED"))) == names
-
-
-def test_peft_takes_what_the_lines_give_it() -> None:
-    peft = pytest.importorskip("peft")
-    inspect.signature(peft.PeftModel.from_pretrained).bind(object(), "ADAPTER")
-    inspect.signature(peft.AutoPeftModelForCausalLM.from_pretrained).bind("MODEL")
-    inspect.signature(peft.LoraModel.merge_and_unload).bind(object())
+    exec(lines(str(caught.value)), {"transformers": transformers, "peft": peft})
+    merged = tmp_path / "MERGED"
+    assert set(tensors(merged)) == set(tensors(model))
+    torch.testing.assert_close(logits(merged, PROBE), adapted, atol=1e-4, rtol=1e-4)
+    assert torch.equal(logits(fold(merged, ratio=0, output=tmp_path / "out").output, PROBE), logits(merged, PROBE))
 
 
 def test_an_adapter_in_a_folder_of_its_own_is_not_looked_at(llmfold: Cli, model: Path) -> None:

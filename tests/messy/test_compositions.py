@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from llmfold.pipeline import opening
 from llmfold.pipeline.run import Run
-from messy.generator import GRAVE, KINDS, LIGHT, Base, Composition, compositions
-from messy.judge import FINE, NOT_LOADED, REFUSED, judge, reason_of, reasons
+from messy.draft import Base
+from messy.faults import GRAVE, KINDS, LIGHT
+from messy.generator import Composition, compositions
+from messy.judge import FINE, NOT_LOADED, REFUSED, judge, reason_of, reasons, says_what_to_do
 
 SOUND = Base("llama", False, "float32")
 
@@ -39,6 +41,11 @@ def test_reasons_are_few_and_say_why() -> None:
     assert 0 < len(reasons()) <= 10
     assert all(each.keys() == {"reason", "sentence", "why"} for each in reasons())
     assert reason_of("unexpected KeyError: 3; run again with --debug and report it") == ""
+
+
+def test_the_judge_asks_for_a_remedy() -> None:
+    assert not says_what_to_do("vocab_size in config.json is -1, not a positive integer")
+    assert says_what_to_do("vocab_size in config.json is -1, not a positive integer: correct it")
 
 
 def fault(kind: str, number: int) -> Composition:
@@ -79,6 +86,14 @@ def test_a_composition_is_plain_data(composition: Composition) -> None:
     assert 2 <= len(composition.faults) <= 5
     assert {kind for kind, _ in composition.faults} <= KINDS.keys()
     assert not LIGHT.keys() & GRAVE.keys()
+    assert LIGHT.keys() | GRAVE.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("number", range(len(KINDS["a bad index"].values)))
+def test_a_fault_bears_what_another_has_taken_away(tmp_path: Path, number: int) -> None:
+    """As an index that lists a tensor elsewhere does an index that lists none."""
+    faults = [("a bad index", 5), ("a bad index", number), ("the index", 2)]
+    assert Composition(SOUND, tuple(faults)).write(tmp_path / "m").is_dir()
 
 
 @pytest.mark.parametrize(("family", "outcome"), [("llama", FINE), ("qwen2", REFUSED)])

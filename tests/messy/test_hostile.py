@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
 from reading import teach
 from support import CONFIG, INDEX, ROOT, SINGLE, edit_json
 
@@ -282,24 +281,32 @@ CHEAP = sorted(hostile_targets.TARGETS.keys() - {"bombs", "whole fold", "table o
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_a_few_of_each_kind(world: Any, watch: Any, name: str) -> None:
-    _, strategy, send = hostile_targets.TARGETS[name]
+    kind = hostile_targets.TARGETS[name]
     faults: list[str] = []
     seen: list[bool] = []
 
-    @settings(
-        max_examples=12,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy(world))
     def each(value: Any) -> None:
-        verdict = hostile_targets.judge(world, watch, send, value)
+        verdict = hostile_targets.judge(world, watch, kind, value)
         faults.extend([f"{verdict.fault}: {value!r:.500}"] if verdict.fault else [])
         seen.append(verdict.sentence is not None)
 
-    each()
+    hostile_targets.draw(world, kind, 0, 12, each)
     assert faults == []
     assert len(seen) > 5
+
+
+def test_what_the_script_itself_clears_is_not_watched(world: Any, watch: Any) -> None:
+    twice = [(b"tokenizer_config.json", "folder"), (b"tokenizer_config.json", "text")]
+    kind = hostile_targets.TARGETS["links, pipes, disguises"]
+    assert hostile_targets.judge(world, watch, kind, twice).fault is None
+
+
+@pytest.mark.parametrize("change", [Path.touch, Path.mkdir])
+def test_what_is_written_outside_is_seen(world: Any, watch: Any, change: Callable[[Path], None]) -> None:
+    """The watch hears of a file and of a folder in the place of an input's own."""
+    path = world.root.parent / f"outside-{change.__name__}"
+    kind = hostile_targets.Kind(1, lambda _: None, lambda *_: None, lambda *_: change(path))
+    assert hostile_targets.judge(world, watch, kind, None).fault in (
+        f"outside: open {path}",
+        f"outside: os.mkdir {path}",
+    )

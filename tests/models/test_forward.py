@@ -21,6 +21,14 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
 YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "factor": 2.0,
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [2.0, 4.0, 6.0, 8.0],
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 4.0}
 WINDOWS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("mistral", {"sliding_window": 5}),
     "mistral-window-of-one": ("mistral", {"sliding_window": 1}),
@@ -36,6 +44,9 @@ ROPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3": ("llama", {"rope_parameters": LLAMA3}),
     "linear": ("llama", {"rope_parameters": LINEAR}),
     "yarn": ("llama", {"rope_parameters": YARN}),
+    "longrope-within": ("llama", {"rope_parameters": {**LONG, "original_max_position_embeddings": 24}}),
+    "longrope-beyond": ("llama", {"rope_parameters": {**LONG, "original_max_position_embeddings": 23}}),
+    "dynamic-beyond": ("mistral", {"rope_parameters": DYNAMIC, "max_position_embeddings": 16}),
     "qwen2-yarn": ("qwen2", {"rope_parameters": YARN, "head_dim": 12}),
     "mistral-theta": ("mistral", {"rope_parameters": {"rope_type": "default", "rope_theta": 17.0}}),
     "gelu": ("llama", {"hidden_act": "gelu", "rms_norm_eps": 1e-2}),
@@ -55,7 +66,9 @@ def test_logits_equal_those_of_stock_transformers(case: str) -> None:
     assert relative(ours, stock) < 1e-5
 
 
-@pytest.mark.parametrize("case", [c for c in WINDOWS if c != "qwen2-window-not-in-use"] + ["llama3", "linear", "yarn"])
+@pytest.mark.parametrize(
+    "case", [c for c in WINDOWS if c != "qwen2-window-not-in-use"] + ["llama3", "linear", "yarn", "longrope-beyond"]
+)
 def test_windows_and_rope_scaling_are_seen(case: str) -> None:
     family, fields = CASES[case]
     raw = raw_config(family, **fields)

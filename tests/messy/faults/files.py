@@ -1,0 +1,95 @@
+"""Files beside the weights, as they lie in real folders, and damaged ones."""
+
+from support import INDEX
+
+from messy.draft import GENERATION, POINTER, TOKENIZER, TOKENIZER_CONFIG, Draft
+from messy.faults.kind import Kind
+
+
+def _file(draft: Draft, value: tuple[str, bytes | None]) -> None:
+    draft.files[value[0]] = value[1]
+
+
+_FILES: tuple[tuple[str, bytes | None], ...] = (
+    ("README.md", b"---\nlicense: mit\n---\n# Hello\n"),
+    ("README.md", b"---\nlicense: [mit\n---\n"),
+    ("README.md", b"---\nno end"),
+    ("README.md", b"\xff\xfe\x00"),
+    ("README.md", None),
+    ("LICENSE", b"MIT"),
+    ("LICENSE", None),
+    (".DS_Store", b"\x00\x01"),
+    ("training_args.bin", b"pickle"),
+    ("optimizer.pt", b"pickle"),
+    ("trainer_state.json", b"{}"),
+    ("model.gguf", b"GGUF"),
+    ("pytorch_model.bin", b"pickle"),
+    ("pytorch_model.bin.index.json", b"{}"),
+    ("consolidated.00.pth", b"pickle"),
+    ("params.json", b"{}"),
+    ("modeling_x.py", b"raise SystemExit('run')"),
+    ("tokenization_x.py", b"raise SystemExit('run')"),
+    ("configuration_x.py", b"raise SystemExit('run')"),
+    ("preprocessor_config.json", b"{"),
+    ("chat_template.jinja", b"{% for m in messages %}{{ m.content }}{% endfor %}"),
+    ("chat_template.jinja", b"{% for"),
+    ("chat_template.json", b'{"chat_template": "{{ messages }}"}'),
+    ("additional_chat_templates/rag.jinja", b"{{ messages }}"),
+    ("added_tokens.json", b"{}"),
+    ("added_tokens.json", b'{"<x>": 50}'),
+    ("special_tokens_map.json", b'{"bos_token": {"content": "<s>"}, "additional_special_tokens": ["a"]}'),
+    ("special_tokens_map.json", b"{}"),
+    ("merges.txt", b"#version: 0.2\na b\n"),
+    ("vocab.json", b'{"a": 0, "b": 1, "ab": 2}'),
+    ("tekken.json", b"{}"),
+    ("sub/model.safetensors", b"x"),
+    ("original/params.json", b"{}"),
+    ("adapter_model.bin", b"x"),
+    ("generation_config_for_text_generation.json", b"{}"),
+    ("model.safetensors.index.json.bak", b"{"),
+    ("config.json.orig", b"{"),
+    ("recipe.yaml", b"a: ["),
+)
+_GRAVE_FILES: tuple[tuple[str, bytes | None], ...] = (
+    ("adapter_config.json", b'{"base_model_name_or_path": "owner/base", "peft_type": "LORA"}'),
+    ("adapter_config.json", b"{}"),
+    ("adapter_config.json", b"{"),
+    (TOKENIZER, b"{}"),
+    (TOKENIZER, b"{"),
+    (TOKENIZER, b"[]"),
+    (TOKENIZER, b""),
+    (TOKENIZER, POINTER),
+    (TOKENIZER, None),
+    (TOKENIZER_CONFIG, b"[]"),
+    (TOKENIZER_CONFIG, b"null"),
+    (TOKENIZER_CONFIG, b"{"),
+    (TOKENIZER_CONFIG, b"\xff"),
+    (TOKENIZER_CONFIG, POINTER),
+    (TOKENIZER_CONFIG, None),
+    ("tokenizer.model", b"not sentencepiece"),
+    ("tokenizer.model", POINTER),
+    ("special_tokens_map.json", b"{"),
+    ("special_tokens_map.json", b"[]"),
+    ("added_tokens.json", b"["),
+    ("vocab.json", b"{"),
+    (GENERATION, b"{"),
+    (GENERATION, b"[]"),
+    (GENERATION, b"null"),
+    (GENERATION, b'"x"'),
+    (GENERATION, b""),
+    (GENERATION, b"\xff"),
+    (GENERATION, POINTER),
+    (GENERATION, None),
+    (INDEX, b"{}"),
+    (INDEX, b"{"),
+    (INDEX, b'{"weight_map": {}}'),
+    (INDEX, b'{"weight_map": {"model.norm.weight": "absent.safetensors"}}'),
+    (INDEX, b'{"weight_map": {"model.norm.weight": "../m.safetensors"}}'),
+    (INDEX, None),
+    ("chat_template.jinja", None),
+    ("chat_template.jinja", b"\xff\xfe"),
+)
+KINDS = {
+    "a file beside": Kind(_file, _FILES),
+    "a bad file beside": Kind(_file, _GRAVE_FILES),
+}
