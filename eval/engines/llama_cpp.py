@@ -178,25 +178,34 @@ def page(rows: list[str], wrong: Found, names: list[str], command: str) -> str:
     where = ", ".join(f"{name} {number}" for name, number in versions().items())
     return f"""# Exported files in llama.cpp
 
-Checkpoints written by `llmfold export gguf` and run by llama.cpp, beside the same checkpoints in transformers in float32. Folds are by `magnitude`, the quickest
-method: what is asked is whether both engines compute the same, not how good the fold is. Random models have every parameter drawn and wiki-llama's tokenizer.
+Checkpoints written by `llmfold export gguf` and run by llama.cpp, beside the same checkpoints in transformers in
+float32. Folds are by `magnitude`, the quickest method: what is asked is whether both engines compute the same, not how
+good a fold is. Random models have every parameter drawn, and wiki-llama's tokenizer.
 
-- **widest**: largest difference of log-probabilities (nats) of the next token, over the whole vocabulary and {len(PROMPTS)} prompts. The server of llama.cpp gives log-probabilities of
-  all tokens (`n_probs`), which are logits up to a constant. Must be at most 1e-3 for f32 files (1e-2 for gemma, whose activation llama.cpp reads from a table in half precision).
+- **widest**: largest difference of log-probabilities (nats) of the next token, over the whole vocabulary and
+  {len(PROMPTS)} prompts. The server of llama.cpp gives log-probabilities of all tokens (`n_probs`), which are logits up
+  to a constant. It must be at most 1e-3 for f32 files (1e-2 for gemma, whose activation llama.cpp reads from a table in
+  half precision).
 - **top {LIKELIEST}**: mean difference over the {LIKELIEST} tokens that transformers finds likeliest.
-- **greedy**: tokens written greedily that are transformers', up to the first that is not, of {NEW} a prompt or up to the end of the text. All must be, for f32 files.
-- **texts**: of {len(TEXTS)} texts with digits, contractions, blanks, other scripts and code, those that llama.cpp reads as the same tokens. All must be.
+- **greedy**: tokens written greedily that are transformers', up to the first that is not, of {NEW} a prompt or up to
+  the end of the text. All must be, for f32 files.
+- **texts**: of {len(TEXTS)} texts with digits, contractions, blanks, other scripts and code, those that llama.cpp reads
+  as the same tokens. All must be.
 
-f32 files keep keys and values in float32; the others run with llama.cpp's defaults, which round them, and the inputs of every product, too.
+f32 files keep keys and values in float32; the others run with llama.cpp's defaults, which round these, and the inputs
+of every product, too. Likeliest tokens of random models lie close together, so that their texts part early.
 
 | model | architecture | pre-tokenizer | type | MB | widest | top {LIKELIEST} | greedy | texts |
 |---|---|---|---|---:|---:|---:|---:|---:|
 {chr(10).join(rows)}
 
-A file whose tensor `{BROKEN}` has its rows upside down: widest {wrong.widest:.1e}, greedy {wrong.same} of {wrong.written}; noticed.
+A file whose tensor `{BROKEN}` has its rows upside down: widest {wrong.widest:.1e}, greedy
+{wrong.same} of {wrong.written}; noticed.
 
-llama.cpp recognises tokenizers by the ids that they make of one text, so it knows none that was trained anew. wiki-llama's is such a one. Of the {len(known_names())} names that llama.cpp
-has, these read the {len(TEXTS)} texts as its tokenizer does: {", ".join(f"`{name}`" for name in names)}. Its rules are GPT-2's, and `--pre gpt-2` is what the refusal recommends.
+llama.cpp recognises tokenizers by the ids that they make of one text, so it knows none that was trained anew.
+wiki-llama's is such a one. Of the {len(known_names())} names that llama.cpp has, these read the {len(TEXTS)} texts as
+its tokenizer does: {", ".join(f"`{name}`" for name in names)}. Its rules are
+GPT-2's, and `--pre gpt-2` is what the refusal recommends.
 
 Command: `{command}`
 
