@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import llmfold
 from llmfold.demo import demo_folder
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+TYPES = ("f32", "f16", "bf16", "q8_0")
 ADAPTIVE = {"0-9": {"mlp": 0.1}, "10-19": {"mlp": 0.2, "attention": 0.34}}
 """Widths by layer for a model of 30 layers with three KV groups."""
 _BASE: dict[str, Any] = {
@@ -63,13 +64,15 @@ class Case:
         pre: what ``--pre`` is given.
         tolerance: of log-probabilities of the float32 file, in nats.
         texts: that the tokenizers of both sides must read alike.
+        types: of files to write.
     """
 
     label: str
     folder: Path
     pre: str | None = None
     tolerance: float = 1e-3
-    texts: tuple[str, ...] = field(default=())
+    texts: tuple[str, ...] = ()
+    types: tuple[str, ...] = TYPES
 
 
 def cases(work: Path, data: Path | None, smollm2: Path | None, texts: tuple[str, ...]) -> Iterator[Case]:
@@ -97,9 +100,14 @@ def cases(work: Path, data: Path | None, smollm2: Path | None, texts: tuple[str,
         yield Case(f"random {label}", folder, "gpt-2", tolerance=1e-2 if prefix == "Gemma" else 1e-3)
     if smollm2 is not None:
         yield Case("SmolLM2-135M-Instruct", smollm2, texts=texts)
-        yield Case("SmolLM2, 1229 neurons", _folded(smollm2, work / "smol-mlp", mlp_ratio=0.2))
-        yield Case("SmolLM2, 2 of 3 KV groups", _folded(smollm2, work / "smol-kv", attention_ratio=0.34))
-        yield Case("SmolLM2, widths by layer", _folded(smollm2, work / "smol-adaptive", layers=ADAPTIVE))
+        folds: dict[str, dict[str, Any]] = {
+            "1229 of 1536 neurons": {"mlp_ratio": 0.2, "multiple_of": 1},
+            "2 of 3 KV groups": {"attention_ratio": 0.34},
+            "widths by layer": {"layers": ADAPTIVE},
+        }
+        for number, (label, options) in enumerate(folds.items()):
+            folder = _folded(smollm2, work / f"smol-{number}", **options)
+            yield Case(f"SmolLM2, {label}", folder, types=("f32", "q8_0"))
 
 
 def _folded(model: Path, output: Path, **options: Any) -> Path:

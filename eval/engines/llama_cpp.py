@@ -4,11 +4,13 @@
 
 llama.cpp's server gives log-probabilities, not logits: of all tokens, by ``n_probs``. They are logits up to a constant.
 Exits with 1 if a float32 file differs by more than its tolerance, writes other text, or reads text as other tokens; or
-if a file with one tensor upside down is not noticed. Needs gguf and xllamacpp; without --smollm2, or LLMFOLD_DATA,
+if a file with one tensor upside down is not noticed. What was measured is kept in ``--work``, and a run that was
+stopped goes on. Needs gguf and xllamacpp; without --smollm2, or LLMFOLD_DATA,
 these models are left out.
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -31,7 +33,6 @@ from llmfold.export.options import ExportSettings
 from llmfold.export.pre_tokenizer import known_names
 from llmfold.export.writer import export_gguf
 
-TYPES = ("f32", "f16", "bf16", "q8_0")
 PROMPTS = (
     "Once upon a time there was a little dog who",
     "The history of the town began in 1850, when it wasn't yet a city;",
@@ -119,7 +120,7 @@ def measure(case: Case, work: Path) -> tuple[list[str], bool]:
     """Rows of a model for the page, and whether all that must hold of it does."""
     reference = Reference(case.folder)
     rows, good = [], True
-    for kind in TYPES:
+    for kind in case.types:
         path = work / f"{case.folder.name}-{kind}.gguf"
         done = export_gguf(ExportSettings(str(case.folder), str(path), type=kind, pre=case.pre, overwrite=True), print)
         with llama_cpp(path, CONTEXT, torch.get_num_threads(), exact=kind == "f32") as engine:
@@ -128,7 +129,7 @@ def measure(case: Case, work: Path) -> tuple[list[str], bool]:
         if kind == "f32":
             good = holds(found, case.tolerance) and not wrong
         read = f"{len(case.texts) - len(wrong)} of {len(case.texts)}" if case.texts else "–"
-        label = f"{case.label} | {done.architecture} | {done.pre}" if kind == TYPES[0] else " | | "
+        label = f"{case.label} | {done.architecture} | {done.pre}" if kind == case.types[0] else " | | "
         rows.append(
             f"| {label} | {kind} | {path.stat().st_size / 1e6:.1f} | {found.widest:.1e} | {found.top:.1e} | "
             f"{found.same} of {found.written} | {read} |"
@@ -222,10 +223,14 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     data = os.environ.get("LLMFOLD_DATA")
-    rows, failed, first = [], [], None
+    rows, failed, first, kept = [], [], None, arguments.work / "measured.json"
+    saved = json.loads(kept.read_text()) if kept.exists() else {}
     for case in cases(arguments.work, Path(data) if data else None, arguments.smollm2, TEXTS):
         first = first or case
-        made, good = measure(case, arguments.work)
+        if case.label not in saved:
+            saved[case.label] = measure(case, arguments.work)
+            kept.write_text(json.dumps(saved))
+        made, good = saved[case.label]
         rows += made
         failed += [] if good else [case.label]
     assert first is not None
