@@ -32,9 +32,11 @@ GRAINS = (256, 128, 64, 32, 8, 1)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STEPS = {256: (0, 256), 128: (128,), 64: (64, 192), 32: (96, 160), 8: (104, 152), 1: (101, 155)}
 """Widths of a grain, over a multiple of 256; all of one mean, so that what does not grow with the width is no odds."""
-_TRIES = 5
+_TRIES = 3
 """Calls of which the fastest counts: what else the machine does only adds to a time."""
-_LAYERS, _VOCABULARY = 4, 4096
+_LAYERS, _VOCABULARY, _WRITTEN = 2, 4096, 8
+Call = Callable[[], tuple[float, float]]
+"""Seconds of one token, and of many, in a model or a part of one."""
 
 
 def widths_of(grain: int, width: int) -> list[int]:
@@ -43,27 +45,29 @@ def widths_of(grain: int, width: int) -> list[int]:
     return [base + step for step in _STEPS[grain]]
 
 
-def torch_call(hidden: int, width: int, tokens: int, options: argparse.Namespace) -> Callable[[], float]:
-    """Seconds of a gated MLP on so many tokens."""
+def torch_call(width: int, options: argparse.Namespace) -> Call:
+    """A gated MLP on one token, and on many."""
     generator = torch.Generator().manual_seed(options.seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(DTYPES[options.dtype]).to(options.device)
 
-    gate, up, down, x = draw(width, hidden), draw(width, hidden), draw(hidden, width), draw(tokens, hidden)
+    hidden = options.hidden
+    gate, up, down = draw(width, hidden), draw(width, hidden), draw(hidden, width)
+    inputs = draw(1, hidden), draw(options.tokens, hidden)
 
-    def call() -> float:
+    def seconds(x: Tensor) -> float:
         begin = time.perf_counter()
         torch.nn.functional.linear(torch.nn.functional.silu(x @ gate.T) * (x @ up.T), down)
         if x.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    return call
+    return lambda: (seconds(inputs[0]), seconds(inputs[1]))
 
 
-def llama_cpp_calls(stack: ExitStack, width: int, options: argparse.Namespace) -> tuple[Callable[[], float], ...]:
-    """Seconds a token of a small model in llama.cpp, in reading and in writing."""
+def llama_cpp_call(stack: ExitStack, width: int, options: argparse.Namespace) -> Call:
+    """A small model in llama.cpp, a token written and a token read."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from llmfold.demo import demo_folder
@@ -90,33 +94,43 @@ def llama_cpp_calls(stack: ExitStack, width: int, options: argparse.Namespace) -
     export_gguf(ExportSettings(str(folder / "model"), str(file), type=kind, pre="gpt-2"), lambda _: None)
     engine = stack.enter_context(llama_cpp(file, options.tokens + 32, torch.get_num_threads()))
     prompt = [1] * options.tokens
-    return tuple(lambda part=part: 1 / engine.speeds(prompt, 16)[part] for part in (1, 0))
+
+    def seconds() -> tuple[float, float]:
+        read, written = engine.speeds(prompt, _WRITTEN)
+        return 1 / written, 1 / read
+
+    return seconds
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[int, list[float]]]:
-    """Costs per neuron by what is done and grain, one for each turn and width, over those of the grain 256."""
+    """Costs per neuron by what is done and grain, one for each turn, over those of the grain 256."""
     whats = ("one token", f"{options.tokens} tokens")
+    found: dict[str, dict[int, list[float]]] = {what: {grain: [] for grain in GRAINS} for what in whats}
     with ExitStack() as stack:
-        calls: dict[int, list[tuple[int, tuple[Callable[[], float], ...]]]] = {}
+        calls: dict[int, dict[int, Call]] = {}
         for grain in GRAINS:
-            for width in widths_of(grain, options.width):
-                made = (
-                    tuple(torch_call(options.hidden, width, tokens, options) for tokens in (1, options.tokens))
-                    if options.engine == "torch"
-                    else llama_cpp_calls(stack, width, options)
-                )
-                calls.setdefault(grain, []).append((width, made))
-        found: dict[str, dict[int, list[float]]] = {what: {grain: [] for grain in GRAINS} for what in whats}
+            calls[grain] = {
+                width: torch_call(width, options)
+                if options.engine == "torch"
+                else llama_cpp_call(stack, width, options)
+                for width in widths_of(grain, options.width)
+            }
         for turn in range(options.repeats + 1):
+            costs = {grain: _costs(of_grain) for grain, of_grain in calls.items()}
             for part, what in enumerate(whats):
-                costs = {
-                    grain: statistics.mean(min(call[part]() for _ in range(_TRIES)) / width for width, call in of_grain)
-                    for grain, of_grain in calls.items()
-                }
-                if turn:  # the first is slower than all that follow
-                    for grain, cost in costs.items():
-                        found[what][grain].append(cost / costs[GRAINS[0]])
+                for grain in GRAINS if turn else ():  # the first turn is slower than all that follow
+                    found[what][grain].append(costs[grain][part] / costs[GRAINS[0]][part])
     return found
+
+
+def _costs(calls: dict[int, Call]) -> tuple[float, float]:
+    """Seconds per neuron of one token and of many, mean over widths, the fastest of a few tries of each."""
+    fastest = [
+        [min(tries) / width for tries in zip(*(call() for _ in range(_TRIES)), strict=True)]
+        for width, call in calls.items()
+    ]
+    one, many = (statistics.mean(costs) for costs in zip(*fastest, strict=True))
+    return one, many
 
 
 def table(found: dict[str, dict[int, list[float]]], options: argparse.Namespace, command: str) -> str:

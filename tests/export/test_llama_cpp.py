@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support import ROOT, fold
 
+from llmfold.cli import main
 from llmfold.demo import demo_folder
 
 for package in ("gguf", "xllamacpp"):
@@ -55,6 +56,20 @@ def test_pieces_of_sentencepiece(data_dir: Path, proof: Any, tmp_path: Path) -> 
     texts = tuple(text.strip() for text in proof.TEXTS)
     rows, good = proof.measure(proof.Case("stories", data_dir / "models" / "stories260K", texts=texts), tmp_path)
     assert good, rows
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_documentation import commands
+
+    from llmfold.evaluation.llama_cpp import llama_cpp
+
+    monkeypatch.chdir(tmp_path)
+    for words in commands(ROOT / "docs" / "gguf.md"):
+        if words[0] == "llmfold":
+            assert main(words[1:]) == 0, words
+    for name in ("demo-folded.gguf", "demo-q8.gguf"):
+        with llama_cpp(tmp_path / name, 64, 1) as engine:
+            assert len(engine.greedy(engine.tokens("The town"), 8)) == 8
 
 
 def test_a_tensor_upside_down_is_noticed(proof: Any, tmp_path: Path) -> None:
