@@ -30,6 +30,8 @@ def test_answers_that_need_no_model_import_nothing_large() -> None:
         (["eval", "--help"], 0),
         (["compare", "--help"], 0),
         (["push", "--help"], 0),
+        (["export", "--help"], 0),
+        (["export", "gguf", "--model", "demo", "--output", "m.bin"], 2),
         ([], 2),
         (["--ratio", "0.2"], 2),
         (["--model", "demo", "--ratoi", "0.2"], 2),

@@ -10,6 +10,8 @@ from llmfold.evaluation.options import GROUPS as EVALUATION_GROUPS
 from llmfold.evaluation.options import EvaluationSettings
 from llmfold.experiments.settings import GROUPS as COMPARISON_GROUPS
 from llmfold.experiments.settings import Settings
+from llmfold.export.options import GROUPS as EXPORT_GROUPS
+from llmfold.export.options import ExportSettings
 from llmfold.options import options_of, spelled
 from llmfold.registry import methods, users
 
@@ -36,6 +38,11 @@ def evaluation_options() -> str:
 def comparison_options() -> str:
     """Options of ``llmfold compare``."""
     return _tables(Settings, COMPARISON_GROUPS, "of compare", lambda name: "")
+
+
+def export_options() -> str:
+    """Options of ``llmfold export``."""
+    return _tables(ExportSettings, EXPORT_GROUPS, "of export", lambda name: "")
 
 
 def folding_methods() -> str:
@@ -112,6 +119,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "fold options": fold_options,
     "evaluation options": evaluation_options,
     "comparison options": comparison_options,
+    "export options": export_options,
     "folding methods": folding_methods,
     "pruning methods": pruning_methods,
     "efforts": efforts,

@@ -10,7 +10,7 @@ INTERRUPTED = "interrupted; with --output, the same command goes on after the la
 _EPILOG = """tasks, with commas between:
   wikitext2   perplexity as the papers measure it (needs no --against)
   folding     boolq, winogrande, arc_easy, arc_challenge: the tasks of the model folding paper
-  speed       prefill and decode beside the dense model
+  speed       prefill, decode and loading beside the dense model; in llama.cpp too, if gguf and xllamacpp are installed
   NAME        any task of lm-eval, zero-shot; its own 'wikitext' is word and byte perplexity
 
 examples:

@@ -15,9 +15,11 @@ from llmfold.data.tokenizer import load_tokenizer
 from llmfold.data.tokens import tokens_sha256
 from llmfold.environment import versions
 from llmfold.errors import LlmfoldError
+from llmfold.evaluation import llama_cpp
 from llmfold.evaluation.cache import ResultCache, cache_key
 from llmfold.evaluation.defaults import AUTO, BATCH
 from llmfold.evaluation.dense_comparison import DenseComparison
+from llmfold.evaluation.engine_speed import llama_cpp_speed
 from llmfold.evaluation.fidelity import Fidelity, check_vocabularies
 from llmfold.evaluation.loading import Loading, fits, opened
 from llmfold.evaluation.options import EvaluationSettings
@@ -182,6 +184,9 @@ class _Run:
         self.evaluation.speed = speed(*folders, replace(self.loading, dtype=None), timed, remote_code=remote_code)
         if {Checkpoint.open(folder).dtype for folder in folders} != {self.loading.dtype}:
             self.evaluation.computed_speed = speed(*folders, self.loading, timed, remote_code=remote_code)
+        if self.loading.device.type == "cpu" and llama_cpp.is_installed():
+            self.notify("timing both models in llama.cpp")
+            self.evaluation.llama_cpp = llama_cpp_speed(*folders, timed)
 
     def _key(self, kind: str, options: list[Any], *sources: Source | None) -> str:
         models = [source and Checkpoint.open(source.folder).fingerprint() for source in sources]

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from llmfold.environment import machine_words, versions
+from llmfold.evaluation.engine_speed import EngineSpeed, engine_speed_of
 from llmfold.evaluation.fidelity import Fidelity
 from llmfold.evaluation.perplexity import Perplexity
 from llmfold.evaluation.samples import Sample
@@ -33,6 +34,7 @@ class Evaluation:
         fidelity_protocol: how, in words.
         speed: of both, in the same run, in the dtype stored.
         computed_speed: the same in the dtype of the evaluation, where that is another.
+        llama_cpp: speed of both in llama.cpp, where that is installed.
         failures: what could not be measured, a sentence each.
         compute_dtype: of the arithmetic, in words.
         command: that measured.
@@ -47,6 +49,7 @@ class Evaluation:
     fidelity_protocol: str | None = None
     speed: Speed | None = None
     computed_speed: Speed | None = None
+    llama_cpp: EngineSpeed | None = None
     failures: list[str] = field(default_factory=list)
     compute_dtype: str | None = None
     command: str | None = None
@@ -91,6 +94,7 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "fidelity": lambda content: Fidelity(**content),
     "speed": _speed,
     "computed_speed": _speed,
+    "llama_cpp": engine_speed_of,
     "samples": lambda content: [Sample(**sample) for sample in content],
 }
 """What builds each part of an evaluation from plain data."""

@@ -5,10 +5,10 @@ Separate processes keep each model's memory its own; taking turns lets whatever 
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from multiprocessing import get_context
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,19 @@ import torch
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.data.tokens import input_device
-from llmfold.errors import CheckpointError, LlmfoldError, UsageError
+from llmfold.errors import UsageError
 from llmfold.evaluation.loading import Loading, max_positions, opened
+from llmfold.evaluation.workers import answering, worker
 from llmfold.models import shape_of
 from llmfold.runtime.memory import peak_resident_bytes
 
 GAIN = 1.03
 """Ratio of speeds below which nothing is claimed: repeated runs differ by as much."""
+MANY = 8
+"""Sequences at once of the second timing, as a small server has them."""
 _ROUND_WIDTH = 64
+_LIBRARIES = ("transformers.modeling_utils", "transformers.models.auto.modeling_auto")
+"""What loading a model would import first: it takes seconds, and is no property of the model."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,18 @@ class ModelSpeed:
         decode: written tokens per second, median over rounds.
         peak_memory_bytes: largest resident set of the process, libraries included; on a GPU, memory taken there.
         disk_bytes: size of its weights' files.
+        many_prefill: as ``prefill``, of :data:`MANY` sequences at once; None in results of earlier versions.
+        many_decode: as ``decode``, of so many.
+        load_seconds: from the files to a model that answers, once, the libraries being imported.
     """
 
     prefill: float
     decode: float
     peak_memory_bytes: int
     disk_bytes: int
+    many_prefill: float | None = None
+    many_decode: float | None = None
+    load_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,8 @@ class Speed:
     verdict: str
     protocol: str
     dtype: str
+    many_prefill_ratio: float | None = None
+    many_decode_ratio: float | None = None
 
 
 def speed(model: Path, dense: Path, loading: Loading, settings: SpeedSettings, *, remote_code: bool = False) -> Speed:
@@ -98,28 +111,47 @@ def speed(model: Path, dense: Path, loading: Loading, settings: SpeedSettings, *
         raise UsageError(
             f"--prompt-tokens and --new-tokens make {total} tokens, but the model has {positions} positions"
         )
+    both = (dense, model)
     with ExitStack() as stack:
-        workers = [
-            stack.enter_context(_worker(folder, loading, settings, remote_code and folder == model))
-            for folder in (dense, model)
+        threads = torch.get_num_threads()
+        asks = [
+            stack.enter_context(
+                worker(folder.name, _serve, folder, loading, settings, remote_code and folder == model, threads)
+            )
+            for folder in both
         ]
-        for worker in workers:
-            worker("round")  # the first is slower than all that follow
-        rounds = [[worker("round") for worker in workers] for _ in range(settings.rounds)]
-        memory = [int(worker("memory")) for worker in workers]
+        loads = [float(ask("load")) for ask in asks]
+        for ask in asks:
+            ask("round")  # the first is slower than all that follow
+        rounds = [[ask("round") for ask in asks] for _ in range(settings.rounds)]
+        many = [[ask("many") for ask in asks] for _ in range(settings.rounds)]
+        memory = [int(ask("memory")) for ask in asks]
     dense_speed, model_speed = (
         ModelSpeed(
-            statistics.median(each[i][0] for each in rounds),
-            statistics.median(each[i][1] for each in rounds),
+            *medians(rounds, i),
             memory[i],
             sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+            *medians(many, i),
+            loads[i],
         )
-        for i, folder in enumerate((dense, model))
+        for i, folder in enumerate(both)
     )
-    prefill, decode = (statistics.median(each[1][part] / each[0][part] for each in rounds) for part in (0, 1))
+    prefill, decode = ratios(rounds)
     dtype = _dtype_words(loading, dense, model)
-    protocol = _protocol(dtype, loading.device, settings)
-    return Speed(model_speed, dense_speed, prefill, decode, _verdict(model, prefill, decode), protocol, dtype)
+    protocol, verdict = _protocol(dtype, loading.device, settings), _verdict(model, prefill, decode)
+    return Speed(model_speed, dense_speed, prefill, decode, verdict, protocol, dtype, *ratios(many))
+
+
+def medians(rounds: list[list[tuple[float, float]]], side: int) -> tuple[float, float]:
+    """Medians over rounds of the prefill and the decode of one side."""
+    prefill, decode = (statistics.median(each[side][part] for each in rounds) for part in (0, 1))
+    return prefill, decode
+
+
+def ratios(rounds: list[list[tuple[float, float]]]) -> tuple[float, float]:
+    """Medians over rounds of how much faster the second of two sides is, in prefill and in decode."""
+    prefill, decode = (statistics.median(each[1][part] / each[0][part] for each in rounds) for part in (0, 1))
+    return prefill, decode
 
 
 def _dtype_words(loading: Loading, *folders: Path) -> str:
@@ -132,7 +164,7 @@ def _dtype_words(loading: Loading, *folders: Path) -> str:
 
 def _protocol(dtype: str, device: torch.device, settings: SpeedSettings) -> str:
     return (
-        f"{settings.prompt} prompt tokens and {settings.new} written greedily, batch {settings.batch}, "
+        f"{settings.prompt} prompt tokens and {settings.new} written greedily, batch {settings.batch} and {MANY}, "
         f"{dtype}, {device.type}, each model in a "
         f"process of its own, timed in turn, medians of {settings.rounds} rounds"
     )
@@ -157,55 +189,25 @@ def _verdict(folder: Path, prefill: float, decode: float) -> str:
     return f"{'; '.join(gains)}: {why}"
 
 
-@contextmanager
-def _worker(
-    folder: Path, loading: Loading, settings: SpeedSettings, remote_code: bool
-) -> Iterator[Callable[[str], Any]]:
-    """A process that holds a model; what is yielded asks it ``round`` or ``memory``."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    arguments = (theirs, folder, loading, settings, remote_code, torch.get_num_threads())
-    process = context.Process(target=_serve, args=arguments, daemon=True)
-    process.start()
-    theirs.close()
-
-    def ask(question: str) -> Any:
-        try:
-            ours.send(question)
-            answer = ours.recv()
-        except (EOFError, OSError) as error:
-            raise CheckpointError(f"the process that timed {folder.name} died, perhaps for lack of memory") from error
-        if isinstance(answer, str):
-            raise CheckpointError(answer)
-        return answer
-
-    try:
-        yield ask
-    finally:
-        ours.close()
-        process.join(10)
-        process.kill()
-
-
 def _serve(
     connection: Connection, folder: Path, loading: Loading, settings: SpeedSettings, remote_code: bool, threads: int
 ) -> None:
-    """Answer questions until the other end closes; errors are answered as text."""
+    """Hold a model, and answer ``load``, ``round``, ``many`` and ``memory``."""
     torch.set_num_threads(threads)
-    try:
+    with answering(connection, folder.name) as answer:
+        for name in _LIBRARIES:
+            import_module(name)
+        begin = time.perf_counter()
         with opened(folder, loading, remote_code=remote_code, checked=False) as model:
-            answers: dict[str, Callable[[], Any]] = {
-                "round": lambda: _round(model, settings),
-                "memory": lambda: _peak(loading.device),
-            }
-            while True:
-                connection.send(answers[connection.recv()]())
-    except (EOFError, BrokenPipeError):
-        return
-    except LlmfoldError as error:
-        connection.send(str(error))
-    except Exception as error:  # a process that dies silently leaves nobody the wiser
-        connection.send(f"{folder.name} cannot be timed: {type(error).__name__}: {error}")
+            seconds = time.perf_counter() - begin
+            answer(
+                {
+                    "load": lambda: seconds,
+                    "round": partial(_round, model, settings),
+                    "many": partial(_round, model, replace(settings, batch=MANY)),
+                    "memory": partial(_peak, loading.device),
+                }
+            )
 
 
 def _peak(device: torch.device) -> int:

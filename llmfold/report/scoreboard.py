@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from llmfold.evaluation.engine_speed import EngineSpeed
 from llmfold.evaluation.scores import Evaluation, ModelScores
-from llmfold.evaluation.speed import Speed
+from llmfold.evaluation.speed import MANY, Speed
 from llmfold.evaluation.zeroshot import GROUPS, TaskScore
 from llmfold.report.console import rich_table
 from llmfold.report.rendering import render
@@ -50,9 +51,40 @@ def speed_rows(evaluation: Evaluation) -> list[list[str]]:
         prefill, decode = [f"{side.prefill:,.0f}" for side in sides], [f"{side.decode:,.1f}" for side in sides]
         rows.append([f"prefill, tokens per second, {dtype}", *prefill, f"{speed.prefill_ratio:.2f}"])
         rows.append([f"decode, tokens per second, {dtype}", *decode, f"{speed.decode_ratio:.2f}"])
+        rows += _many_rows(speed)
         rows.append(_size_row(f"peak memory, {dtype}", *(side.peak_memory_bytes for side in sides)))
+    rows += _llama_cpp_rows(evaluation.llama_cpp)
     rows.append(_size_row("weights on disk", evaluation.speed.dense.disk_bytes, evaluation.speed.model.disk_bytes))
     return rows
+
+
+def _many_rows(speed: Speed) -> Iterator[list[str]]:
+    """Speeds of several sequences at once, and the time to load; earlier versions did not measure them."""
+    for what in ("prefill", "decode"):
+        sides = [getattr(side, f"many_{what}") for side in (speed.dense, speed.model)]
+        ratio = getattr(speed, f"many_{what}_ratio")
+        if None not in (*sides, ratio):
+            heading = f"{what}, {MANY} sequences at once, {speed.dtype}"
+            yield [heading, *(f"{side:,.0f}" for side in sides), f"{ratio:.2f}"]
+    before, after = speed.dense.load_seconds, speed.model.load_seconds
+    if before and after:
+        yield [f"seconds to load, {speed.dtype}", f"{before:.2f}", f"{after:.2f}", f"{after / before:.2f}"]
+
+
+def _llama_cpp_rows(speed: EngineSpeed | None) -> Iterator[list[str]]:
+    """The same in llama.cpp, where that was measured."""
+    if speed is None or speed.model is None or speed.dense is None:
+        return
+    for what in ("prefill", "decode"):
+        sides, ratio = [getattr(side, what) for side in (speed.dense, speed.model)], getattr(speed, f"{what}_ratio")
+        yield [
+            f"llama.cpp: {what}, tokens per second, {speed.dtype}",
+            *(f"{side:,.0f}" for side in sides),
+            f"{ratio:.2f}",
+        ]
+    before, after = speed.dense.load_seconds, speed.model.load_seconds
+    yield ["llama.cpp: seconds to load", f"{before:.2f}", f"{after:.2f}", f"{after / before:.2f}"]
+    yield _size_row("llama.cpp: file", speed.dense.file_bytes, speed.model.file_bytes)
 
 
 def _size_row(heading: str, before: int, after: int) -> list[str]:
@@ -76,6 +108,10 @@ def notes(evaluation: Evaluation) -> list[str]:
     if evaluation.fidelity_protocol:
         lines.append(f"Fidelity: {evaluation.fidelity_protocol}.")
     lines += [f"Speed: {speed.protocol}. {speed.verdict}." for speed in _speeds(evaluation)]
+    if evaluation.llama_cpp:
+        lines.append(f"llama.cpp: {evaluation.llama_cpp.protocol}.")
+    if evaluation.speed:
+        lines.append(f"Timed on {evaluation.machine}.")
     return [*lines, *(f"Not measured: {failure}." for failure in evaluation.failures)]
 
 

@@ -49,6 +49,19 @@ def test_a_whole_fold_beside_a_copy(tmp_path: Path) -> None:
     assert "over copy of the files: " in text
 
 
+def test_widths_beside_each_other(tmp_path: Path) -> None:
+    words = ["--hidden", "16", "--width", "300", "--tokens", "4", "--repeats", "2", "--output", tmp_path]
+    done = benchmark("widths", *words)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "widths-torch-float32-cpu.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows[1:]] == ["256", "128", "64", "32", "8", "1"]
+    for row in rows[1:]:
+        grain, widths = int(row[0].strip("| ")), [int(width) for width in row[1].split(", ")]
+        assert all(width % grain == 0 and width % (2 * grain) for width in widths) or grain == 256
+    assert rows[1][2:] == ["1.000", "1.000–1.000", "1.000", "1.000–1.000 |"]
+
+
 def test_nothing_is_made_for_a_fold_that_is_not_wanted(tmp_path: Path) -> None:
     words = ["--only", "no such thing", "--folder", tmp_path / "missing", "--output", tmp_path]
     assert benchmark("fold", *words).returncode == 0

@@ -49,7 +49,8 @@ def test_what_was_saved_reads_back(reader: Path, prose: Path, space: Path) -> No
     assert [row[0] for row in quality_rows(found)] == [
         *("", "perplexity", "KL to dense, nats per token", "top-1 agreement with dense")
     ]
-    timed = ("prefill, tokens per second", "decode, tokens per second", "peak memory")
+    many = ("prefill, 8 sequences at once", "decode, 8 sequences at once")
+    timed = ("prefill, tokens per second", "decode, tokens per second", *many, "seconds to load", "peak memory")
     assert [row[0] for row in speed_rows(found)][1:] == [*(f"{t}, float32 as stored" for t in timed), "weights on disk"]
 
 
