@@ -1,0 +1,14 @@
+"""Rules of ONNX Runtime, with optimum as the exporter."""
+
+from llmfold.engines.facts import Facts
+from llmfold.engines.known import knows
+from llmfold.engines.verdict import Verdict, refused
+
+
+def onnx(facts: Facts) -> Verdict:
+    """ONNX Runtime."""
+    if facts.by_layer or facts.remote_code:
+        return refused("layers differ in width, for which optimum has no export")
+    if not knows("onnx", facts.model_type):
+        return refused(f"optimum does not export {facts.model_type}")
+    return Verdict(True, tokenizer=facts.has_tokenizer, tokenizer_why="there is none in the folder")
