@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from runner import TIE
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5}
 """Largest difference of a log-probability in nats. Single precision sums in other orders; bfloat16 rounds logits of 8
@@ -23,6 +24,7 @@ class Agreement:
         following: the largest over all tokens after the last position, where the engine tells them.
         same: how many of the greedy tokens are equal before the first that is not.
         of: greedy tokens compared.
+        tie: whether that one is as likely, so that either may be written and what follows is not compared.
         texts: whether its tokenizer reads the texts alike; None where there are none to compare.
         faults: what is beyond its tolerance, in words.
     """
@@ -32,6 +34,7 @@ class Agreement:
     following: float | None
     same: int
     of: int
+    tie: bool
     texts: bool | None
     faults: tuple[str, ...]
 
@@ -63,14 +66,24 @@ def compare(answer: Mapping[str, Any], reference: Mapping[str, Any], table: np.n
         if not following <= TOLERANCE[dtype]:
             faults.append(f"the next token's log-probabilities differ by {following:.2g}")
     same = _common(answer["greedy"], reference["greedy"])
-    if dtype == "float32" and same < len(reference["greedy"]):
+    tie = _is_tie(answer["greedy"], reference, same)
+    if dtype == "float32" and same < len(reference["greedy"]) and not tie:
         faults.append(f"greedy text differs after {same} tokens")
     texts = None
     if isinstance(reference["read"], list) and isinstance(answer["read"], list):
         texts = answer["read"] == reference["read"]
         if not texts:
             faults.append("its tokenizer reads a text otherwise")
-    return Agreement(largest, mean, following, same, len(reference["greedy"]), texts, tuple(faults))
+    return Agreement(largest, mean, following, same, len(reference["greedy"]), tie, texts, tuple(faults))
+
+
+def _is_tie(ours: Sequence[int], reference: Mapping[str, Any], place: int) -> bool:
+    """Whether what was written at ``place`` is as likely, by the reference, as what that wrote."""
+    if place >= min(len(ours), len(reference["greedy"])):
+        return False
+    told = dict(zip(*reference["among"][place], strict=True))
+    mine, theirs = ours[place], reference["greedy"][place]
+    return mine in told and theirs in told and abs(told[theirs] - told[mine]) <= TIE
 
 
 def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:

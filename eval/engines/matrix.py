@@ -42,7 +42,7 @@ def job(case: Case, folder: Path, *, remote_code: bool, full: Path | None = None
     """What an engine is asked of a case; see runner.py."""
     prompt, ids = (tokenizer_ids(case.folder, text) for text in (_PROMPT, _PROMPT + _MORE))
     asked = {"prompt": prompt, "ids": ids, "new": _NEW, "texts": _TEXTS}
-    where = {"name": case.name, "folder": str(folder), "remote_code": remote_code}
+    where = {"name": case.name, "folder": str(folder), "remote_code": remote_code, "dtype": case.dtype}
     return {**where, **asked, **({"full": str(full)} if full else {})}
 
 

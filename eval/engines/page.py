@@ -6,15 +6,17 @@ from agreement import MEAN_TOLERANCE, TOLERANCE
 from cases import DENSE, DTYPES, Case
 from environments import Engine
 from rows import Row
+from runner import TIE
 
 _ABOUT = """# Folds in other engines
 
 Made by a script that installs each engine in an environment of its own, folds the models, and runs every folder in
 every engine. Loading is not all: log-probabilities of the 20 likeliest tokens at every position of a text must agree
-with those of transformers 5.23.0 run in the plainest way (eager attention, no cache), and 64 greedy tokens must be
-equal where the files are float32. Allowed are {large32:g} and, in bfloat16, {large16:g} nats for the largest
-difference, {mean32:g} and {mean16:g} for the mean; where an engine tells the log-probabilities of all tokens that
-follow, these too. A tokenizer must read four texts alike. In every row `llmfold doctor` must have said what happened.
+with those of transformers 5.23.0 run in the plainest way (eager attention, one pass), and 64 greedy tokens must be
+equal where the files are float32, up to one that is as likely as another (within {tie:g} nats). Allowed are {large32:g}
+and, in bfloat16, {large16:g} nats for the largest difference, {mean32:g} and {mean16:g} for the mean; where an engine
+tells the log-probabilities of all tokens that follow, these too. A tokenizer must read four texts alike. In every row
+`llmfold doctor` must have said what happened.
 
 Tokens a second are of greedy text, one sequence, beside the dense model's in the same run; the machine was shared
 with other work, so that ratios near one say nothing. Folds are quick ones that remove little: they show that folders
@@ -26,6 +28,7 @@ def page(rows: Sequence[Row], todo: Sequence[Case], engines: Sequence[Engine], m
     """The page as Markdown."""
     parts = [
         _ABOUT.format(
+            tie=TIE,
             large32=TOLERANCE["float32"],
             large16=TOLERANCE["bfloat16"],
             mean32=MEAN_TOLERANCE["float32"],
@@ -98,7 +101,7 @@ def _cells(row: Row, speeds: dict[tuple[str, str], float | None]) -> tuple[str, 
     speed, dense = _speed(row), speeds.get((row.case.model.name, row.case.dtype))
     ratio = f"{speed / dense:.2f}" if speed and dense else ""
     found = row.agreement
-    greedy = f"{found.same} of {found.of}"
+    greedy = f"{found.same} of {found.of}{', then a tie' * found.tie}"
     return (f"{found.largest:.1e}", f"{found.mean:.1e}", greedy, f"{speed:.0f}" if speed else "", ratio, said)
 
 

@@ -6,6 +6,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
     VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
     VLLM_NO_USAGE_STATS="1",
     VLLM_LOGGING_LEVEL="ERROR",
     TOKENIZERS_PARALLELISM="false",
@@ -30,6 +31,7 @@ def answer(job):
     engine = LLM(
         job["folder"],
         trust_remote_code=job["remote_code"],
+        dtype=job["dtype"],  # by itself it computes files of float32 in bfloat16
         enforce_eager=True,
         max_model_len=256,
         max_num_seqs=1,

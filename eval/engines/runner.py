@@ -4,6 +4,7 @@ A runner is a script of its engine's environment: ``python run_ENGINE.py JOBS.js
 ``MARK`` are answers, so that an engine may print what it likes. A job is an object with
 
 - ``name``, ``folder``: what to load, and what the answer is called;
+- ``dtype``: of the files, which the engine is to compute in;
 - ``remote_code``: whether the engine may run the code of the folder;
 - ``prompt``: ids that are continued greedily, by ``new`` tokens, whatever token ends a text;
 - ``ids``: ids whose every position is scored;
@@ -13,7 +14,7 @@ A runner is a script of its engine's environment: ``python run_ENGINE.py JOBS.js
 The answer has ``name`` and ``version``, then either ``error``, or ``top`` (of every position the ids and the
 log-probabilities of the likeliest tokens), ``greedy`` (ids), ``seconds`` of that continuation and, where the engine
 tells all of them, ``next``: the log-probabilities of every token after the last. ``read`` are the ids of the texts, or
-why there are none.
+why there are none. The reference's has ``among``: of every token it wrote, what ``top`` is of the texts.
 """
 
 import json
@@ -23,6 +24,8 @@ import traceback
 
 MARK = "@@engine "
 TOP = 20
+TIE = 1e-3
+"""Nats between two tokens that single precision may put in either order."""
 
 
 def serve(answer):

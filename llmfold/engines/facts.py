@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from llmfold.errors import CheckpointError
 
 _MOST_BYTES = 64 << 20
+_DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -76,7 +77,10 @@ class Facts:
         found = self.config.get("rope_parameters")
         if not isinstance(found, dict) or "rope_theta" in self.config:
             return False
-        return found.get("rope_type", "default") != "default" or found.get("rope_theta", 10000.0) != 10000.0
+        return {"rope_type": "default", "rope_theta": 10000.0, **found} != {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+        }
 
     def number(self, key: str) -> int | None:
         """A positive whole number of the config, None where there is no such."""
