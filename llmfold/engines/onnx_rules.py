@@ -2,6 +2,7 @@
 
 from llmfold.engines.facts import Facts
 from llmfold.engines.known import knows
+from llmfold.engines.transformers_rules import of_4_57
 from llmfold.engines.verdict import Verdict, refused
 
 
@@ -11,4 +12,4 @@ def onnx(facts: Facts) -> Verdict:
         return refused("layers differ in width, for which optimum has no export")
     if not knows("onnx", facts.model_type):
         return refused(f"optimum does not export {facts.model_type}")
-    return Verdict(True, tokenizer=facts.has_tokenizer, tokenizer_why="there is none in the folder")
+    return of_4_57(facts)  # which optimum exports with
