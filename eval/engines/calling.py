@@ -33,8 +33,17 @@ def call(engine: Engine, environments: Path, jobs: Sequence[Mapping[str, Any]], 
         culprit = next((name for name in begun if name not in answers), None if begun else waiting[0]["name"])
         if culprit is not None:
             answers[culprit] = {"name": culprit, "error": ended}
+            with log.open("a", encoding="utf-8") as file:
+                file.write(f"{MARK}{json.dumps(answers[culprit])}\n")
         waiting = [job for job in waiting if job["name"] not in answers]
     return answers
+
+
+def recorded(log: Path) -> Answers:
+    """The answers that a file of what an engine printed holds, the last where there are several of a name."""
+    lines = _whole_lines(log.read_text(encoding="utf-8")) if log.exists() else []
+    found = [json.loads(line[len(MARK) :]) for line in lines if line.startswith(MARK)]
+    return {line["name"]: line for line in found if "begins" not in line}
 
 
 def _run(

@@ -23,19 +23,23 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from agreement import compare
-from calling import Answers, call
+from calling import Answers, call, recorded
 from cases import ROOT, Case, build, cases, tokenizer_ids
 from environments import ENGINES, Engine, make, ready
 from page import page
 from rows import Row
 
-from llmfold.engines import doctor
+from llmfold.engines import Verdict, doctor
 from llmfold.environment import machine_words
 
 PAGE = ROOT / "eval" / "results" / "engines.md"
+Found = tuple[Answers, Mapping[str, np.ndarray]]
+Verdicts = Mapping[str, Mapping[str, Verdict]]
 _PROMPT = "The history of the city begins with a small settlement on the river"
 _MORE = ", which was founded in the twelfth century by traders"
 _NEW = 64
+_REFERENCE = "log-reference.txt"
+_UNASKED = "it was not asked"
 _TEXTS = ["The history of the city", "  Two  spaces,\n\tand a tab: 3.14159", "Ünïcödé 漢字 🙂", "if x:\n    y = [0]\n"]
 
 
@@ -47,19 +51,26 @@ def job(case: Case, folder: Path, *, remote_code: bool, full: Path | None = None
     return {**where, **asked, **({"full": str(full)} if full else {})}
 
 
-def references(todo: Sequence[Case], work: Path, log: Path) -> tuple[Answers, dict[str, np.ndarray]]:
-    """Answers of the newest transformers, with eager attention and no cache, and its log-probabilities, by case."""
-    tables = {case.name: work / f"reference-{number}.npy" for number, case in enumerate(todo)}
-    asked = [job(case, case.folder, remote_code=_is_adaptive(case), full=tables[case.name]) for case in todo]
-    answers = call(ENGINES[0], work, asked, log)
-    return answers, {name: np.load(path) for name, path in tables.items() if path.exists()}
+def references(todo: Sequence[Case], work: Path) -> Found:
+    """Answers of the newest transformers, with eager attention, and its log-probabilities, by the names of cases."""
+    asked = [job(case, case.folder, remote_code=_is_adaptive(case), full=_table(case, work)) for case in todo]
+    return call(ENGINES[0], work, asked, work / _REFERENCE), _tables(todo, work)
+
+
+def _table(case: Case, work: Path) -> Path:
+    """Where the reference's log-probabilities of a case are."""
+    return work / f"reference-{case.folder.parent.name}-{case.folder.name}.npy"
+
+
+def _tables(todo: Sequence[Case], work: Path) -> dict[str, np.ndarray]:
+    return {case.name: np.load(_table(case, work)) for case in todo if _table(case, work).exists()}
 
 
 def spoiled(case: Case, place: Path) -> Path:
     """A copy of the folder of a case with one tensor doubled: what the middle layer's MLP adds."""
     from safetensors.torch import load_file, save_file
 
-    copy = place / "spoiled" / case.folder.parent.name / case.folder.name
+    copy = place / case.folder.parent.name / case.folder.name
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(case.folder, copy)
     tensors = load_file(copy / "model.safetensors")
@@ -74,30 +85,51 @@ def _is_adaptive(case: Case) -> bool:
     return "auto_map" in json.loads((case.folder / "config.json").read_text())
 
 
-def run_engine(
+def _log(engine: Engine, work: Path, spoil: bool) -> Path:
+    """The file that what an engine prints is added to, its answers among it."""
+    return work / f"log-{'spoiled-' * spoil}{engine.key}.txt"
+
+
+def ask(engine: Engine, todo: Sequence[Case], verdicts: Verdicts, work: Path, spoil: bool) -> Answers | str:
+    """Answers of one engine by the names of cases, or why it cannot be asked.
+
+    Args:
+        engine: which.
+        todo: the cases.
+        verdicts: of doctor, which say where a flag is to be passed.
+        work: folder of the environments, and of what the engine prints.
+        spoil: whether it gets copies with a wrong tensor.
+    """
+    why = ready(engine, work)
+    if why is not None:
+        return why
+    flagged = {case.name: verdicts[case.name][engine.key].flag is not None for case in todo}
+    folders = {case.name: spoiled(case, work / "spoiled" / engine.key) if spoil else case.folder for case in todo}
+    asked = [job(case, folders[case.name], remote_code=flagged[case.name]) for case in todo]
+    answers = call(engine, work, asked, _log(engine, work, spoil))
+    print(f"ran {engine.title}", flush=True)
+    return answers
+
+
+def rows_of(
     engine: Engine,
     todo: Sequence[Case],
-    found: tuple[Answers, Mapping[str, np.ndarray]],
-    places: tuple[Path, Path, Path],
-    spoil: bool,
+    answers: Answers | str,
+    verdicts: Verdicts,
+    found: Found,
 ) -> list[Row]:
-    """Rows of one engine."""
-    environments, place, log = places
-    why = ready(engine, environments)
-    if why is not None:
-        return [Row(case, engine, None, {"error": why}, None, skipped=True) for case in todo]
-    verdicts = {case.name: doctor(case.folder)[engine.key] for case in todo}
-    asked = [
-        job(case, spoiled(case, place) if spoil else case.folder, remote_code=verdicts[case.name].flag is not None)
-        for case in todo
-    ]
-    answers = call(engine, environments, asked, log)
+    """Rows of one engine, its answers compared with those of the reference."""
+    if isinstance(answers, str):
+        return [Row(case, engine, None, {"error": answers}, None, skipped=True) for case in todo]
     rows = []
     for case in todo:
+        if case.name not in answers:
+            rows.append(Row(case, engine, None, {"error": _UNASKED}, None, skipped=True))
+            continue
         answer, agreement = answers[case.name], None
         if "error" not in answer:
             agreement = compare(answer, found[0][case.name], found[1][case.name], case.dtype)
-        rows.append(Row(case, engine, verdicts[case.name], answer, agreement))
+        rows.append(Row(case, engine, verdicts[case.name][engine.key], answer, agreement))
     return rows
 
 
@@ -122,6 +154,7 @@ def main() -> int:
     parser.add_argument("--smollm2", type=Path, help="its folder (default: made by eval/models/smollm2.py)")
     parser.add_argument("--page", type=Path, help="where to write the table")
     parser.add_argument("--install", action="store_true", help="make the environments that are missing")
+    parser.add_argument("--again", action="store_true", help="judge what earlier runs recorded, and run nothing")
     parser.add_argument("--jobs", type=int, default=1, help="engines that run side by side; times then say little")
     parser.add_argument("--spoil", action="store_true", help="give the engines a wrong tensor, which must be noticed")
     options = parser.parse_args()
@@ -131,19 +164,21 @@ def main() -> int:
     for engine in engines if options.install else ():
         make(engine, work)
     todo = cases(work, tuple(filter(None, options.models.split(","))))
-    todo = _built(todo, options.smollm2 or work / "smollm2")
-    found = references(todo, work, work / "log-reference.txt")
+    if options.again:
+        told = recorded(work / _REFERENCE)
+        todo = [case for case in todo if case.name in told]
+        found: Found = told, _tables(todo, work)
+        answers = [recorded(_log(e, work, options.spoil)) or ready(e, work) or _UNASKED for e in engines]
+        verdicts = {case.name: doctor(case.folder) for case in todo}
+    else:
+        _build_all(todo, options.smollm2 or work / "smollm2")
+        verdicts = {case.name: doctor(case.folder) for case in todo}
+        with ThreadPoolExecutor(options.jobs) as pool:
+            first = pool.submit(references, todo, work)
+            answers = list(pool.map(lambda engine: ask(engine, todo, verdicts, work, options.spoil), engines))
+        found = first.result()
     _must_stand(todo, found[0])
-
-    def rows_of(engine: Engine) -> list[Row]:
-        log = work / f"log-{engine.key}.txt"
-        log.unlink(missing_ok=True)
-        ran = run_engine(engine, todo, found, (work, work / engine.key, log), options.spoil)
-        print(f"ran {engine.title}", flush=True)
-        return ran
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        rows = [row for ran in pool.map(rows_of, engines) for row in ran]
+    rows = [r for engine, a in zip(engines, answers, strict=True) for r in rows_of(engine, todo, a, verdicts, found)]
     (work / "rows.json").write_text(json.dumps([row.plain() for row in rows], indent=1))
     if options.page:
         options.page.write_text(page(rows, todo, engines, machine_words(), _command(options)), encoding="utf-8")
@@ -152,8 +187,8 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _built(todo: Sequence[Case], smollm2: Path) -> list[Case]:
-    """The cases whose folders stand, made where they did not; SystemExit where one cannot be."""
+def _build_all(todo: Sequence[Case], smollm2: Path) -> None:
+    """Make the folders that do not stand; SystemExit where one cannot be."""
     if any(case.model.name == "smollm2" for case in todo) and not (smollm2 / "model.safetensors").exists():
         import subprocess
 
@@ -162,7 +197,6 @@ def _built(todo: Sequence[Case], smollm2: Path) -> list[Case]:
         error = build(case, smollm2)
         if error is not None:
             raise SystemExit(f"{case.name} could not be folded: {error}")
-    return list(todo)
 
 
 def _must_stand(todo: Sequence[Case], answers: Answers) -> None:

@@ -74,7 +74,7 @@ def _word(row: Row) -> str:
 
 
 def _engine(engine: Engine, rows: Sequence[Row]) -> list[str]:
-    if rows and rows[0].skipped:
+    if all(row.skipped for row in rows):
         return [f"Not run: {rows[0].answer['error']}."]
     head = ("model", "variant", "files", "largest", "mean", "greedy equal", "tokens/s", "of dense", "doctor")
     lines = [_line(*head), _line("---", "---", "---", "---:", "---:", "---:", "---:", "---:", "---")]
@@ -84,7 +84,7 @@ def _engine(engine: Engine, rows: Sequence[Row]) -> list[str]:
     reasons = dict.fromkeys(
         f"{row.case.model.name}, {row.case.variant}, {row.case.dtype}: {_plain(row.answer['error'])}"
         for row in rows
-        if not row.loads
+        if not row.loads and not row.skipped
     )
     faults = [f"{row.case.name}: {_plain(fault)}" for row in rows for fault in (row.agreement or row).faults]
     if reasons:
@@ -97,7 +97,7 @@ def _engine(engine: Engine, rows: Sequence[Row]) -> list[str]:
 def _cells(row: Row, speeds: dict[tuple[str, str], float | None]) -> tuple[str, ...]:
     said = _said(row)
     if row.agreement is None:
-        return ("does not load", "", "", "", "", said)
+        return ("not run" if row.skipped else "does not load", "", "", "", "", said)
     speed, dense = _speed(row), speeds.get((row.case.model.name, row.case.dtype))
     ratio = f"{speed / dense:.2f}" if speed and dense else ""
     found = row.agreement

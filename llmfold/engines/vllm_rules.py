@@ -17,4 +17,5 @@ def vllm(facts: Facts) -> Verdict:
     width = facts.head_dim
     if width is not None and width < _LEAST_HEAD:
         return refused(f"on a CPU it wants heads at least {_LEAST_HEAD} wide, and these are {width}")
-    return Verdict(True, tokenizer=facts.has_tokenizer, tokenizer_why="there is none in the folder")
+    why = "it computes files of float32 in bfloat16, unless dtype='float32' is passed" if "F32" in facts.dtypes else ""
+    return Verdict(True, why, tokenizer=facts.has_tokenizer, tokenizer_why="there is none in the folder")

@@ -49,6 +49,12 @@ def test_a_plain_llama_loads_everywhere(tmp_path: Path) -> None:
     assert {key for key, verdict in found.items() if verdict.flag} == {"llama.cpp"}
 
 
+def test_files_of_float32_are_computed_in_half_by_vllm(tmp_path: Path) -> None:
+    assert "dtype='float32'" in verdicts(tmp_path / "m")["vllm"].why
+    save_file({"lm_head.weight": np.zeros((2, 2), np.float16)}, tmp_path / "m" / "model.safetensors")
+    assert doctor(tmp_path / "m")["vllm"].why == ""
+
+
 def test_widths_by_layer_need_trust_in_transformers_and_are_refused_by_others(tmp_path: Path) -> None:
     found = verdicts(
         tmp_path / "m",
