@@ -132,7 +132,7 @@ def test_every_engine_of_the_matrix_has_rules_and_every_block_an_engine() -> Non
     assert [engine.key for engine in environments.ENGINES] == list(ENGINES)
     found = list(blocks.blocks(blocks.PAGE.read_text(encoding="utf-8")))
     assert {block.engine for block in found} <= set(ENGINES)
-    assert blocks.PAGE.read_text(encoding="utf-8").count("<!-- engine:") == len(found)
+    assert blocks.PAGE.read_text(encoding="utf-8").count("<!--engine:") == len(found)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ PAGE = ROOT / "docs" / "stack.md"
 MODEL = "random-llama"
 SECONDS = 600
 _BLOCK = re.compile(
-    r"<!-- engine: (?P<engine>[^,>]+?)(?:, fold: (?P<fold>.+?))? -->\n```(?P<kind>\w+)\n(?P<text>.*?)\n```", re.S
+    r"<!--engine: (?P<engine>[^,>]+?)(?:, fold: (?P<fold>.+?))?-->\n```(?P<kind>\w+)\n(?P<text>.*?)\n```", re.S
 )
 
 

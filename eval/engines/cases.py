@@ -34,6 +34,8 @@ class Model:
         random: config of a model with random weights, by transformers' names; None for a real one.
         folds: options by the name of the variant.
         dtypes: of its files.
+        reads: whether its tokenizer is one of its family, so that all releases read text by it alike; transformers 5
+            reads by its own class of the family, whatever is named.
         itself: whether the source, as transformers 5 saves it, is a variant.
     """
 
@@ -43,6 +45,7 @@ class Model:
     random: Mapping[str, Any] | None = None
     folds: Mapping[str, Options] = field(default_factory=dict)
     dtypes: tuple[str, ...] = DTYPES
+    reads: bool = True
     itself: bool = False
 
 
@@ -76,6 +79,7 @@ MODELS = (
     Model(
         "random-qwen2",
         "a random Qwen2 (biases), tied",
+        reads=False,
         random={"model_type": "qwen2", **_COMMON, **_HEADS, "intermediate_size": 1024, "tie_word_embeddings": True},
         folds={NARROWER: _share(0.25), GROUPS: _share(0, 0.25)},
         dtypes=DTYPES[:1],

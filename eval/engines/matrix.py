@@ -53,8 +53,16 @@ def job(case: Case, folder: Path, *, remote_code: bool, full: Path | None = None
 
 def references(todo: Sequence[Case], work: Path) -> Found:
     """Answers of the newest transformers, with eager attention, and its log-probabilities, by the names of cases."""
-    asked = [job(case, case.folder, remote_code=_is_adaptive(case), full=_table(case, work)) for case in todo]
-    return call(ENGINES[0], work, asked, work / _REFERENCE), _tables(todo, work)
+    told = recorded(work / _REFERENCE)
+    new = [case for case in todo if case.name not in told or not _is_current(case, work)]
+    asked = [job(case, case.folder, remote_code=_is_adaptive(case), full=_table(case, work)) for case in new]
+    return {**told, **call(ENGINES[0], work, asked, work / _REFERENCE)}, _tables(todo, work)
+
+
+def _is_current(case: Case, work: Path) -> bool:
+    """Whether the reference has run the folder of a case since it was written."""
+    table = _table(case, work)
+    return table.exists() and table.stat().st_mtime > (case.folder / "config.json").stat().st_mtime
 
 
 def _table(case: Case, work: Path) -> Path:
@@ -90,22 +98,20 @@ def _log(engine: Engine, work: Path, spoil: bool) -> Path:
     return work / f"log-{'spoiled-' * spoil}{engine.key}.txt"
 
 
-def ask(engine: Engine, todo: Sequence[Case], verdicts: Verdicts, work: Path, spoil: bool) -> Answers | str:
-    """Answers of one engine by the names of cases, or why it cannot be asked.
+def ask(engine: Engine, todo: Sequence[Case], work: Path, spoil: bool) -> Answers | str:
+    """Answers of one engine by the names of cases, or why it cannot be asked. Code that folders have may run.
 
     Args:
         engine: which.
         todo: the cases.
-        verdicts: of doctor, which say where a flag is to be passed.
         work: folder of the environments, and of what the engine prints.
         spoil: whether it gets copies with a wrong tensor.
     """
     why = ready(engine, work)
     if why is not None:
         return why
-    flagged = {case.name: verdicts[case.name][engine.key].flag is not None for case in todo}
     folders = {case.name: spoiled(case, work / "spoiled" / engine.key) if spoil else case.folder for case in todo}
-    asked = [job(case, folders[case.name], remote_code=flagged[case.name]) for case in todo]
+    asked = [job(case, folders[case.name], remote_code=_is_adaptive(case)) for case in todo]
     answers = call(engine, work, asked, _log(engine, work, spoil))
     print(f"ran {engine.title}", flush=True)
     return answers
@@ -128,7 +134,8 @@ def rows_of(
             continue
         answer, agreement = answers[case.name], None
         if "error" not in answer:
-            agreement = compare(answer, found[0][case.name], found[1][case.name], case.dtype)
+            reference = found[0][case.name] if case.model.reads else {**found[0][case.name], "read": None}
+            agreement = compare(answer, reference, found[1][case.name], case.dtype)
         rows.append(Row(case, engine, verdicts[case.name][engine.key], answer, agreement))
     return rows
 
@@ -150,6 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "engines", help="environments and folds")
     parser.add_argument("--models", default="", help="names with commas between (default: all)")
+    parser.add_argument("--variants", default="", help="variants with commas between (default: all)")
     parser.add_argument("--engines", default="", help="keys with commas between (default: all)")
     parser.add_argument("--smollm2", type=Path, help="its folder (default: made by eval/models/smollm2.py)")
     parser.add_argument("--page", type=Path, help="where to write the table")
@@ -164,6 +172,7 @@ def main() -> int:
     for engine in engines if options.install else ():
         make(engine, work)
     todo = cases(work, tuple(filter(None, options.models.split(","))))
+    todo = [case for case in todo if not options.variants or case.variant in options.variants.split(",")]
     if options.again:
         told = recorded(work / _REFERENCE)
         todo = [case for case in todo if case.name in told]
@@ -175,7 +184,7 @@ def main() -> int:
         verdicts = {case.name: doctor(case.folder) for case in todo}
         with ThreadPoolExecutor(options.jobs) as pool:
             first = pool.submit(references, todo, work)
-            answers = list(pool.map(lambda engine: ask(engine, todo, verdicts, work, options.spoil), engines))
+            answers = list(pool.map(lambda engine: ask(engine, todo, work, options.spoil), engines))
         found = first.result()
     _must_stand(todo, found[0])
     rows = [r for engine, a in zip(engines, answers, strict=True) for r in rows_of(engine, todo, a, verdicts, found)]
