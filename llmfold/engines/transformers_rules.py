@@ -25,7 +25,7 @@ def of_4_57(facts: Facts) -> Verdict:
 def of_4_46(facts: Facts) -> Verdict:
     """Transformers 4.46."""
     if facts.remote_code:
-        return refused("the code in the folder is written for newer classes")
+        return refused("the code in the folder is for 4.48 and newer")
     if facts.model_type in _DIVIDES and not facts.heads_fill_hidden:
         return refused(
             f"its {facts.model_type} takes heads for hidden_size / num_attention_heads wide, which these are not"
