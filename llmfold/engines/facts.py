@@ -72,6 +72,11 @@ class Facts:
         return not (hidden and heads) or self.head_dim == hidden / heads
 
     @property
+    def multi_head(self) -> bool:
+        """Whether there are as many KV heads as heads."""
+        return self.number("num_key_value_heads") in (None, self.number("num_attention_heads"))
+
+    @property
     def rope_of_5_only(self) -> bool:
         """Whether rotary parameters that are no defaults are told to transformers 5 alone."""
         found = self.config.get("rope_parameters")

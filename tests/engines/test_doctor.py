@@ -72,6 +72,8 @@ def test_widths_by_layer_need_trust_in_transformers_and_are_refused_by_others(tm
     ("config", "engine", "word"),
     [
         ({"head_dim": 24}, "vllm", "24"),
+        ({"num_attention_heads": 7}, "onnx", "wide"),
+        ({"model_type": "phi3", "num_key_value_heads": 2}, "onnx", "KV heads"),
         ({"head_dim": None, "hidden_size": 192}, "vllm", "24"),
         ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "transformers-4.46", "qwen3"),
         ({**QWEN2, "num_attention_heads": 7}, "transformers-4.46", "wide"),
