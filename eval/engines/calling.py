@@ -27,7 +27,8 @@ def call(engine: Engine, environments: Path, jobs: Sequence[Mapping[str, Any]], 
     answers: Answers = {}
     waiting = list(jobs)
     while waiting:
-        lines, ended = _run(engine, environments, waiting, log)
+        batch = waiting[:1] if engine.alone else waiting
+        lines, ended = _run(engine, environments, batch, log)
         answers.update({line["name"]: line for line in lines if "begins" not in line})
         begun = [line["name"] for line in lines if "begins" in line]
         culprit = next((name for name in begun if name not in answers), None if begun else waiting[0]["name"])

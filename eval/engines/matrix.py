@@ -217,6 +217,7 @@ def _must_stand(todo: Sequence[Case], answers: Answers) -> None:
 def _command(options: argparse.Namespace) -> str:
     chosen = [f"--{name} {getattr(options, name)}" for name in ("models", "engines") if getattr(options, name)]
     chosen += [f"--jobs {options.jobs}"] * (options.jobs > 1)
+    chosen += ["--again  # of answers that runs of single models and engines had recorded"] * options.again
     return " ".join(["python eval/engines/matrix.py --install --page eval/results/engines.md", *chosen])
 
 
