@@ -77,6 +77,7 @@ def row(verdict: Verdict, said: dict[str, Any]) -> Any:
         (Verdict(False, "no"), answer(), False),
         (Verdict(True), {"error": "ValueError"}, False),
         (Verdict(False, "no"), {"error": "ValueError"}, True),
+        (Verdict(False, "no"), {"error": "not done after 300 s"}, False),
         (Verdict(True, flag="--trust"), answer(without_flag="refused"), True),
         (Verdict(True, flag="--trust"), answer(without_flag=None), False),
         (Verdict(True, tokenizer=False), answer(), False),

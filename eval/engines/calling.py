@@ -12,6 +12,7 @@ from environments import Engine
 from runner import MARK
 
 Answers = dict[str, Mapping[str, Any]]
+LATE = "not done after"
 _SHOWN = 300
 
 
@@ -65,7 +66,7 @@ def _run(
             ended += " ".join(err.split())[-_SHOWN:]
         except subprocess.TimeoutExpired as late:
             out, err = (_text(stream) for stream in (late.stdout, late.stderr))
-            ended = f"not done after {engine.seconds * len(jobs)} s"
+            ended = f"{LATE} {engine.seconds * len(jobs)} s"
     with log.open("a", encoding="utf-8") as file:
         file.write(f"== {' '.join(command)}\n{out}\n{err}\n")
     # A line without an end is one of a process that was ended while it wrote.

