@@ -18,7 +18,7 @@ define tell_size
 @echo "installed: $(VENV) takes $$(du -sh $(VENV) | cut -f1)"
 endef
 
-.PHONY: demo test test-slow lint types docs families check clean
+.PHONY: demo test test-slow lint types docs families engines check clean
 
 demo: $(VENV)/.core
 	$(BIN)/llmfold --model demo --ratio 0.2 --output demo-output --overwrite
@@ -46,6 +46,12 @@ docs: $(VENV)/.docs
 # A tiny model of every causal language model of transformers, folded; a quarter of an hour.
 families: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python eval/families/run.py --work build/families --page eval/results/families.md
+
+# Every engine in an environment of its own (several GB), and folds of several models in each; about an hour.
+engines: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python eval/engines/matrix.py --install --page eval/results/engines.md
+	HF_HUB_OFFLINE=1 $(BIN)/python eval/engines/matrix.py --spoil --models wiki-llama,random-llama
+	HF_HUB_OFFLINE=1 $(BIN)/python eval/engines/blocks.py build/engines
 
 check: lint types test test-slow
 

@@ -6,11 +6,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from llmfold.commands import Command, compare, env, evaluate, export, fold, methods, push
+from llmfold.commands import Command, compare, doctor, env, evaluate, export, fold, methods, push
 from llmfold.commands.parser import Parser
 
 INTERRUPTED = 130
-_COMMANDS = (fold, evaluate, compare, export, push, methods, env)
+_COMMANDS = (fold, evaluate, compare, export, push, doctor, methods, env)
 _EPILOG = """llmfold --model MODEL --ratio 0.2 is short for llmfold fold --model MODEL --ratio 0.2, whose options
 llmfold fold --help lists.
 """

@@ -10,6 +10,7 @@ from llmfold.checkpoint.accept import OWN_MODULE
 from llmfold.checkpoint.side_files import without_paths
 from llmfold.models import WINDOW_KEYS, Architecture, LayerShape, shape_of, stock_config
 from llmfold.models.family_settings import rope_parameters
+from llmfold.pipeline.portable import older_rope
 from llmfold.planning import FoldPlan
 
 MODELING_FILE = f"{OWN_MODULE}.py"
@@ -78,6 +79,7 @@ def _with_widths(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
     config.update(architectures=[plan.after.architecture.causal_lm], transformers_version=transformers.__version__)
     if plan.before.tied != plan.after.tied or shape_of(source).tied != plan.after.tied:
         config["tie_word_embeddings"] = plan.after.tied
+    config.update(older_rope(config))
     if plan.config.dtype != "auto":
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = plan.config.dtype
     return config

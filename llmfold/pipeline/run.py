@@ -28,6 +28,7 @@ from llmfold.pipeline.forward_pass import forward_pass_seconds
 from llmfold.pipeline.opening import check_data, check_family, check_output_class, open_source, require_tokenizer
 from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
 from llmfold.pipeline.output_tokenizer import check_tokenizer_can_be_kept, keep_tokenizer
+from llmfold.pipeline.portable import make_tokenizer_portable, source_notes
 from llmfold.pipeline.progress import Listener
 from llmfold.pipeline.provenance import origin, provenance, public_config, public_data, source_name
 from llmfold.pipeline.verification import DamagedError, verify
@@ -223,6 +224,7 @@ class Run:
             self._notes = self.checkpoint.copy_side_files(folder, remote_code=self.config.trust_remote_code)
             _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
             keep_tokenizer(self.checkpoint.folder, folder, self.plan)
+            self._notes += [*make_tokenizer_portable(folder), *source_notes(self.checkpoint.config)]
             _write_json(folder / MARKER_FILE, provenance(self.source, self.plan, facts, self._head))
             if self.plan.needs_remote_code:
                 (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")

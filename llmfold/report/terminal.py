@@ -9,11 +9,14 @@ from rich.text import Text
 
 from llmfold.config import FoldConfig
 from llmfold.data.tokens import resolve_effort
+from llmfold.engines import doctor
+from llmfold.errors import CheckpointError
 from llmfold.pipeline.estimate import Estimate, advice
 from llmfold.planning import FoldPlan
 from llmfold.records.fold import PAGE_FILE, FoldRecord
 from llmfold.registry import SELF_DATA
 from llmfold.report.console import rich_table
+from llmfold.report.engine_table import engine_line
 from llmfold.report.rows import PartRow, part_rows, stage_rows, width_rows, without_empty_columns
 from llmfold.report.words import check_words
 from llmfold.sizes import human_bytes, human_count, human_seconds
@@ -133,8 +136,17 @@ def report_table(report: FoldRecord) -> RenderableType:
         ("peak memory", human_bytes(report.peak_memory_bytes)),
         ("time", _stage_table(report.seconds, report.forward_pass_seconds)),
     )
+    engines = _facts(*_engine_rows(report.output))
     where = _facts(("output", str(report.output)), ("report", str(report.output / PAGE_FILE)))
-    return Group(_layer_table(report), Text(), run, Text(), _beside(report), Text(), where)
+    return Group(_layer_table(report), Text(), run, Text(), _beside(report), Text(), engines, where)
+
+
+def _engine_rows(folder: Path) -> list[tuple[str, str]]:
+    """Which engines load a folder, in a line; none where it has gone."""
+    try:
+        return [("engines", engine_line(doctor(folder)))]
+    except CheckpointError:
+        return []
 
 
 def _beside(report: FoldRecord) -> Table:

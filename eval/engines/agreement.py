@@ -1,0 +1,92 @@
+"""Whether an engine's answer agrees with the reference: log-probabilities of its likeliest tokens, and greedy text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from runner import TIE
+
+TOLERANCE = {"float32": 2e-4, "bfloat16": 0.5}
+"""Largest difference of a log-probability in nats. Single precision sums in other orders; bfloat16 rounds logits of 8
+to 16 in steps of 1/16, and every layer before."""
+MEAN_TOLERANCE = {"float32": 3e-5, "bfloat16": 0.1}
+"""Of the mean over positions and tokens, which rounding leaves far smaller and a wrong tensor does not."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was compared.
+
+    Attributes:
+        largest: difference of a log-probability, nats, over the likeliest tokens of every position.
+        mean: of these differences.
+        following: the largest over all tokens after the last position, where the engine tells them.
+        same: how many of the greedy tokens are equal before the first that is not.
+        of: greedy tokens compared.
+        tie: whether that one is as likely, so that either may be written and what follows is not compared.
+        texts: whether its tokenizer reads the texts alike; None where there are none to compare.
+        faults: what is beyond its tolerance, in words.
+    """
+
+    largest: float
+    mean: float
+    following: float | None
+    same: int
+    of: int
+    tie: bool
+    texts: bool | None
+    faults: tuple[str, ...]
+
+
+def compare(answer: Mapping[str, Any], reference: Mapping[str, Any], table: np.ndarray, dtype: str) -> Agreement:
+    """Compare an answer with the reference.
+
+    Args:
+        answer: of a runner, without an error.
+        reference: of the runner of the reference.
+        table: log-probabilities of the reference, positions × vocabulary.
+        dtype: of the files, whose tolerance holds. Greedy tokens must be equal in float32 alone: elsewhere close calls
+            fall either way.
+    """
+    differences = np.concatenate(
+        [np.abs(np.asarray(values) - table[i, np.asarray(ids)]) for i, (ids, values) in enumerate(answer["top"])]
+    )
+    faults = []
+    if len(answer["top"]) != len(table) or not np.isfinite(differences).all():
+        faults.append("positions are missing or not finite")
+    largest, mean = float(differences.max()), float(differences.mean())
+    if not largest <= TOLERANCE[dtype]:
+        faults.append(f"a log-probability differs by {largest:.2g}, allowed {TOLERANCE[dtype]:g}")
+    if not mean <= MEAN_TOLERANCE[dtype]:
+        faults.append(f"log-probabilities differ by {mean:.2g} on average, allowed {MEAN_TOLERANCE[dtype]:g}")
+    following = None
+    if answer.get("next") is not None:
+        following = float(np.abs(np.asarray(answer["next"]) - table[-1]).max())
+        if not following <= TOLERANCE[dtype]:
+            faults.append(f"the next token's log-probabilities differ by {following:.2g}")
+    same = _common(answer["greedy"], reference["greedy"])
+    tie = _is_tie(answer["greedy"], reference, same)
+    if dtype == "float32" and same < len(reference["greedy"]) and not tie:
+        faults.append(f"greedy text differs after {same} tokens")
+    texts = None
+    if isinstance(reference["read"], list) and isinstance(answer["read"], list):
+        texts = answer["read"] == reference["read"]
+        if not texts:
+            faults.append("its tokenizer reads a text otherwise")
+    return Agreement(largest, mean, following, same, len(reference["greedy"]), tie, texts, tuple(faults))
+
+
+def _is_tie(ours: Sequence[int], reference: Mapping[str, Any], place: int) -> bool:
+    """Whether what was written at ``place`` is as likely, by the reference, as what that wrote."""
+    if place >= min(len(ours), len(reference["greedy"])):
+        return False
+    told = dict(zip(*reference["among"][place], strict=True))
+    mine, theirs = ours[place], reference["greedy"][place]
+    return mine in told and theirs in told and abs(told[theirs] - told[mine]) <= TIE
+
+
+def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    pairs = zip(ours, theirs, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
