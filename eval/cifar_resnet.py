@@ -53,7 +53,9 @@ class CifarResNet(nn.Module):
         widths = (16, 32, 64)
         for number, (width, before) in enumerate(zip(widths, (16, *widths), strict=False), start=1):
             first = Block(before, width, 1 if number == 1 else 2)
-            self.add_module(f"layer{number}", nn.Sequential(first, *(Block(width, width, 1) for _ in range(blocks - 1))))
+            self.add_module(
+                f"layer{number}", nn.Sequential(first, *(Block(width, width, 1) for _ in range(blocks - 1)))
+            )
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -81,8 +81,11 @@ class Rows:
             return patches.transpose(1, 2).flatten(0, 1)[:: self.step]
         return x.flatten(0, -2)[:: self.step]
 
-    def outputs(self, layer: nn.Module, y: Tensor) -> Tensor:
-        """(rows, outputs) of a layer for the same rows."""
-        if isinstance(layer, nn.Conv2d):
-            return y.flatten(2).transpose(1, 2).flatten(0, 1)[:: self.step]
-        return y.flatten(0, -2)[:: self.step]
+    def outputs(self, y: Tensor) -> Tensor:
+        """(rows, outputs) of what a layer gives, (n, outputs, …), for the same rows."""
+        return y.flatten(2).transpose(1, 2).flatten(0, 1)[:: self.step] if y.ndim > 2 else y[:: self.step]
+
+
+def channels_second(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer reads or gives as (n, channels, …): linear layers have channels last."""
+    return x.movedim(-1, 1) if isinstance(layer, nn.Linear) else x

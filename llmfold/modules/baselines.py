@@ -14,8 +14,8 @@ from torch import Tensor
 
 from llmfold.clustering import gram, squared_distances
 from llmfold.folding.grouping import Groups
-from llmfold.modules.coupling import ChannelCoupling
-from llmfold.modules.narrow import located
+from llmfold.modules.coupling import ChannelCoupling, ChannelSlot
+from llmfold.modules.narrow import Result, rewritten
 
 
 def magnitude(coupling: ChannelCoupling, tensors: Mapping[str, Tensor], width: int, power: int) -> Tensor:
@@ -95,26 +95,15 @@ def resampling(units: int, width: int) -> Tensor:
     return rows
 
 
-def resampled(
-    tensors: Mapping[str, Tensor], couplings: Sequence[ChannelCoupling], widths: Sequence[int]
-) -> tuple[dict[str, Tensor], tuple[ChannelCoupling, ...]]:
-    """INN: producers read at fewer points of the path, consumers too, times n / k, so that their integral stays.
+def resampled(tensors: Mapping[str, Tensor], couplings: Sequence[ChannelCoupling], widths: Sequence[int]) -> Result:
+    """INN: producers read at fewer points of the path, consumers too, times n / k, so that their integral stays."""
+    orders = [smooth_order(coupling.rows(tensors)) for coupling in couplings]
 
-    Returns:
-        As of :func:`llmfold.modules.narrow.merged`.
-    """
-    result, stay = dict(tensors), []
-    for coupling, width in zip(couplings, widths, strict=True):
-        if width == coupling.units:
-            stay.append(torch.arange(width))
-            continue
-        order = smooth_order(coupling.rows(result))
-        reads = resampling(coupling.units, width)
-        for slot in coupling.slots:
-            rows = slot.read(result[slot.tensor])[order]
-            values = torch.einsum("kn,n...->k...", reads.to(rows), rows)
-            if slot.kind == "consumer":
-                values = values * (coupling.units / width)
-            result[slot.tensor] = slot.replaced(result[slot.tensor], values, torch.arange(width))
-        stay.append(torch.arange(width))
-    return result, located(tensors, couplings, stay)
+    def values(number: int, slot: ChannelSlot, rows: Tensor) -> Tensor:
+        units, width = len(rows), widths[number]
+        if units == width:
+            return rows
+        reads = torch.einsum("kn,n...->k...", resampling(units, width).to(rows), rows[orders[number]])
+        return reads * (units / width) if slot.kind == "consumer" else reads
+
+    return rewritten(tensors, couplings, [torch.arange(width) for width in widths], values)

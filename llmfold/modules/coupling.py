@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 Kind = Literal["producer", "norm", "consumer"]
@@ -34,29 +33,12 @@ class ChannelSlot:
     def write(self, tensor: Tensor, values: Tensor) -> Tensor:
         """A copy of the tensor with other values (units, r, …) in the slot's place."""
         moved = tensor.movedim(self.axis, 0).clone()
-        moved[self.index.to(tensor.device)] = values
+        moved[self.index.to(tensor.device)] = values.to(moved.dtype)
         return moved.movedim(0, self.axis).contiguous()
 
-    def replaced(self, tensor: Tensor, values: Tensor, stay: Tensor) -> Tensor:
-        """The tensor with values (k, r, …) of k units in the places of the units ``stay``, and no others of the slot.
-
-        Positions that belong to no unit of the slot, such as those of another coupling, stay where they are.
-        """
-        moved = tensor.movedim(self.axis, 0)
-        keep = torch.ones(len(moved), dtype=torch.bool)
-        keep[self.index.flatten()] = False
-        keep[self.index[stay].flatten()] = True
-        place = keep.cumsum(0) - 1
-        result = moved[keep.to(moved.device)].clone()
-        result[place[self.index[stay]].to(moved.device)] = values.to(result.dtype)
-        return result.movedim(0, self.axis).contiguous()
-
-    def shifted(self, gone: Tensor, size: int) -> "ChannelSlot":
-        """The slot once positions ``gone`` of its axis, ``size`` long and none of its own, are cut away."""
-        keep = torch.ones(size, dtype=torch.bool)
-        keep[gone] = False
-        place = keep.cumsum(0) - 1
-        return ChannelSlot(self.tensor, self.axis, place[self.index], self.kind)
+    def of(self, units: Tensor) -> "ChannelSlot":
+        """The slot of some units."""
+        return ChannelSlot(self.tensor, self.axis, self.index[units], self.kind)
 
 
 @dataclass(frozen=True)

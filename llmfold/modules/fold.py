@@ -1,7 +1,6 @@
 """``llmfold.fold_module``: a narrower copy of any traced module."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,26 +16,11 @@ from llmfold.modules.coupling import ChannelCoupling
 from llmfold.modules.narrow import merged, selected, tensors_of, with_tensors
 from llmfold.modules.plan import ModulePlan, RatioOf, planned
 from llmfold.modules.projection import with_projections
-from llmfold.modules.reconstruct import ReconstructionOptions, reconstructed
+from llmfold.modules.reconstruct import reconstructed
 from llmfold.modules.statistics import normalised, reset_statistics, with_restored_variance
 
 Method = Literal["self", "paper", "ifm", "inn", "magnitude-l1", "magnitude-l2"]
 Repair = Literal["none", "variance", "statistics"]
-
-
-@dataclass(frozen=True)
-class ModuleRecord:
-    """A folded module and what was done.
-
-    Attributes:
-        module: the narrower one.
-        plan: widths and parameters.
-        data: whose inputs were looked at, in words.
-    """
-
-    module: nn.Module
-    plan: ModulePlan
-    data: str
 
 
 def fold_module(
@@ -51,11 +35,12 @@ def fold_module(
     widths: Mapping[str, int] | None = None,
     inputs: Tensor | None = None,
     clustering: ClusterMethod = "hartigan",
-) -> ModuleRecord:
-    """Fold a module: channels and neurons that ``torch.export`` shows to be free become fewer; all else stays.
+) -> nn.Module:
+    """A narrower copy of a module: channels and neurons that ``torch.export`` shows to be free become fewer.
 
     Without ``inputs`` nothing from outside the module is looked at but the shapes of ``example_inputs``: what is
-    measured on is inverted from the module's own BatchNorms (Yin et al., CVPR 2020).
+    measured on is inverted from the module's own BatchNorms (Yin et al., CVPR 2020), and standard normal where it has
+    none.
 
     Args:
         module: left as it is; folded as it computes in evaluation.
@@ -73,32 +58,26 @@ def fold_module(
         clustering: of ``paper``.
 
     Returns:
-        The narrower module with its plan. It is of the class of the module; where channels are padded with zeros, it
+        The narrower module, in evaluation. It is of the class of the module; where channels are padded with zeros, it
         is a graph of it in which 1 × 1 convolutions do that.
 
     Raises:
         UsageError: options that do not fit, a module that torch.export cannot trace, or nothing to narrow.
     """
     _check(method, repair)
-    dense = with_projections(module, example_inputs) if not module.training else _evaluating(module, example_inputs)
+    dense = with_projections(with_tensors(module, {}).eval(), example_inputs)
     plan = planned(module, dense, example_inputs, ratio, ratio_of, widths)
     if all(plan.widths[c.name] == c.units for c in plan.couplings.found):
-        return ModuleRecord(with_tensors(module, {}).eval(), plan, "nothing")
+        return with_tensors(module, {}).eval()
     repair = repair or ("variance" if method == "paper" else "none")
-    data, seen = "nothing", inputs
-    if method == "self" or repair == "statistics":
-        data = "inputs that were given" if inputs is not None else "inputs inverted from the module itself"
-        if seen is None:
-            seen = own_inputs(dense, example_inputs, seed)
+    if method != "self" and repair != "statistics":
+        return by_weights(dense, plan, method, repair, clustering=clustering, seed=seed).eval()
+    seen = own_inputs(dense, example_inputs, seed) if inputs is None else inputs
     if method == "self":
-        assert seen is not None
-        narrower = reconstructed(dense, plan.couplings.found, plan.widths, seen, ReconstructionOptions())
-        return ModuleRecord(narrower.eval(), plan, data)
+        return reconstructed(dense, plan.couplings.found, plan.widths, seen).eval()
     narrower = by_weights(dense, plan, method, repair, clustering=clustering, seed=seed).eval()
-    if repair == "statistics":
-        assert seen is not None
-        reset_statistics(narrower, seen)
-    return ModuleRecord(narrower, plan, data)
+    reset_statistics(narrower, seen)
+    return narrower
 
 
 def by_weights(
@@ -157,10 +136,6 @@ def _scores(module: nn.Module, example: Tensor) -> bool:
     with torch.no_grad():
         given = module(example)
     return isinstance(given, Tensor) and given.ndim == 2
-
-
-def _evaluating(module: nn.Module, example_inputs: Sequence[Any]) -> nn.Module:
-    return with_projections(with_tensors(module, {}).eval(), example_inputs)
 
 
 def _check(method: str, repair: str | None) -> None:

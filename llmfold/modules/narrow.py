@@ -1,7 +1,7 @@
 """A narrower copy of a module: tensors put in place, and the sizes that its layers know of themselves."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,58 +46,60 @@ def _tell_sizes(layer: nn.Module) -> None:
         layer.num_features = len(layer.running_mean)
 
 
-def merged(
-    tensors: Mapping[str, Tensor], couplings: Sequence[ChannelCoupling], groups: Sequence[Groups]
-) -> tuple[dict[str, Tensor], tuple[ChannelCoupling, ...]]:
-    """Every cluster of every coupling as one unit: what makes units averaged, what reads them summed.
+Result = tuple[dict[str, Tensor], tuple[ChannelCoupling, ...]]
+"""All tensors of a narrower module, and the couplings as they lie in them."""
+
+
+def rewritten(
+    tensors: Mapping[str, Tensor],
+    couplings: Sequence[ChannelCoupling],
+    stay: Sequence[Tensor],
+    values: Callable[[int, ChannelSlot, Tensor], Tensor],
+) -> Result:
+    """Put new values in the places of the units that stay, slot by slot, and cut all others away.
 
     Args:
         tensors: of the module by name.
-        couplings: to merge.
-        groups: the clusters of each.
-
-    Returns:
-        All tensors, and the couplings as they lie in them.
+        couplings: to narrow.
+        stay: (k,) units of each, ascending.
+        values: from the number of a coupling, a slot and its rows (units, r, …) to those of k units.
     """
     result = dict(tensors)
-    for coupling, partition in zip(couplings, groups, strict=True):
+    keep: dict[tuple[str, int], Tensor] = {}
+    for number, (coupling, units) in enumerate(zip(couplings, stay, strict=True)):
+        gone = torch.ones(coupling.units, dtype=torch.bool)
+        gone[units] = False
         for slot in coupling.slots:
-            rows = slot.read(result[slot.tensor])
-            values = merge_rows(rows, partition, mean=slot.kind != "consumer")
-            result[slot.tensor] = slot.replaced(result[slot.tensor], values, partition.first)
-    return result, located(tensors, couplings, [partition.first for partition in groups])
+            tensor = result[slot.tensor]
+            result[slot.tensor] = slot.of(units).write(tensor, values(number, slot, slot.read(tensor)))
+            mask = keep.setdefault((slot.tensor, slot.axis), torch.ones(tensor.shape[slot.axis], dtype=torch.bool))
+            mask[slot.index[gone].flatten()] = False
+    for (name, axis), mask in keep.items():
+        result[name] = result[name].index_select(axis, mask.nonzero().flatten().to(result[name].device))
+    places = {key: mask.cumsum(0) - 1 for key, mask in keep.items()}
 
+    def moved(slot: ChannelSlot) -> ChannelSlot:
+        return ChannelSlot(slot.tensor, slot.axis, places[slot.tensor, slot.axis][slot.index], slot.kind)
 
-def selected(
-    tensors: Mapping[str, Tensor], couplings: Sequence[ChannelCoupling], kept: Sequence[Tensor]
-) -> tuple[dict[str, Tensor], tuple[ChannelCoupling, ...]]:
-    """Some units of every coupling alone, as they are; see :func:`merged`."""
-    result = dict(tensors)
-    for coupling, units in zip(couplings, kept, strict=True):
-        for slot in coupling.slots:
-            result[slot.tensor] = slot.replaced(result[slot.tensor], slot.read(result[slot.tensor])[units], units)
-    return result, located(tensors, couplings, kept)
-
-
-def located(
-    tensors: Mapping[str, Tensor], couplings: Sequence[ChannelCoupling], stay: Sequence[Tensor]
-) -> tuple[ChannelCoupling, ...]:
-    """Couplings as they lie in the narrower tensors, once only the units ``stay`` of each are left."""
-    gone: dict[tuple[str, int], list[Tensor]] = {}
-    for coupling, units in zip(couplings, stay, strict=True):
-        left = torch.ones(coupling.units, dtype=torch.bool)
-        left[units] = False
-        for slot in coupling.slots:
-            gone.setdefault((slot.tensor, slot.axis), []).append(slot.index[left].flatten())
-
-    def moved(slot: ChannelSlot, units: Tensor) -> ChannelSlot:
-        here = ChannelSlot(slot.tensor, slot.axis, slot.index[units], slot.kind)
-        return here.shifted(torch.cat(gone[slot.tensor, slot.axis]), tensors[slot.tensor].shape[slot.axis])
-
-    return tuple(
-        ChannelCoupling(coupling.name, len(units), tuple(moved(slot, units) for slot in coupling.slots))
+    narrower = tuple(
+        ChannelCoupling(coupling.name, len(units), tuple(moved(slot.of(units)) for slot in coupling.slots))
         for coupling, units in zip(couplings, stay, strict=True)
     )
+    return result, narrower
+
+
+def merged(tensors: Mapping[str, Tensor], couplings: Sequence[ChannelCoupling], groups: Sequence[Groups]) -> Result:
+    """Every cluster of every coupling as one unit: what makes units averaged, what reads them summed."""
+
+    def values(number: int, slot: ChannelSlot, rows: Tensor) -> Tensor:
+        return merge_rows(rows, groups[number], mean=slot.kind != "consumer")
+
+    return rewritten(tensors, couplings, [partition.first for partition in groups], values)
+
+
+def selected(tensors: Mapping[str, Tensor], couplings: Sequence[ChannelCoupling], kept: Sequence[Tensor]) -> Result:
+    """Some units of every coupling alone, as they are."""
+    return rewritten(tensors, couplings, kept, lambda number, slot, rows: rows[kept[number]])
 
 
 def unit_statistics(coupling: ChannelCoupling) -> list[tuple[ChannelSlot, ChannelSlot]]:

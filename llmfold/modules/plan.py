@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from llmfold.errors import UsageError
 from llmfold.modules.coupling import ChannelCoupling, Couplings, is_statistic
-from llmfold.modules.narrow import tensors_of
+from llmfold.modules.narrow import tensors_of, with_tensors
 from llmfold.modules.probe import confirmed
 from llmfold.modules.projection import with_projections
 from llmfold.modules.trace import couplings_of
@@ -43,7 +43,8 @@ def plan_module(
     widths: Mapping[str, int] | None = None,
 ) -> ModulePlan:
     """Widths that a fold by these options would have; see :func:`llmfold.modules.fold.fold_module`."""
-    return planned(module, with_projections(module, example_inputs), example_inputs, ratio, ratio_of, widths)
+    dense = with_projections(with_tensors(module, {}).eval(), example_inputs)
+    return planned(module, dense, example_inputs, ratio, ratio_of, widths)
 
 
 def planned(

@@ -25,9 +25,14 @@ def confirmed(module: nn.Module, couplings: Couplings, example_inputs: Sequence[
     inputs = _double(tuple(example_inputs))
     if folds_exactly(wide, couplings.found, inputs):
         return couplings
-    right = tuple(c for c in couplings.found if folds_exactly(wide, (c,), inputs))
-    wrong = {c.name: "units planted twice do not fold exactly" for c in couplings.found if c not in right}
-    return Couplings(right, {**couplings.kept, **wrong})
+    right: list[ChannelCoupling] = []
+    wrong: dict[str, str] = {}
+    for coupling in couplings.found:
+        if folds_exactly(wide, (*right, coupling), inputs):
+            right.append(coupling)
+        else:
+            wrong[coupling.name] = "units planted twice do not fold exactly"
+    return Couplings(tuple(right), {**couplings.kept, **wrong})
 
 
 def folds_exactly(module: nn.Module, couplings: Sequence[ChannelCoupling], inputs: tuple[Any, ...]) -> bool:

@@ -5,16 +5,16 @@ it, to what it gave in the dense module, and the BatchNorm behind it gets statis
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from llmfold.modules.activations import Layer, Rows, watch_layers
+from llmfold.inversion.deep import Norm
+from llmfold.modules.activations import Layer, Rows, channels_second, watch_layers
 from llmfold.modules.coupling import ChannelCoupling, ChannelSlot
 from llmfold.modules.narrow import selected, tensors_of, with_tensors
-from llmfold.modules.statistics import matched, moments
-from llmfold.inversion.deep import Norm
+from llmfold.modules.statistics import matched, moments, pooled
 from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias
 from llmfold.selection.elimination import eliminate_units
 
@@ -39,11 +39,12 @@ class ReconstructionOptions:
     variance: float = 1.0
 
 
-@dataclass
-class _Seen:
-    """What a layer gives in the dense module on the inputs."""
+@dataclass(frozen=True)
+class _Target:
+    """What a layer gave in the dense module: some rows, and the moments of all of them."""
 
-    outputs: list[Tensor] = field(default_factory=list)
+    rows: Tensor
+    moments: tuple[Tensor, Tensor]
 
 
 def reconstructed(
@@ -67,9 +68,10 @@ def reconstructed(
     result = with_tensors(module, selected(tensors, couplings, kept)[0])
     run = _order(module, inputs)
     stays = _staying(couplings, kept, tensors)
-    for path in run.layers:
-        if (path, 0) in stays or (path, 1) in stays:
-            _refit_layer(module, result, path, run, stays, inputs, options)
+    narrowed = [path for path in run.layers if (path, 0) in stays or (path, 1) in stays]
+    targets = _targets(module, narrowed, stays, inputs, options)
+    for path in narrowed:
+        _refit_layer(result, path, run.norms.get(path), targets.pop(path), inputs, options)
     return result
 
 
@@ -130,7 +132,6 @@ def choose(
     """
     kept: list[Tensor] = [torch.arange(coupling.units) for coupling in couplings]
     grams = _grams(module, couplings, inputs, options)
-    spread = {path: sums for path, sums in grams.spread.items()}
     for number in reversed(range(len(couplings))):
         coupling = couplings[number]
         width = widths[coupling.name]
@@ -141,7 +142,7 @@ def choose(
         for slot in coupling.of_kind("consumer"):
             path = slot.tensor.rpartition(".")[0]
             rows = slot.read(module.state_dict()[slot.tensor])  # (units, r, outputs, …)
-            rows = rows.movedim(2, 0) / spread[path].view(-1, *[1] * (rows.ndim - 1))
+            rows = rows.movedim(2, 0) / grams.spread[path].view(-1, *[1] * (rows.ndim - 1))
             if (path, 0) in alive:
                 rows = rows[alive[path, 0]]
             blocks.append(rows.movedim(0, 2).flatten(1))
@@ -168,62 +169,78 @@ def _grams(
     second: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def watch(path: str, x: Tensor, y: Tensor) -> None:
-        channels_last = isinstance(module.get_submodule(path), nn.Linear)
-        second.setdefault(path, []).append(moments(y.movedim(-1, 1) if channels_last else y))
+        layer = module.get_submodule(path)
+        second.setdefault(path, []).append(moments(channels_second(layer, y)))
         for name, slot in readers[path]:
-            units = (x.movedim(-1, 0) if channels_last else x.movedim(1, 0))[slot.index].flatten(1).T
-            rows = units[:: max(1, len(units) * (len(inputs) // len(x)) // options.rows) | 1]
+            units = channels_second(layer, x).movedim(1, 0)[slot.index].flatten(1).T
+            rows = units[:: Rows.of(len(inputs), len(units) // len(x), options.rows).step]
             found = activation_sums([(rows, torch.ones(len(rows)))])
             sums[name] = sums[name] + found if name in sums else found
 
     watch_layers(module, inputs, list(readers), watch)
-    spread = {p: torch.stack([v + m.square() for m, v in of]).mean(0).clamp_min(1e-12).sqrt() for p, of in second.items()}
+    spread = {
+        p: torch.stack([v + m.square() for m, v in of]).mean(0).clamp_min(1e-12).sqrt() for p, of in second.items()
+    }
     return _Grams(sums, spread)
 
 
-def _refit_layer(
+def _targets(
     dense: nn.Module,
+    paths: Sequence[str],
+    stays: Mapping[tuple[str, int], Tensor],
+    inputs: Tensor,
+    options: ReconstructionOptions,
+) -> dict[str, _Target]:
+    """What layers give in the dense module at the outputs that stay, from one pass."""
+    rows: dict[str, list[Tensor]] = {path: [] for path in paths}
+    parts: dict[str, list[tuple[int, Tensor, Tensor]]] = {path: [] for path in paths}
+
+    def watch(path: str, x: Tensor, y: Tensor) -> None:
+        layer = dense.get_submodule(path)
+        y = channels_second(layer, y)
+        y = y[:, stays[path, 0]] if (path, 0) in stays else y
+        rows[path].append(_rows_of(y, len(inputs), options).outputs(y))
+        parts[path].append((len(y), *moments(y)))
+
+    watch_layers(dense, inputs, paths, watch)
+    return {path: _Target(torch.cat(rows[path]), pooled(parts[path])) for path in paths}
+
+
+def _rows_of(y: Tensor, images: int, options: ReconstructionOptions) -> Rows:
+    """Rows that are looked at of a layer that gives y (n, outputs, …) for a batch of so many images."""
+    return Rows.of(images, y[0, 0].numel(), options.rows)
+
+
+def _refit_layer(
     folded: nn.Module,
     path: str,
-    run: _Run,
-    stays: Mapping[tuple[str, int], Tensor],
+    norm: str | None,
+    target: _Target,
     inputs: Tensor,
     options: ReconstructionOptions,
 ) -> None:
     """Fit one layer of the narrower module, in place, and what its BatchNorm expects."""
-    before, layer = dense.get_submodule(path), folded.get_submodule(path)
-    assert isinstance(before, Layer)
+    layer = folded.get_submodule(path)
     assert isinstance(layer, Layer)
-    outputs = stays.get((path, 0), torch.arange(before.weight.shape[0]))
-    wanted: list[Tensor] = []
-    watch_layers(dense, inputs, [path], lambda _, x, y: wanted.append(_outputs_first(before, y)[:, outputs]), stop=True)
-    targets = torch.cat(wanted)
-    norm = run.norms.get(path)
-    if not (isinstance(layer, nn.Conv2d) and layer.groups > 1) and not isinstance(layer, nn.Conv1d | nn.Conv3d):
-        read: list[Tensor] = []
-        watch_layers(folded, inputs, [path], lambda _, x, y: read.append(x), stop=True)
-        _solve(layer, torch.cat(read), targets, norm is not None, options)
+    read: list[Tensor] = []
+    watch_layers(folded, inputs, [path], lambda _, x, y: read.append(x), stop=True)
+    if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+        with torch.no_grad():
+            step = _rows_of(channels_second(layer, layer(read[0][:1])), len(inputs), options)
+        features = torch.cat([step.inputs(layer, x) for x in read])
+        _solve(layer, features, target.rows, norm is not None, options)
     if norm is not None:
-        given: list[Tensor] = []
-        watch_layers(folded, inputs, [path], lambda _, x, y: given.append(_outputs_first(layer, y)), stop=True)
-        _match(dense.get_submodule(norm), folded.get_submodule(norm), outputs, targets, torch.cat(given), options)
+        with torch.no_grad():
+            given = pooled([(len(x), *moments(channels_second(layer, layer(x)))) for x in read])
+        _match(folded, norm, target.moments, given, options)
 
 
-def _outputs_first(layer: nn.Module, y: Tensor) -> Tensor:
-    """(n, outputs, …)."""
-    return y.movedim(-1, 1) if isinstance(layer, nn.Linear) and y.ndim > 2 else y
-
-
-def _solve(layer: Layer, x: Tensor, targets: Tensor, free_mean: bool, options: ReconstructionOptions) -> None:
+def _solve(layer: Layer, features: Tensor, y: Tensor, free_mean: bool, options: ReconstructionOptions) -> None:
     """Rows of a layer, and its bias, by least squares with a ridge towards what they are; in place.
 
     The target is not what the layer would give on these inputs, so the rest R = Y − X W enters as features of its
     own, read by the identity and all to be removed: W + (XᵀX + λ)⁻¹ Xᵀ R.
     """
-    flat = targets.flatten(2).transpose(1, 2) if targets.ndim > 2 else targets
-    pixels = flat[0].numel() // flat.shape[-1]
-    pick = Rows.of(len(targets), pixels, options.rows)
-    features, y = pick.inputs(layer, x), flat.reshape(-1, flat.shape[-1])[:: pick.step]
     weight = layer.weight.detach().flatten(1)
     bias = None if layer.bias is None else layer.bias.detach()
     rest = y - features @ weight.T - (0 if bias is None else bias)
@@ -251,14 +268,16 @@ def _solve(layer: Layer, x: Tensor, targets: Tensor, free_mean: bool, options: R
 
 
 def _match(
-    dense: nn.Module, folded: nn.Module, outputs: Tensor, targets: Tensor, given: Tensor, options: ReconstructionOptions
+    folded: nn.Module,
+    path: str,
+    target: tuple[Tensor, Tensor],
+    given: tuple[Tensor, Tensor],
+    options: ReconstructionOptions,
 ) -> None:
-    """Statistics of a narrower BatchNorm, in place."""
-    assert isinstance(dense.running_mean, Tensor)
-    assert isinstance(dense.running_var, Tensor)
-    assert isinstance(folded.running_mean, Tensor)
-    assert isinstance(folded.running_var, Tensor)
-    running = dense.running_mean[outputs], dense.running_var[outputs]
-    mean, variance = matched(moments(targets), moments(given), running, options.variance)
-    folded.running_mean.copy_(mean)
-    folded.running_var.copy_(variance)
+    """Statistics of a narrower BatchNorm, in place: it holds the dense ones of its units so far."""
+    norm = folded.get_submodule(path)
+    assert isinstance(norm.running_mean, Tensor)
+    assert isinstance(norm.running_var, Tensor)
+    mean, variance = matched(target, given, (norm.running_mean, norm.running_var), options.variance)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)

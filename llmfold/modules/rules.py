@@ -261,7 +261,7 @@ _ELEMENTWISE = (
 )
 _POOLS = ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_avg_pool1d")
 RULES: dict[str, Rule] = {
-    **{name: _convolution for name in ("conv1d", "conv2d", "conv3d")},
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(_ELEMENTWISE, _same),
     **dict.fromkeys((*_POOLS, "adaptive_max_pool2d"), _pooled),
     **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum"), _together),

@@ -1,4 +1,4 @@
-"""What BatchNorms of a narrower module expect: averaged with their units, measured anew, or matched to the dense ones."""
+"""What BatchNorms of a narrower module expect: averaged, measured anew, or matched to the dense ones."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from llmfold.folding.grouping import Groups
 from llmfold.folding.variance import variance_scale
 from llmfold.inversion.deep import Norm, batch_norms
 from llmfold.modules.coupling import ChannelCoupling
-from llmfold.modules.narrow import merged, unit_statistics
+from llmfold.modules.narrow import Result, merged, unit_statistics
 
 
 def normalised(
@@ -54,14 +54,11 @@ def _producers(module: nn.Module) -> dict[str, str]:
 
 def with_restored_variance(
     tensors: Mapping[str, Tensor], couplings: Sequence[ChannelCoupling], groups: Sequence[Groups]
-) -> tuple[dict[str, Tensor], tuple[ChannelCoupling, ...]]:
+) -> Result:
     """Merge, and give every merged BatchNorm gain back the variance that averaging took: Fold-AR.
 
     A gain is the mean of its members' times ``N / sqrt(N + (N² − N) c)``, with c the mean correlation of the cluster
     of N, estimated from weights (Wang et al., ICLR 2025, section 4). Expects :func:`normalised` tensors.
-
-    Returns:
-        As of :func:`llmfold.modules.narrow.merged`.
     """
     result, after = merged(tensors, couplings, groups)
     for before, coupling, partition in zip(couplings, after, groups, strict=True):
@@ -127,3 +124,13 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     axes = [axis for axis in range(x.ndim) if axis != 1]
     variance, mean = torch.var_mean(x, axes, correction=0)
     return mean, variance
+
+
+def pooled(parts: Sequence[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of all from counts, means and variances of batches."""
+    weights = torch.tensor([float(count) for count, _, _ in parts])
+    weights = (weights / weights.sum())[:, None]
+    means = torch.stack([mean for _, mean, _ in parts])
+    mean = (weights * means).sum(0)
+    within = torch.stack([variance for _, _, variance in parts])
+    return mean, (weights * (within + (means - mean).square())).sum(0)

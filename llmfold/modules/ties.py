@@ -1,6 +1,6 @@
 """Channels of all tensors of a trace: which are one unit, which lie where, and which must stay."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -69,46 +69,37 @@ class Ties:
         self.places.append(Place(tensor, axis, tuple(channels), kind))
 
     def couplings(self) -> Couplings:
-        """All couplings, and what is kept."""
+        """All couplings, and what is kept: units that lie in the same tensors, equally often in each, go together."""
+        names: dict[int, str] = {}
+        for name, channels in self.made.items():
+            for channel in channels:
+                names.setdefault(self.unit(channel), name)
         frozen = {self.unit(channel): why for channel, why in self.frozen.items()}
         found: list[ChannelCoupling] = []
         kept: dict[str, str] = {}
-        for name, channels in self._connected():
-            units = list(dict.fromkeys(map(self.unit, channels)))
+        for units, slots in self._alike():
+            name = names[units[0]]
             why = next((frozen[unit] for unit in units if unit in frozen), None)
-            slots = None if why else self._slots(units)
-            if slots is None:
-                kept[name] = why or "its channels are tied to different numbers of others"
+            if why is not None:
+                kept.setdefault(name, why)
             elif len(units) > 1:
-                found.append(ChannelCoupling(name, len(units), slots))
+                same = sum(c.name.partition("#")[0] == name for c in found)
+                found.append(ChannelCoupling(f"{name}#{same + 1}" if same else name, len(units), slots))
         return Couplings(tuple(found), kept)
 
-    def _connected(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Modules' channels, those that share a unit together, by the name of the first."""
-        groups: list[tuple[str, tuple[int, ...], set[int]]] = []
-        for name, channels in self.made.items():
-            units = set(map(self.unit, channels))
-            shared = [group for group in groups if group[2] & units]
-            first, before = (shared[0][0], sum((g[1] for g in shared), ())) if shared else (name, ())
-            units = units.union(*(group[2] for group in shared))
-            at = groups.index(shared[0]) if shared else len(groups)
-            groups = [group for group in groups if not any(group is each for each in shared)]
-            groups.insert(at, (first, before + channels, units))
-        return [(name, channels) for name, channels, _ in groups]
-
-    def _slots(self, units: Sequence[int]) -> tuple[ChannelSlot, ...] | None:
-        """Slots of a coupling, None where units are not alike in some tensor."""
-        order = {unit: number for number, unit in enumerate(units)}
-        slots: list[ChannelSlot] = []
-        for place in self.places:
-            at: list[list[int]] = [[] for _ in units]
+    def _alike(self) -> Iterator[tuple[list[int], tuple[ChannelSlot, ...]]]:
+        """Units that lie in the same places, with their slots, by the first place."""
+        at: dict[int, dict[int, list[int]]] = {}
+        for number, place in enumerate(self.places):
             for position, channel in enumerate(place.channels):
-                number = order.get(self.unit(channel))
-                if number is not None:
-                    at[number].append(position)
-            sizes = set(map(len, at))
-            if len(sizes) > 1:
-                return None
-            if sizes != {0}:
-                slots.append(ChannelSlot(place.tensor, place.axis, torch.tensor(at), place.kind))
-        return tuple(sorted(slots, key=lambda slot: slot.kind == "consumer"))
+                at.setdefault(self.unit(channel), {}).setdefault(number, []).append(position)
+        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for unit, places in at.items():
+            groups.setdefault(tuple((number, len(positions)) for number, positions in places.items()), []).append(unit)
+        for signature, units in groups.items():
+            slots = []
+            for number, _ in signature:
+                place = self.places[number]
+                index = torch.tensor([at[unit][number] for unit in units])
+                slots.append(ChannelSlot(place.tensor, place.axis, index, place.kind))
+            yield units, tuple(sorted(slots, key=lambda slot: slot.kind == "consumer"))

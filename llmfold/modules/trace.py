@@ -44,9 +44,7 @@ def couplings_of(module: nn.Module, example_inputs: Sequence[Any]) -> Couplings:
     return ties.couplings()
 
 
-def _apply(
-    node: fx.Node, layouts: dict[fx.Node, Layout | None], stored: dict[str, str], ties: Ties
-) -> Layout | None:
+def _apply(node: fx.Node, layouts: dict[fx.Node, Layout | None], stored: dict[str, str], ties: Ties) -> Layout | None:
     """Layout of what a node gives; ties, places and what is kept are noted on the way."""
     sources = [layouts.get(source) for source in node.all_input_nodes]
     name = known_name(node.target)
