@@ -5,9 +5,10 @@ r"""Fold convolutional networks by every method and repair at every rate, in one
     python eval/vision.py drift resnet20-cifar10.safetensors cifar10-jpeg-test2000.npz
     python eval/vision.py page
 
-``drift`` asks why Fold-AR collapses: what is left of the variance that BatchNorms give, stage by stage. Networks are measured on images 500 to 1,999; what is labelled as using data sees images 0 to 499, without their
-classes. Cells that stand in ``eval/results/vision`` are not measured again. Images are inverted once a network and seed
-and kept in ``--work``.
+``drift`` asks why Fold-AR collapses: what is left of the variance that BatchNorms give, stage by stage. Networks are
+measured on images 500 to 1,999; what is labelled as using data sees images 0 to 499, without their classes. Cells that
+stand in ``eval/results/vision`` are not measured again. Images are inverted once a network and seed and kept in
+``--work``.
 """
 
 import argparse
