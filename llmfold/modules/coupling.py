@@ -1,7 +1,7 @@
 """Couplings of a traced module: channels that stay, go or merge together, and where they lie in its tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -76,7 +76,9 @@ class Couplings:
     Attributes:
         found: couplings, in the order of the trace.
         kept: by name of the first module that makes them, why channels are kept.
+        norms: by path of a BatchNorm, that of the layer whose output it alone reads.
     """
 
     found: tuple[ChannelCoupling, ...]
     kept: Mapping[str, str]
+    norms: Mapping[str, str] = field(default_factory=dict)

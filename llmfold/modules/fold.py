@@ -107,7 +107,7 @@ def by_weights(
     if method == "inn":
         return with_tensors(dense, resampled(tensors, couplings, ks)[0])
     if repair == "variance":
-        tensors = normalised(dense, couplings, tensors)
+        tensors = normalised(dense, plan.couplings, tensors)
 
     def partition(coupling: ChannelCoupling, k: int) -> Groups:
         rows = coupling.rows(tensors)

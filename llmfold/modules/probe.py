@@ -32,7 +32,7 @@ def confirmed(module: nn.Module, couplings: Couplings, example_inputs: Sequence[
             right.append(coupling)
         else:
             wrong[coupling.name] = "units planted twice do not fold exactly"
-    return Couplings(tuple(right), {**couplings.kept, **wrong})
+    return Couplings(tuple(right), {**couplings.kept, **wrong}, couplings.norms)
 
 
 def folds_exactly(module: nn.Module, couplings: Sequence[ChannelCoupling], inputs: tuple[Any, ...]) -> bool:

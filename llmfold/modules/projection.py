@@ -36,7 +36,9 @@ def with_projections(module: nn.Module, example_inputs: Sequence[Any]) -> nn.Mod
         assert isinstance(source, fx.Node)
         before, after = _channels(node) or (0, 0)
         name = f"projection{number}"
-        graph.add_submodule(name, _projection(source.meta["tensor_meta"].shape[1], before, after))
+        known = source.meta["tensor_meta"]
+        layer = _projection(known.shape[1], before, after).to(next(module.parameters()).device, known.dtype)
+        graph.add_submodule(name, layer)
         with graph.graph.inserting_after(node):
             node.replace_all_uses_with(graph.graph.call_module(name, (source,)))
         graph.graph.erase_node(node)

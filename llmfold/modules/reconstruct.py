@@ -174,7 +174,7 @@ def _grams(
         for name, slot in readers[path]:
             units = channels_second(layer, x).movedim(1, 0)[slot.index].flatten(1).T
             rows = units[:: Rows.of(len(inputs), len(units) // len(x), options.rows).step]
-            found = activation_sums([(rows, torch.ones(len(rows)))])
+            found = activation_sums([(rows.float(), rows.new_ones(len(rows), dtype=torch.float32))])
             sums[name] = sums[name] + found if name in sums else found
 
     watch_layers(module, inputs, list(readers), watch)
@@ -224,7 +224,7 @@ def _refit_layer(
     assert isinstance(layer, Layer)
     read: list[Tensor] = []
     watch_layers(folded, inputs, [path], lambda _, x, y: read.append(x), stop=True)
-    if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+    if _can_be_fitted(layer):
         with torch.no_grad():
             step = _rows_of(channels_second(layer, layer(read[0][:1])), len(inputs), options)
         features = torch.cat([step.inputs(layer, x) for x in read])
@@ -235,21 +235,30 @@ def _refit_layer(
         _match(folded, norm, target.moments, given, options)
 
 
+def _can_be_fitted(layer: Layer) -> bool:
+    """Whether a layer's inputs are known row by row; others keep the rows of the units that stay."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return isinstance(layer, nn.Linear)
+
+
 def _solve(layer: Layer, features: Tensor, y: Tensor, free_mean: bool, options: ReconstructionOptions) -> None:
     """Rows of a layer, and its bias, by least squares with a ridge towards what they are; in place.
 
     The target is not what the layer would give on these inputs, so the rest R = Y − X W enters as features of its
     own, read by the identity and all to be removed: W + (XᵀX + λ)⁻¹ Xᵀ R.
     """
-    weight = layer.weight.detach().flatten(1)
-    bias = None if layer.bias is None else layer.bias.detach()
+    features, y = features.float(), y.float()
+    weight = layer.weight.detach().float().flatten(1)
+    bias = None if layer.bias is None else layer.bias.detach().float()
     rest = y - features @ weight.T - (0 if bias is None else bias)
     both = torch.cat((features, rest), 1)
-    consumer = torch.cat((weight.T, torch.eye(rest.shape[1])))
+    consumer = torch.cat((weight.T, torch.eye(rest.shape[1], device=weight.device)))
     kept = torch.arange(features.shape[1])
     held = int(len(both) * options.held_back)
-    train = activation_sums([(both[: len(both) - held], torch.ones(len(both) - held))])
-    whole = train + activation_sums([(both[len(both) - held :], torch.ones(held))])
+    even = both.new_ones(len(both))
+    train = activation_sums([(both[: len(both) - held], even[: len(both) - held])])
+    whole = train + activation_sums([(both[len(both) - held :], even[len(both) - held :])])
     centre = free_mean or bias is not None
 
     def fitted(sums: ActivationSums, ridge: float) -> Tensor:

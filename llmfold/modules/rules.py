@@ -48,6 +48,14 @@ class Operation:
         source = self.args[number] if number < len(self.args) else None
         return self.stored.get(source.name) if isinstance(source, fx.Node) else None
 
+    def layer(self, number: int) -> str | None:
+        """Path of the convolution or linear layer whose output an argument is, where nothing else reads that."""
+        source = self.args[number]
+        if known_name(source.target) not in _LAYERS or len(source.users) > 1:
+            return None
+        weight = self.stored.get(source.args[1].name)
+        return None if weight is None else _module(weight)
+
     def shape(self, number: int) -> tuple[int, ...]:
         """Shape of an argument that is a tensor."""
         return tuple(self.args[number].meta["val"].shape)
@@ -62,6 +70,7 @@ class Operation:
         return tuple(self.node.meta["val"].shape)
 
 
+_LAYERS = ("conv1d", "conv2d", "conv3d", "linear")
 Rule = Callable[[Operation], Layout | None]
 
 
@@ -130,6 +139,9 @@ def _batch_norm(op: Operation) -> Layout | None:
         name = op.tensor(number)
         if name is not None:
             op.ties.place(name, 0, read.channels, "norm")
+    norm, layer = op.tensor(3), op.layer(0)
+    if norm is not None and layer is not None:
+        op.ties.norms[_module(norm)] = layer
     return read
 
 
@@ -261,11 +273,11 @@ _ELEMENTWISE = (
 )
 _POOLS = ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_avg_pool1d")
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    **dict.fromkeys(_LAYERS[:3], _convolution),
     **dict.fromkeys(_ELEMENTWISE, _same),
     **dict.fromkeys((*_POOLS, "adaptive_max_pool2d"), _pooled),
     **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum"), _together),
-    **dict.fromkeys(("view", "reshape", "flatten", "squeeze"), _reshaped),
+    **dict.fromkeys(("view", "reshape", "flatten", "squeeze", "unsqueeze"), _reshaped),
     **dict.fromkeys(("mean", "sum"), _reduced),
     **dict.fromkeys(("transpose", "swapaxes"), _transposed),
     "linear": _linear,

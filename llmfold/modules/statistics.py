@@ -8,25 +8,19 @@ from torch import Tensor, nn
 from llmfold.folding.grouping import Groups
 from llmfold.folding.variance import variance_scale
 from llmfold.inversion.deep import Norm, batch_norms
-from llmfold.modules.coupling import ChannelCoupling
+from llmfold.modules.coupling import ChannelCoupling, Couplings
 from llmfold.modules.narrow import Result, merged, unit_statistics
 
 
-def normalised(
-    module: nn.Module, couplings: Sequence[ChannelCoupling], tensors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def normalised(module: nn.Module, couplings: Couplings, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same function with the running variance of every coupled BatchNorm in the rows before it: Σ_n W.
 
-    A BatchNorm whose producer is not known by its name, the layer that stands before it in the module, stays.
+    A BatchNorm that reads anything but the output of one layer, which nothing else reads, stays.
     """
-    result, before = dict(tensors), _producers(module)
-    coupled = {mean.tensor for coupling in couplings for mean, _ in map(tuple, unit_statistics(coupling))}
-    for name in coupled:
-        path = name.rpartition(".")[0]
-        layer = before.get(path)
-        if layer is None:
-            continue
-        norm = module.get_submodule(path)
+    result = dict(tensors)
+    coupled = {mean.tensor.rpartition(".")[0] for c in couplings.found for mean, _ in unit_statistics(c)}
+    for path in coupled & couplings.norms.keys():
+        norm, layer = module.get_submodule(path), couplings.norms[path]
         assert isinstance(norm, Norm)
         scale = (result[f"{path}.running_var"] + norm.eps).rsqrt()
         weight = result[f"{layer}.weight"]
@@ -36,20 +30,6 @@ def normalised(
         result[f"{path}.running_mean"] = result[f"{path}.running_mean"] * scale
         result[f"{path}.running_var"] = torch.full_like(scale, 1 - norm.eps)
     return result
-
-
-def _producers(module: nn.Module) -> dict[str, str]:
-    """By path of a BatchNorm, the convolution or linear layer of as many outputs that stands right before it."""
-    found: dict[str, str] = {}
-    last: tuple[str, int] | None = None
-    for path, part in module.named_modules():
-        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-            last = (path, part.weight.shape[0])
-        elif isinstance(part, Norm) and last is not None:
-            if last[1] == part.num_features:
-                found[path] = last[0]
-            last = None
-    return found
 
 
 def with_restored_variance(
@@ -128,9 +108,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def pooled(parts: Sequence[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Mean and variance of all from counts, means and variances of batches."""
-    weights = torch.tensor([float(count) for count, _, _ in parts])
-    weights = (weights / weights.sum())[:, None]
     means = torch.stack([mean for _, mean, _ in parts])
+    weights = torch.tensor([float(count) for count, _, _ in parts]).to(means)
+    weights = (weights / weights.sum())[:, None]
     mean = (weights * means).sum(0)
     within = torch.stack([variance for _, _, variance in parts])
     return mean, (weights * (within + (means - mean).square())).sum(0)

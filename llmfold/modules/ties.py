@@ -25,12 +25,14 @@ class Ties:
     Attributes:
         places: axes of stored tensors that hold channels.
         made: channels by the module that makes them, in the order of the trace.
-        frozen: by unit, why it must stay.
+        frozen: by channel, why it must stay.
+        norms: by path of a BatchNorm, that of the layer whose output it alone reads.
     """
 
     places: list[Place] = field(default_factory=list)
     made: dict[str, tuple[int, ...]] = field(default_factory=dict)
     frozen: dict[int, str] = field(default_factory=dict)
+    norms: dict[str, str] = field(default_factory=dict)
     _parent: list[int] = field(default_factory=list)
 
     def make(self, count: int, name: str) -> tuple[int, ...]:
@@ -85,7 +87,7 @@ class Ties:
             elif len(units) > 1:
                 same = sum(c.name.partition("#")[0] == name for c in found)
                 found.append(ChannelCoupling(f"{name}#{same + 1}" if same else name, len(units), slots))
-        return Couplings(tuple(found), kept)
+        return Couplings(tuple(found), kept, self.norms)
 
     def _alike(self) -> Iterator[tuple[list[int], tuple[ChannelSlot, ...]]]:
         """Units that lie in the same places, with their slots, by the first place."""

@@ -52,7 +52,7 @@ def test_methods_by_weights_give_networks_of_the_planned_size(method: str) -> No
 
 def test_parameters_fall_with_the_ratio() -> None:
     module = network("bottleneck")
-    sizes = [llmfold.plan_module(module, INPUTS, ratio).after for ratio in (0.0, 0.1, 0.3, 0.5, 0.7)]
+    sizes = [llmfold.plan_module(module, INPUTS, ratio).after for ratio in (0.0, 0.2, 0.6)]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
 

@@ -31,8 +31,8 @@ def pair(rows: Tensor) -> nn.Sequential:
 def test_gains_of_a_merged_pair_follow_the_formula(correlation: float) -> None:
     rows = torch.tensor([[1.0, 0, 0], [correlation, math.sqrt(1 - correlation**2), 0], [0, 0, 1]])
     module = pair(rows)
-    coupling = couplings_of(module, INPUTS).found[0]
-    tensors = normalised(module, (coupling,), tensors_of(module))
+    found = couplings_of(module, INPUTS)
+    coupling, tensors = found.found[0], normalised(module, found, tensors_of(module))
     result, _ = with_restored_variance(tensors, (coupling,), (Groups(torch.tensor([0, 0, 1])),))
     zero = torch.tensor([0.0, 0.0])
     assert torch.equal(result["1.weight"], zero)  # the mean of gains of zero, however much they grow
@@ -48,8 +48,9 @@ def test_gains_of_a_merged_pair_follow_the_formula(correlation: float) -> None:
 @pytest.mark.parametrize("name", ["basic", "vgg", "bottleneck"])
 def test_the_normalised_form_computes_the_same_with_variances_of_one(name: str) -> None:
     module = network(name)
-    found = couplings_of(module, INPUTS).found
+    found = couplings_of(module, INPUTS)
     tensors = normalised(module, found, tensors_of(module))
+    assert found.norms
     variances = [tensor for key, tensor in tensors.items() if key.endswith("running_var")]
     assert all(torch.allclose(v + 1e-5, torch.ones(())) for v in variances)
     assert torch.allclose(with_tensors(module, tensors)(IMAGES), module(IMAGES), atol=1e-4)
