@@ -380,7 +380,7 @@ def write_page() -> None:
     files = sorted(FOLDER.glob("resnet*.json"))
     if not files:
         sys.exit("nothing has been measured: see --help")
-    page = [(FOLDER / "head.md").read_text(encoding="utf-8")]
+    page = [(Path(__file__).parent / "vision_head.md").read_text(encoding="utf-8")]
     for path in files:
         found = json.loads(path.read_text())
         table, title = Table(found), path.stem.replace("resnet", "ResNet")
