@@ -258,7 +258,13 @@ def drift_lines() -> Iterator[str]:
     for name, rate in dict.fromkeys(tuple(key.split("|")[:2]) for key in stored["ratios"]):
         cells = " | ".join(f"{stored['ratios'][f'{name}|{rate}|{stage}']:.2f}" for stage in STAGES)
         yield f"| {name} | {100 * float(rate):g} % | {cells} |"
-    yield f"\nMeasured on {place(stored)}.\n"
+    yield (
+        "\nAR restores in each layer what averaging takes from it, by the cosine of weights, as if what comes in were "
+        "whole. What the layers before have lost is not seen, so what is missing multiplies with depth. Least squares "
+        "on what the narrower layers really give, with statistics matched on the way, leaves nothing to multiply; it "
+        "also brings back what no statistics can, as the distance from REPAIR shows.\n"
+    )
+    yield f"Measured on {place(stored)}.\n"
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """From a ratio to widths of couplings."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,8 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from llmfold.errors import UsageError
-from llmfold.modules.coupling import ChannelCoupling, Couplings, is_statistic
-from llmfold.modules.narrow import tensors_of, with_tensors
+from llmfold.modules.coupling import ChannelCoupling, Couplings
+from llmfold.modules.narrow import with_tensors
 from llmfold.modules.probe import confirmed
 from llmfold.modules.projection import with_projections
 from llmfold.modules.trace import couplings_of
@@ -68,9 +69,8 @@ def planned(
     if not couplings.found:
         reasons = "; ".join(f"{name}: {why}" for name, why in couplings.kept.items()) or "it has no channels"
         raise UsageError(f"nothing in the module can be narrowed ({reasons})")
-    tensors = {name: t for name, t in tensors_of(projected).items() if not _is_buffer(name)}
+    tensors = {name: parameter.detach() for name, parameter in projected.named_parameters()}
     before = sum(parameter.numel() for parameter in module.parameters())
-    chosen = dict.fromkeys((c.name for c in couplings.found), 0)
     if ratio_of == "channels" or not ratio:
         chosen = uniform(couplings.found, ratio)
     else:
@@ -85,10 +85,6 @@ def planned(
     return ModulePlan(couplings, chosen, before, before if unchanged else parameters(couplings.found, tensors, chosen))
 
 
-def _is_buffer(name: str) -> bool:
-    return is_statistic(name) or name.endswith("num_batches_tracked")
-
-
 def uniform(couplings: Sequence[ChannelCoupling], ratio: float) -> dict[str, int]:
     """The same fraction of every coupling's units, rounded; at least one stays."""
     return {c.name: max(1, round(c.units * (1 - ratio))) for c in couplings}
@@ -101,14 +97,7 @@ def parameters(couplings: Sequence[ChannelCoupling], tensors: Mapping[str, Tenso
         for slot in coupling.slots:
             if slot.tensor in cut:
                 cut[slot.tensor][slot.axis] -= (coupling.units - widths[coupling.name]) * slot.index.shape[1]
-    return sum(_product(shape) for shape in cut.values())
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+    return sum(map(math.prod, cut.values()))
 
 
 def _by_parameters(couplings: Sequence[ChannelCoupling], tensors: Mapping[str, Tensor], most: float) -> dict[str, int]:
