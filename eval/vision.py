@@ -323,11 +323,11 @@ class Table:
         spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
         return f"{np.mean(values):.1f}{spread}"
 
-    def best_rival(self, rate: float) -> str:
-        """Of those that use no data and are not ours."""
+    def best_rival(self, rate: float) -> str | None:
+        """Of those that use no data and are not ours; None where none has been measured."""
         ours = Cell(OURS, "none", rate, 0).name
         rivals = [n for n in self.names if n != ours and n not in self.data and (n, rate) in self.rows]
-        return max(rivals, key=lambda name: float(self.right(name, rate).mean()))
+        return max(rivals, key=lambda name: float(self.right(name, rate).mean()), default=None)
 
 
 def lines(title: str, table: Table) -> Iterator[str]:
@@ -349,10 +349,11 @@ def lines(title: str, table: Table) -> Iterator[str]:
     yield "|---:|---|---:|---|---|---:|---|"
     repair = Cell("paper", "data", 0, 0).name
     for rate in table.rates:
-        if (ours, rate) not in table.rows:
+        best = table.best_rival(rate)
+        if (ours, rate) not in table.rows or best is None:
             continue
         cells = [f"{100 * rate:g} %"]
-        for other in (table.best_rival(rate), repair):
+        for other in (best, repair):
             if (other, rate) not in table.rows:
                 cells += [other, "", ""]
                 continue
