@@ -324,9 +324,11 @@ class Table:
         return f"{np.mean(values):.1f}{spread}"
 
     def best_rival(self, rate: float) -> str | None:
-        """Of those that use no data and are not ours; None where none has been measured."""
+        """Of those that use no data and are not ours; None where not all have been measured."""
         ours = Cell(OURS, "none", rate, 0).name
-        rivals = [n for n in self.names if n != ours and n not in self.data and (n, rate) in self.rows]
+        rivals = [name for name in self.names if name != ours and name not in self.data]
+        if any((name, rate) not in self.rows for name in rivals):
+            return None
         return max(rivals, key=lambda name: float(self.right(name, rate).mean()), default=None)
 
 
