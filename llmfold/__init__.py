@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmfold.methods.method import Method
     from llmfold.models import Architecture, register_architecture
     from llmfold.models.finder import register_projections
+    from llmfold.modules import ModulePlan, fold_module, plan_module
     from llmfold.planning import FoldPlan
     from llmfold.registry import register_method
 
@@ -32,12 +33,15 @@ __all__ = [
     "LayerRecord",
     "LlmfoldError",
     "Method",
+    "ModulePlan",
     "OutputError",
     "UsageError",
     "VerificationError",
     "__version__",
     "fold",
+    "fold_module",
     "plan",
+    "plan_module",
     "register_architecture",
     "register_method",
     "register_projections",
@@ -55,6 +59,7 @@ _HOMES = {
     "llmfold.methods.base": ("LayerMethod",),
     "llmfold.methods.method": ("Method",),
     "llmfold.models.finder": ("register_projections",),
+    "llmfold.modules": ("ModulePlan", "fold_module", "plan_module"),
     "llmfold.planning": ("FoldPlan",),
     "llmfold.registry": ("register_method",),
 }

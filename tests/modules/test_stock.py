@@ -1,0 +1,61 @@
+"""Image models of transformers: what is found in them, units planted twice, and loading in the stock class."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+import llmfold
+from llmfold.modules.probe import folds_exactly, outputs
+from llmfold.modules.trace import couplings_of
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+STAGES = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic"}
+
+
+def model(name: str, **changes: Any) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "vit":
+        made: nn.Module = ViTForImageClassification(ViTConfig(**{**TOWER, **changes}, image_size=32, patch_size=8))
+    elif name == "clip":
+        made = CLIPVisionModel(CLIPVisionConfig(**{**TOWER, **changes}, image_size=32, patch_size=8))
+    else:
+        made = ResNetForImageClassification(ResNetConfig(**{**STAGES, **changes}, num_labels=5))
+    return made.eval()
+
+
+@pytest.mark.parametrize("name", ["vit", "clip", "resnet"])
+def test_units_planted_twice_fold_exactly_and_only_what_is_free_is_found(name: str) -> None:
+    module = model(name)
+    found = couplings_of(module, (X,))
+    if name == "resnet":
+        assert {coupling.units for coupling in found.found} == {8, 16}
+    else:
+        assert [coupling.units for coupling in found.found] == [24, 24]
+        assert all("fc1" in c.name or "intermediate" in c.name or "mlp" in c.name for c in found.found)
+    assert folds_exactly(module.double(), found.found, (X.double(),))
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_a_narrower_model_loads_in_the_stock_class(name: str) -> None:
+    module = model(name)
+    folded = llmfold.fold_module(module, (X,), 0.25, ratio_of="channels", method="paper")
+    changes: dict[str, Any] = {"intermediate_size": 18}
+    if name == "resnet":
+        changes = {"embedding_size": 6, "hidden_sizes": [6, 12]}
+    stock = model(name, **changes)
+    stock.load_state_dict(folded.state_dict())
+    with torch.no_grad():
+        given, wanted = outputs(stock, (X,)), outputs(folded, (X,))
+    assert all(torch.equal(one, other) for one, other in zip(given, wanted, strict=True))
+    assert isinstance(given[0], Tensor)
