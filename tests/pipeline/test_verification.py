@@ -215,3 +215,17 @@ def test_a_half_dtype_is_run_only_where_the_processor_multiplies_it(
 def test_float32_is_run_whatever_the_compute_dtype(space: Path, session_model: Path) -> None:
     found = fold(session_model, output=space / "out", compute_dtype="bfloat16", **OPTIONS).verification
     assert list(found["relative_logit_difference"]) == ["float32", "bfloat16"]
+
+
+def test_rounding_may_turn_one_token_over_and_a_wrong_tensor_turns_most() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(1, 16, 50, generator=generator)
+    rounded = reference + 0.02 * torch.randn(1, 16, 50, generator=generator)
+    rounded[0, 1] = torch.randn(50, generator=generator)
+    differences = [verification.logit_difference(rounded, reference, t) for t in (torch.bfloat16, torch.float32)]
+    assert differences[0] < 0.03 < 0.3 < differences[1]
+    wrong = torch.randn(1, 16, 50, generator=generator)
+    wrong[0, :4] = reference[0, :4]
+    assert verification.logit_difference(wrong, reference, torch.bfloat16) > 1
+    nothing = torch.zeros(1, 16, 50)
+    assert verification.logit_difference(nothing, nothing, torch.bfloat16) == 0
