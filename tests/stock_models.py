@@ -1,4 +1,4 @@
-"""Tiny models of families that are not described in llmfold, each built once."""
+"""Tiny models of families as their stock classes tell them, each built once."""
 
 from dataclasses import dataclass
 from functools import cache

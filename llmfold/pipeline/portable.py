@@ -83,7 +83,7 @@ def older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that tell transformers 4 the rotary parameters of a config; none where the newest would read it otherwise.
 
     Args:
-        config: raw config of the output, of a family that is not described.
+        config: raw config of the output, of a family that is not registered.
 
     Returns:
         ``rope_theta``, ``rope_scaling`` and, of models that have them, ``rope_local_base_freq`` of layers with a window

@@ -49,6 +49,7 @@ def test_each_cost_is_the_rise_of_the_refit_objective(draw: Draw, n: int, steps:
         kept = kept[kept != unit]
 
 
+@pytest.mark.slow
 def test_equal_units_go_in_order(device: torch.device) -> None:
     eye = torch.eye(70, device=device)
     removed, costs = eliminate(eye.clone(), eye.clone(), 69)

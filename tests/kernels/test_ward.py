@@ -11,7 +11,9 @@ from llmfold_kernels.ward import naive
 Draw = Callable[..., Tensor]
 
 
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 1), (17, 17), (17, 1), (129, 100)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(1, 1), (2, 1), (17, 17), (17, 1), pytest.param(129, 100, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_same_merges_as_by_definition_and_as_on_the_host(draw: Draw, n: int, k: int, weighted: bool) -> None:
     rows = draw(n, 20)
@@ -34,6 +36,7 @@ def test_costs_that_are_or_become_infinite_are_refused(device: torch.device, bad
         merge_greedily(costs, torch.ones(9, device=device), 6)
 
 
+@pytest.mark.slow
 def test_a_batch_merges_each_matrix_by_itself(draw: Draw) -> None:
     costs = torch.stack([gram([draw(33, 9, seed=seed)], epilogue="costs").matrix for seed in range(3)])
     ones = torch.ones(3, 33, device=costs.device)
