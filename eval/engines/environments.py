@@ -121,7 +121,10 @@ def _see_own_packages(engine: Engine, environments: Path) -> None:
     """Let an environment import what the one that runs this can; its own packages come first."""
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     place = subprocess.run([engine.python(environments), "-c", code], check=True, capture_output=True, text=True).stdout
-    (Path(place.strip()) / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    line = (
+        f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"  # which reads what is installed editable
+    )
+    (Path(place.strip()) / "beside.pth").write_text(line)
 
 
 def _mark(engine: Engine, environments: Path) -> Path:

@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,16 @@ def _is_adaptive(case: Case) -> bool:
 def _log(engine: Engine, work: Path, spoil: bool) -> Path:
     """The file that what an engine prints is added to, its answers among it."""
     return work / f"log-{'spoiled-' * spoil}{engine.key}.txt"
+
+
+def _days(engines: Sequence[Engine], work: Path, spoil: bool) -> dict[str, str]:
+    """When each engine was last asked (UTC), by its key."""
+    logs = {engine.key: _log(engine, work, spoil) for engine in engines}
+    return {
+        k: datetime.fromtimestamp(log.stat().st_mtime, timezone.utc).date().isoformat()
+        for k, log in logs.items()
+        if log.exists()
+    }
 
 
 def ask(engine: Engine, todo: Sequence[Case], work: Path, *, spoil: bool, missing: bool = False) -> Answers | str:
@@ -198,7 +209,8 @@ def main() -> int:
     rows = [r for engine, a in zip(engines, answers, strict=True) for r in rows_of(engine, todo, a, verdicts, found)]
     (work / "rows.json").write_text(json.dumps([row.plain() for row in rows], indent=1))
     if options.page:
-        options.page.write_text(page(rows, todo, engines, machine_words(), _command(options)), encoding="utf-8")
+        days = _days(engines, work, options.spoil)
+        options.page.write_text(page(rows, todo, engines, days, machine_words(), _command(options)), encoding="utf-8")
     wrong = judge(rows, spoil=options.spoil)
     print(*wrong, sep="\n")
     return 1 if wrong else 0
