@@ -150,7 +150,7 @@ def rows_of(
         answer, agreement = answers[case.name], None
         if "error" not in answer:
             reference = found[0][case.name] if case.model.reads else {**found[0][case.name], "read": None}
-            agreement = compare(answer, reference, found[1][case.name], case.dtype)
+            agreement = compare(answer, reference, found[1][case.name], case.dtype, case.model.rounding)
         rows.append(Row(case, engine, verdicts[case.name][engine.key], answer, agreement))
     return rows
 
