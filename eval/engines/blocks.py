@@ -57,7 +57,7 @@ def run(block: Block, python: Path, place: Path) -> str | None:
         done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return f"not done after {SECONDS} s"
-    return None if done.returncode == 0 else done.stderr[-2000:]
+    return None if done.returncode == 0 else (done.stdout + done.stderr)[-4000:]  # vLLM logs its reasons to the first
 
 
 def place_of(block: Block, case: Case, scratch: Path) -> Path:
