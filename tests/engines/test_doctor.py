@@ -77,6 +77,7 @@ def test_widths_by_layer_need_trust_in_transformers_and_are_refused_by_others(tm
         ({"head_dim": None, "hidden_size": 192}, "vllm", "24"),
         ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "transformers-4.46", "qwen3"),
         ({**QWEN2, "num_attention_heads": 7}, "transformers-4.46", "wide"),
+        ({**QWEN2, "num_attention_heads": 7}, "vllm", "wide"),
         ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}, "llama.cpp", "gemma2"),
         ({"model_type": "qwen3", "per_layer_config": {"0": {"intermediate_size": 3}}}, "llama.cpp", "one width"),
         ({"model_type": "phi3", "num_attention_heads": 7}, "llama.cpp", "hidden state"),
