@@ -47,9 +47,9 @@ docs: $(VENV)/.docs
 families: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python eval/families/run.py --work build/families --page eval/results/families.md
 
-# Every engine in an environment of its own (several GB), and folds of several models in each; about an hour.
+# Every engine in an environment of its own (12 GB), and folds of several models in each: hours. Goes on after a stop.
 engines: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python eval/engines/matrix.py --install --page eval/results/engines.md
+	HF_HUB_OFFLINE=1 $(BIN)/python eval/engines/matrix.py --install --missing --page eval/results/engines.md
 	HF_HUB_OFFLINE=1 $(BIN)/python eval/engines/matrix.py --spoil --models wiki-llama,random-llama
 	HF_HUB_OFFLINE=1 $(BIN)/python eval/engines/blocks.py build/engines
 

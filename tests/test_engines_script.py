@@ -19,6 +19,7 @@ import matrix  # type: ignore[import-not-found]
 from agreement import compare  # type: ignore[import-not-found]
 from calling import call  # type: ignore[import-not-found]
 from rows import Row  # type: ignore[import-not-found]
+from runner import MARK  # type: ignore[import-not-found]
 
 from llmfold.engines import ENGINES, Verdict
 
@@ -53,6 +54,12 @@ def test_an_equal_answer_has_no_faults() -> None:
 def test_what_is_beyond_tolerance(changes: dict[str, Any], dtype: str, word: str) -> None:
     (fault, *_) = compare(answer(**changes), REFERENCE, TABLE, dtype).faults
     assert word in fault
+
+
+def test_tolerance_is_wider_for_a_model_that_says_so() -> None:
+    moved = answer(top=[TOP[0], [[2, 1], (TABLE[1, [2, 1]] + 5e-4).tolist()]])
+    assert len(compare(moved, REFERENCE, TABLE, "float32").faults) == 2
+    assert compare(moved, REFERENCE, TABLE, "float32", 10).faults == ()
 
 
 def test_of_two_tokens_as_likely_either_may_be_written() -> None:
@@ -120,6 +127,27 @@ def test_a_model_that_ends_its_process_ends_no_other(tmp_path: Path, monkeypatch
     assert answers["first"]["greedy"] == answers["last"]["greedy"] == [1]
     assert answers["fails"]["error"] == "ValueError: no such class"
     assert "ended with 3" in answers["dies"]["error"]
+
+
+def test_what_has_been_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    todo = [cases.Case(cases.MODELS[1], variant, "float32", tmp_path) for variant in (cases.DENSE, cases.NARROWER)]
+    (tmp_path / "config.json").write_text("{}")
+    asked: list[str] = []
+
+    def answered(_: Any, __: Path, jobs: Sequence[dict[str, Any]], log: Path) -> dict[str, Any]:
+        asked.extend(job["name"] for job in jobs)
+        found = {job["name"]: {"name": job["name"], "greedy": [len(asked)]} for job in jobs}
+        with log.open("a") as file:
+            file.writelines(f"{MARK}{json.dumps(each)}\n" for each in found.values())
+        return found
+
+    monkeypatch.setattr(matrix, "call", answered)
+    monkeypatch.setattr(matrix, "tokenizer_ids", lambda *_: [1])
+    engine = environments.ENGINES[0]
+    matrix.ask(engine, todo[:1], tmp_path, spoil=False, missing=True)
+    found = matrix.ask(engine, todo, tmp_path, spoil=False, missing=True)
+    assert asked == [case.name for case in todo]
+    assert [found[case.name]["greedy"] for case in todo] == [[1], [2]]
 
 
 def test_a_runner_that_is_late_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

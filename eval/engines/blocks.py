@@ -3,7 +3,8 @@
     python eval/engines/blocks.py build/engines               # those whose engine is installed
     python eval/engines/blocks.py build/engines vllm          # one engine's
 
-A comment before a block names its engine and, if it is not the one for all, the fold that ``OUT`` stands for.
+A comment before a block names its engine and, if it is not the one for all, the fold that ``OUT`` stands for. The
+blocks of an engine about one fold are run in one folder, one after another.
 """
 
 import re
@@ -43,22 +44,29 @@ def blocks(page: str) -> Iterator[Block]:
         yield Block(found["engine"], found["fold"] or NARROWER, found["kind"], found["text"])
 
 
-def run(block: Block, python: Path, fold: Path) -> str | None:
-    """Run a block where ``OUT`` is a fold; what went wrong, None where nothing did."""
-    with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "OUT").symlink_to(fold)
-        if block.kind == "python":
-            # A script with a guard, since vLLM starts processes that import it.
-            body = "\n".join(f"    {line}" for line in block.text.splitlines())
-            (Path(place) / "block.py").write_text(f'if __name__ == "__main__":\n{body}\n')
-            command = [str(python), "block.py"]
-        else:
-            command = [str(python), "-m", *block.text.split()]
-        try:
-            done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=SECONDS, check=False)
-        except subprocess.TimeoutExpired:
-            return f"not done after {SECONDS} s"
-        return None if done.returncode == 0 else done.stderr[-2000:]
+def run(block: Block, python: Path, place: Path) -> str | None:
+    """Run a block in a folder where ``OUT`` is a fold; what went wrong, None where nothing did."""
+    if block.kind == "python":
+        # A script with a guard, since vLLM starts processes that import it.
+        body = "\n".join(f"    {line}" for line in block.text.splitlines())
+        (place / "block.py").write_text(f'if __name__ == "__main__":\n{body}\n')
+        command = [str(python), "block.py"]
+    else:
+        command = [str(python), "-m", *block.text.split()]
+    try:
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"not done after {SECONDS} s"
+    return None if done.returncode == 0 else (done.stdout + done.stderr)[-4000:]  # vLLM logs its reasons to the first
+
+
+def place_of(block: Block, case: Case, scratch: Path) -> Path:
+    """The folder that the blocks of an engine about a fold share, with ``OUT`` in it."""
+    place = scratch / f"{block.engine}-{case.folder.name}"
+    if not place.exists():
+        place.mkdir()
+        (place / "OUT").symlink_to(case.folder)
+    return place
 
 
 def main() -> int:
@@ -68,16 +76,17 @@ def main() -> int:
     engines = {engine.key: engine for engine in ENGINES}
     folds: dict[str, Case] = {case.variant: case for case in cases(work, (MODEL,))}
     failed = 0
-    for block in blocks(PAGE.read_text(encoding="utf-8")):
-        engine = engines[block.engine]
-        why = ready(engine, work) if not names or block.engine in names else "not asked for"
-        if why is None:
-            case = folds[block.fold]
-            error = build(case, work / "smollm2") or run(block, engine.python(work), case.folder)
-            failed += error is not None
-            print(f"{engine.title}: {error or 'runs'}", flush=True)
-        else:
-            print(f"{engine.title}: not run, {why}")
+    with tempfile.TemporaryDirectory() as scratch:
+        for block in blocks(PAGE.read_text(encoding="utf-8")):
+            engine, case = engines[block.engine], folds[block.fold]
+            why = ready(engine, work) if not names or block.engine in names else "not asked for"
+            if why is None:
+                place = place_of(block, case, Path(scratch))
+                error = build(case, work / "smollm2") or run(block, engine.python(work), place)
+                failed += error is not None
+                print(f"{engine.title}: {error or 'runs'}", flush=True)
+            else:
+                print(f"{engine.title}: not run, {why}")
     return 1 if failed else 0
 
 

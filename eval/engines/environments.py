@@ -9,6 +9,7 @@ tested with. The newest transformers is that of the environment that runs this.
 
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Engine:
         runner: script that runs models in it.
         packages: what its environment is made of; none for the environment that runs the matrix.
         without: what it requires and text models do not; built for CUDA on the index, it ends the import of the engine.
+        over: whether it also sees the packages of the environment that makes it, since llmfold runs in it too.
         seconds: limit for one model.
         alone: whether every model needs a process of its own.
     """
@@ -36,6 +38,7 @@ class Engine:
     runner: str
     packages: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    over: bool = False
     seconds: int = 300
     alone: bool = False
 
@@ -78,7 +81,13 @@ ENGINES = (
         "run_onnx.py",
         (_TORCH, "transformers==4.57.6", "optimum-onnx==0.1.0", "onnx==1.19.1", "onnxruntime==1.23.2", *_BESIDE),
     ),
-    Engine("llama.cpp", "llama.cpp", "run_llama_cpp.py", ("xllamacpp==2026.10.11549", "gguf==0.19.0", "numpy==2.4.6")),
+    Engine(
+        "llama.cpp",
+        "llama.cpp (xllamacpp 2026.10)",
+        "run_llama_cpp.py",
+        ("xllamacpp==2026.10.11549", "gguf==0.19.0"),
+        over=True,
+    ),
 )
 
 
@@ -98,12 +107,24 @@ def make(engine: Engine, environments: Path) -> None:
         return
     print(f"installing {engine.title}", flush=True)
     subprocess.run([sys.executable, "-m", "venv", environments / engine.key], check=True)
+    if engine.over:
+        _see_own_packages(engine, environments)
     pip = [engine.python(environments), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     subprocess.run([*pip, "--no-cache-dir", *engine.packages], check=True)
     if engine.without:
         pip = [engine.python(environments), "-m", "pip", "uninstall", "--quiet", "--yes"]
         subprocess.run([*pip, *engine.without], check=True)
     mark.write_text("\n".join(engine.packages) + "\n")
+
+
+def _see_own_packages(engine: Engine, environments: Path) -> None:
+    """Let an environment import what the one that runs this can; its own packages come first."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    place = subprocess.run([engine.python(environments), "-c", code], check=True, capture_output=True, text=True).stdout
+    line = (
+        f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"  # which reads what is installed editable
+    )
+    (Path(place.strip()) / "beside.pth").write_text(line)
 
 
 def _mark(engine: Engine, environments: Path) -> Path:

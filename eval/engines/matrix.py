@@ -15,6 +15,8 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ _TEXTS = ["The history of the city", "  Two  spaces,\n\tand a tab: 3.14159", "Ü
 def job(case: Case, folder: Path, *, remote_code: bool, full: Path | None = None) -> dict[str, Any]:
     """What an engine is asked of a case; see runner.py."""
     prompt, ids = (tokenizer_ids(case.folder, text) for text in (_PROMPT, _PROMPT + _MORE))
-    asked = {"prompt": prompt, "ids": ids, "new": _NEW, "texts": _TEXTS}
+    asked = {"prompt": prompt, "ids": ids, "new": _NEW, "texts": _TEXTS, "pre": case.model.pre}
     where = {"name": case.name, "folder": str(folder), "remote_code": remote_code, "dtype": case.dtype}
     return {**where, **asked, **({"full": str(full)} if full else {})}
 
@@ -98,7 +100,17 @@ def _log(engine: Engine, work: Path, spoil: bool) -> Path:
     return work / f"log-{'spoiled-' * spoil}{engine.key}.txt"
 
 
-def ask(engine: Engine, todo: Sequence[Case], work: Path, spoil: bool) -> Answers | str:
+def _days(engines: Sequence[Engine], work: Path, spoil: bool) -> dict[str, str]:
+    """When each engine was last asked (UTC), by its key."""
+    logs = {engine.key: _log(engine, work, spoil) for engine in engines}
+    return {
+        k: datetime.fromtimestamp(log.stat().st_mtime, timezone.utc).date().isoformat()
+        for k, log in logs.items()
+        if log.exists()
+    }
+
+
+def ask(engine: Engine, todo: Sequence[Case], work: Path, *, spoil: bool, missing: bool = False) -> Answers | str:
     """Answers of one engine by the names of cases, or why it cannot be asked. Code that folders have may run.
 
     Args:
@@ -106,15 +118,18 @@ def ask(engine: Engine, todo: Sequence[Case], work: Path, spoil: bool) -> Answer
         todo: the cases.
         work: folder of the environments, and of what the engine prints.
         spoil: whether it gets copies with a wrong tensor.
+        missing: whether it is not asked again what it has answered.
     """
     why = ready(engine, work)
     if why is not None:
         return why
+    told = recorded(_log(engine, work, spoil)) if missing else {}
+    todo = [case for case in todo if case.name not in told]
     folders = {case.name: spoiled(case, work / "spoiled" / engine.key) if spoil else case.folder for case in todo}
     asked = [job(case, folders[case.name], remote_code=_is_adaptive(case)) for case in todo]
     answers = call(engine, work, asked, _log(engine, work, spoil))
     print(f"ran {engine.title}", flush=True)
-    return answers
+    return {**told, **answers}
 
 
 def rows_of(
@@ -135,7 +150,7 @@ def rows_of(
         answer, agreement = answers[case.name], None
         if "error" not in answer:
             reference = found[0][case.name] if case.model.reads else {**found[0][case.name], "read": None}
-            agreement = compare(answer, reference, found[1][case.name], case.dtype)
+            agreement = compare(answer, reference, found[1][case.name], case.dtype, case.model.rounding)
         rows.append(Row(case, engine, verdicts[case.name][engine.key], answer, agreement))
     return rows
 
@@ -158,11 +173,13 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "engines", help="environments and folds")
     parser.add_argument("--models", default="", help="names with commas between (default: all)")
     parser.add_argument("--variants", default="", help="variants with commas between (default: all)")
+    parser.add_argument("--dtypes", default="", help="of files, with commas between (default: all)")
     parser.add_argument("--engines", default="", help="keys with commas between (default: all)")
     parser.add_argument("--smollm2", type=Path, help="its folder (default: made by eval/models/smollm2.py)")
     parser.add_argument("--page", type=Path, help="where to write the table")
     parser.add_argument("--install", action="store_true", help="make the environments that are missing")
     parser.add_argument("--again", action="store_true", help="judge what earlier runs recorded, and run nothing")
+    parser.add_argument("--missing", action="store_true", help="run only what earlier runs have not recorded")
     parser.add_argument("--jobs", type=int, default=1, help="engines that run side by side; times then say little")
     parser.add_argument("--spoil", action="store_true", help="give the engines a wrong tensor, which must be noticed")
     options = parser.parse_args()
@@ -173,6 +190,7 @@ def main() -> int:
         make(engine, work)
     todo = cases(work, tuple(filter(None, options.models.split(","))))
     todo = [case for case in todo if not options.variants or case.variant in options.variants.split(",")]
+    todo = [case for case in todo if not options.dtypes or case.dtype in options.dtypes.split(",")]
     if options.again:
         told = recorded(work / _REFERENCE)
         todo = [case for case in todo if case.name in told]
@@ -184,13 +202,15 @@ def main() -> int:
         verdicts = {case.name: doctor(case.folder) for case in todo}
         with ThreadPoolExecutor(options.jobs) as pool:
             first = pool.submit(references, todo, work)
-            answers = list(pool.map(lambda engine: ask(engine, todo, work, options.spoil), engines))
+            asking = partial(ask, todo=todo, work=work, spoil=options.spoil, missing=options.missing)
+            answers = list(pool.map(asking, engines))
         found = first.result()
     _must_stand(todo, found[0])
     rows = [r for engine, a in zip(engines, answers, strict=True) for r in rows_of(engine, todo, a, verdicts, found)]
     (work / "rows.json").write_text(json.dumps([row.plain() for row in rows], indent=1))
     if options.page:
-        options.page.write_text(page(rows, todo, engines, machine_words(), _command(options)), encoding="utf-8")
+        days = _days(engines, work, options.spoil)
+        options.page.write_text(page(rows, todo, engines, days, machine_words(), _command(options)), encoding="utf-8")
     wrong = judge(rows, spoil=options.spoil)
     print(*wrong, sep="\n")
     return 1 if wrong else 0

@@ -1,6 +1,6 @@
 """The page of the matrix, made of its rows alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agreement import MEAN_TOLERANCE, TOLERANCE
 from cases import DENSE, DTYPES, Case
@@ -8,24 +8,36 @@ from environments import Engine
 from rows import Row
 from runner import TIE
 
+from llmfold.engines.llama_cpp_rules import EXPORT
+
 _ABOUT = """# Folds in other engines
 
 Made by a script that installs each engine in an environment of its own, folds the models, and runs every folder in
 every engine. Loading is not all: log-probabilities of the 20 likeliest tokens at every position of a text must agree
 with those of transformers 5.23.0 run in the plainest way (eager attention, one pass), and 64 greedy tokens must be
 equal where the files are float32, up to one that is as likely as another (within {tie:g} nats). Allowed are {large32:g}
-and, in bfloat16, {large16:g} nats for the largest difference, {mean32:g} and {mean16:g} for the mean; where an engine
-tells the log-probabilities of all tokens that follow, these too. A tokenizer must read four texts alike, but for the
+and, in bfloat16, {large16:g} nats for the largest difference, {mean32:g} and {mean16:g} for the mean (SmolLM2: ten
+times these, since single precision leaves more of its large activations); where an engine tells the log-probabilities
+of all tokens that follow, these too. A tokenizer must read four texts alike, but for the
 random Qwen2, which has one of another family. In every row `llmfold doctor` must have said what happened.
 
 Tokens a second are of greedy text, one sequence, beside the dense model's in the same run; the machine was shared
 with other work, so that ratios near one say nothing. Folds are quick ones that remove little: they show that folders
-load, not how good a fold is. llmfold removes no whole blocks, so no such folder is here.
+load, not how good a fold is. llmfold removes no whole blocks, so no such folder is here. llama.cpp reads files that
+`llmfold export gguf` writes of the folders. Rows that say "not run" were not asked in the runs that this page is of:
+what doctor says of them is not checked.
 """
 
 
-def page(rows: Sequence[Row], todo: Sequence[Case], engines: Sequence[Engine], machine: str, command: str) -> str:
-    """The page as Markdown."""
+def page(
+    rows: Sequence[Row],
+    todo: Sequence[Case],
+    engines: Sequence[Engine],
+    days: Mapping[str, str],
+    machine: str,
+    command: str,
+) -> str:
+    """The page as Markdown; ``days`` tells by keys of engines when each was last asked."""
     parts = [
         _ABOUT.format(
             tie=TIE,
@@ -39,6 +51,7 @@ def page(rows: Sequence[Row], todo: Sequence[Case], engines: Sequence[Engine], m
     ]
     for engine in engines:
         parts += ["", f"## {engine.title}\n", *_engine(engine, [row for row in rows if row.engine == engine])]
+        parts += ["", f"Last asked on {days[engine.key]}."] if engine.key in days else []
     parts += ["", f"Machine: {machine}.", "", "```bash", command, "```", ""]
     return "\n".join(parts)
 
@@ -69,7 +82,7 @@ def _word(row: Row) -> str:
     if row.loads and row.agreement and row.agreement.faults:
         return "**differs**"
     if row.loads and row.verdict and row.verdict.flag:
-        return "yes, with its flag"
+        return "yes, exported" if row.verdict.flag.startswith(EXPORT) else "yes, with its flag"
     return "yes" if row.loads else "no"
 
 

@@ -9,6 +9,7 @@ A runner is a script of its engine's environment: ``python run_ENGINE.py JOBS.js
 - ``prompt``: ids that are continued greedily, by ``new`` tokens, whatever token ends a text;
 - ``ids``: ids whose every position is scored;
 - ``texts``: what its tokenizer is to read;
+- ``pre``: llama.cpp's name of how that cuts text into words, null where it finds it;
 - ``full``: of the reference alone, a file for the log-probabilities of all tokens at all positions.
 
 The answer has ``name`` and ``version``, then either ``error``, or ``top`` (of every position the ids and the

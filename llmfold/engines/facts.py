@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from llmfold.errors import CheckpointError
 
 _MOST_BYTES = 64 << 20
-_DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -24,14 +23,19 @@ class Facts:
         config: content of config.json.
         tokenizer: content of tokenizer_config.json, empty where there is none.
         files: names in the folder.
-        dtypes: of the stored tensors, as safetensors names them.
+        tensors: dtypes of the stored tensors by their names, as safetensors calls them.
     """
 
     folder: Path
     config: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
     files: frozenset[str]
-    dtypes: frozenset[str]
+    tensors: Mapping[str, str]
+
+    @property
+    def dtypes(self) -> frozenset[str]:
+        """Of the stored tensors."""
+        return frozenset(self.tensors.values())
 
     @property
     def model_type(self) -> str:
@@ -105,9 +109,9 @@ def read_facts(folder: Path) -> Facts:
     weights = sorted(folder / name for name in files if name.endswith(".safetensors"))
     if not weights:
         raise CheckpointError(f"{folder} has no .safetensors file: name a folder that llmfold or save_pretrained wrote")
-    dtypes = frozenset(dtype for path in weights for dtype in _dtypes(path))
+    tensors = {name: dtype for path in weights for name, dtype in _tensors(path).items()}
     tokenizer = _object(folder / "tokenizer_config.json") if "tokenizer_config.json" in files else {}
-    return Facts(folder, _object(folder / "config.json"), tokenizer, files, dtypes)
+    return Facts(folder, _object(folder / "config.json"), tokenizer, files, tensors)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -124,10 +128,10 @@ def _object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _dtypes(path: Path) -> set[str]:
-    """Dtypes of the tensors in one file, by its header."""
+def _tensors(path: Path) -> dict[str, str]:
+    """Dtypes of the tensors in one file by their names, from its header."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {file.get_slice(name).get_dtype() for name in sorted(file.keys())}
+            return {name: file.get_slice(name).get_dtype() for name in sorted(file.keys())}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}): download it again") from error

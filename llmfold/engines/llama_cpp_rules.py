@@ -1,17 +1,50 @@
-"""Rules of llama.cpp, for files that ``llmfold export gguf`` writes."""
+"""Rules of llama.cpp, for files of ``llmfold export gguf``: those by which it decides, on config and headers."""
 
 from llmfold.engines.facts import Facts
+from llmfold.engines.gguf_targets import Form, target_of
 from llmfold.engines.verdict import Verdict, refused
+from llmfold.errors import CheckpointError
 
 EXPORT = "llmfold export gguf"
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+_HEAD = "lm_head.weight"
+_WITH_BIAS = {
+    "qkv": ("q_proj", "k_proj", "v_proj", "qkv_proj"),
+    "o": ("o_proj",),
+    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj"),
+}
 
 
 def llama_cpp(facts: Facts) -> Verdict:
     """llama.cpp."""
-    if facts.model_type not in _FAMILIES:
-        return refused(f"{EXPORT} writes {', '.join(_FAMILIES)}, and this is {facts.model_type}")
+    try:
+        target = target_of(_form(facts))
+    except CheckpointError as error:
+        return refused(str(error))
     if not facts.has_tokenizer:
         return refused(f"{EXPORT} needs a tokenizer, and there is none in the folder")
-    why = "as deci, which has widths by layer; its own converter refuses them" if facts.by_layer else ""
-    return Verdict(True, why, f"{EXPORT} (--pre NAME where it does not know the pre-tokenizer)")
+    why = f"as {target.architecture}, which has widths by layer; its own converter refuses them"
+    flag = f"{EXPORT} (--pre NAME where it does not know the pre-tokenizer)"
+    return Verdict(True, why if facts.by_layer else "", flag)
+
+
+def _form(facts: Facts) -> Form:
+    config = facts.config
+    ends = {name: tuple(f"{layer}.bias" for layer in layers) for name, layers in _WITH_BIAS.items()}
+    return Form(
+        family=facts.model_type,
+        uniform=not facts.by_layer,
+        fills=facts.heads_fill_hidden,
+        biases=frozenset(name for name, end in ends.items() if any(each.endswith(end) for each in facts.tensors)),
+        tied=_HEAD not in facts.tensors or bool(config.get("tie_word_embeddings", True)),
+        activation=config.get("hidden_activation") or config.get("hidden_act"),
+        rope={"partial_rotary_factor": config.get("partial_rotary_factor"), **_rope(facts)},
+    )
+
+
+def _rope(facts: Facts) -> dict[str, object]:
+    """Rotary parameters as transformers 5 tells them, or as 4 did."""
+    found, older = facts.config.get("rope_parameters"), facts.config.get("rope_scaling")
+    if isinstance(found, dict) and found:
+        return found
+    scaling = dict(older) if isinstance(older, dict) else {}
+    return {"rope_type": scaling.get("type", "default"), **scaling}

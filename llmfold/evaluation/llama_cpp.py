@@ -12,6 +12,7 @@ from llmfold.errors import CheckpointError
 
 _SILENT = -1
 _EVERYTHING = 1 << 30
+_CERTAIN = 1e6
 
 
 def is_installed() -> bool:
@@ -28,7 +29,10 @@ class LlamaCpp:
 
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:
         """Natural logarithms of the probabilities of all tokens after a prompt of token ids, by id."""
-        answer = self._ask("/completion", prompt=list(ids), n_predict=1, temperature=0, n_probs=_EVERYTHING)
+        # Told are those before one is chosen. None are where that ends the text, or is a part of a letter: it is "a".
+        chosen = [[self.tokens("a")[-1], _CERTAIN]]
+        words: dict[str, Any] = {"n_predict": 1, "temperature": 0, "logit_bias": chosen, "n_probs": _EVERYTHING}
+        answer = self._ask("/completion", prompt=list(ids), **words)
         listed = answer["completion_probabilities"][0]["top_logprobs"]
         found = [float("-inf")] * len(listed)
         for each in listed:

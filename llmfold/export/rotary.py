@@ -1,21 +1,16 @@
 """Rotary positions and windows of attention in the words of GGUF."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from llmfold.errors import CheckpointError
-from llmfold.export.targets import Target
 from llmfold.models import ModelShape
-from llmfold.models.family_settings import rope_parameters
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-_OWN_SCALES = ("attention_factor", "mscale", "mscale_all_dim")
-"""Keys of YaRN whose values llama.cpp does not take from the file."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +30,22 @@ class Rotary:
     factors: Tensor | None
 
 
-def rotary_of(stock: "PretrainedConfig", shape: ModelShape, target: Target) -> Rotary:
-    """Rotary positions of a model.
+def rotary_of(rope: Mapping[str, Any], stock: "PretrainedConfig", shape: ModelShape) -> Rotary:
+    """Rotary positions of a model whose target computes them.
 
-    Raises:
-        CheckpointError: a variant that llama.cpp would compute otherwise.
+    Args:
+        rope: rotary parameters of its config.
+        stock: the config.
+        shape: of the model.
     """
-    rope = rope_parameters(stock)
     kind, base = str(rope.get("rope_type", "default")), float(rope.get("rope_theta", 10000.0))
-    if rope.get("partial_rotary_factor", getattr(stock, "partial_rotary_factor", 1.0)) not in (None, 1.0):
-        raise _refused("partial_rotary_factor", target)
     if kind == "default":
         return Rotary(base, None, {}, None)
-    if kind == "llama3" and target.frequencies:
+    if kind == "llama3":
         return Rotary(base, None, {}, _factors(stock, shape, base))
     if kind == "linear":
         return Rotary(base, kind, {"factor": float(rope["factor"])}, None)
-    if kind == "yarn" and all(rope.get(name) is None for name in _OWN_SCALES) and rope.get("truncate", True):
-        return Rotary(base, kind, _yarn(rope, shape), None)
-    raise _refused(f"rope_type {kind!r}", target)
+    return Rotary(base, kind, _yarn(rope, shape), None)
 
 
 def context_length(stock: "PretrainedConfig", shape: ModelShape) -> int:
@@ -63,7 +55,7 @@ def context_length(stock: "PretrainedConfig", shape: ModelShape) -> int:
     return min(shape.positions, window) if slides and window else shape.positions
 
 
-def _yarn(rope: dict[str, Any], shape: ModelShape) -> dict[str, float]:
+def _yarn(rope: Mapping[str, Any], shape: ModelShape) -> dict[str, float]:
     numbers = {key: float(rope[key]) for key in ("factor", "beta_fast", "beta_slow") if rope.get(key) is not None}
     return {**numbers, "original": float(rope.get("original_max_position_embeddings") or shape.positions)}
 
@@ -75,10 +67,3 @@ def _factors(stock: "PretrainedConfig", shape: ModelShape, base: float) -> Tenso
     plain = base ** -(torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim)
     scaled: Tensor = ROPE_INIT_FUNCTIONS["llama3"](stock, torch.device("cpu"))[0]
     return plain / scaled.float()
-
-
-def _refused(what: str, target: Target) -> CheckpointError:
-    return CheckpointError(
-        f"{what} in config.json is nothing that llama.cpp's architecture {target.architecture} computes alike, so the "
-        "model is not exported"
-    )

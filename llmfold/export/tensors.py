@@ -8,8 +8,8 @@ import gguf
 from torch import Tensor
 
 from llmfold.checkpoint import Checkpoint
+from llmfold.engines.gguf_targets import Target
 from llmfold.errors import CheckpointError
-from llmfold.export.targets import Target
 from llmfold.models import EMBEDDING, HEAD, ModelShape
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")

@@ -12,12 +12,13 @@ import gguf
 from llmfold.checkpoint import Checkpoint, free_bytes
 from llmfold.checkpoint.locate import locate, public_name
 from llmfold.checkpoint.preflight import check_writable
+from llmfold.engines.gguf_targets import Target, target_of
 from llmfold.errors import OutputError, UsageError
 from llmfold.export.encoding import FILE_TYPES, encode, resolved_type, stored_bytes, stored_type
 from llmfold.export.options import ExportSettings
 from llmfold.export.pre_tokenizer import known_names
 from llmfold.export.rotary import Rotary, context_length, rotary_of
-from llmfold.export.targets import Target, target_of
+from llmfold.export.targets import form_of
 from llmfold.export.tensors import Piece, pieces_of
 from llmfold.export.vocabulary import Vocabulary, read_vocabulary
 from llmfold.models import ModelShape, stock_config
@@ -114,8 +115,9 @@ def _open(checkpoint: Checkpoint, name: str) -> _Model:
     shape = stored_shape(checkpoint)
     shape.check_stored({info.name: info.shape for info in checkpoint.tensors.values()})
     stock = stock_config(checkpoint.config)
-    target = target_of(shape, str(getattr(stock, "hidden_activation", None) or stock.hidden_act))
-    rotary = rotary_of(stock, shape, target)
+    form = form_of(shape, stock)
+    target = target_of(form)
+    rotary = rotary_of(form.rope, stock, shape)
     pieces = pieces_of(checkpoint, shape, target)
     context = context_length(stock, shape)
     return _Model(name, checkpoint, shape, target, rotary, context, float(stock.rms_norm_eps), pieces)

@@ -77,7 +77,14 @@ def test_widths_by_layer_need_trust_in_transformers_and_are_refused_by_others(tm
         ({"head_dim": None, "hidden_size": 192}, "vllm", "24"),
         ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "transformers-4.46", "qwen3"),
         ({**QWEN2, "num_attention_heads": 7}, "transformers-4.46", "wide"),
+        ({**QWEN2, "num_attention_heads": 7}, "vllm", "wide"),
         ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}, "llama.cpp", "gemma2"),
+        ({"model_type": "qwen3", "per_layer_config": {"0": {"intermediate_size": 3}}}, "llama.cpp", "one width"),
+        ({"model_type": "phi3", "num_attention_heads": 7}, "llama.cpp", "hidden state"),
+        ({"model_type": "gemma", "hidden_act": "gelu", "tie_word_embeddings": False}, "llama.cpp", "embedding"),
+        ({"hidden_act": "gelu"}, "llama.cpp", "gelu"),
+        ({"rope_scaling": {"type": "longrope"}}, "llama.cpp", "longrope"),
+        ({"partial_rotary_factor": 0.5}, "llama.cpp", "partial_rotary_factor"),
         ({"architectures": ["NobodysForCausalLM"]}, "vllm", "NobodysForCausalLM"),
     ],
 )
@@ -85,6 +92,13 @@ def test_what_an_engine_refuses(tmp_path: Path, config: dict[str, Any], engine: 
     verdict = verdicts(tmp_path / "m", **config)[engine]
     assert not verdict.loads
     assert word in verdict.why
+
+
+def test_a_qwen2_of_other_heads_and_biases_is_a_deci_and_its_output_bias_is_none_of_a_qwen3(tmp_path: Path) -> None:
+    assert verdicts(tmp_path / "m", **QWEN2, num_attention_heads=7)["llama.cpp"].loads
+    path = folder(tmp_path / "m", {}, model_type="qwen3")
+    save_file({"model.layers.0.self_attn.o_proj.bias": np.zeros(2, np.float32)}, path / "model.safetensors")
+    assert "bias on o" in doctor(path)["llama.cpp"].why
 
 
 def test_rotary_parameters_of_transformers_5_alone_are_computed_otherwise(tmp_path: Path) -> None:
