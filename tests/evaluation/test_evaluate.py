@@ -54,6 +54,7 @@ def test_what_was_saved_reads_back(reader: Path, prose: Path, space: Path) -> No
     assert [row[0] for row in speed_rows(found)][1:] == [*(f"{t}, float32 as stored" for t in timed), "weights on disk"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked_workers")
 def test_speed_is_that_of_the_stored_dtype_and_of_the_one_computed_in(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "half", dtype=torch.bfloat16)
