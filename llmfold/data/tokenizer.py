@@ -39,14 +39,23 @@ def load_tokenizer(folder: Path) -> Any:
                 return PreTrainedTokenizerFast.from_pretrained(folder)
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for files that it cannot use
-        if path.suffix == ".model":  # of which transformers says what it tried last, not what is wrong
-            raise CheckpointError(_unreadable(path)) from error
+        words = _vocabulary_file(path)
+        if words is not None:  # of which transformers says what it tried last, not what is wrong
+            raise CheckpointError(_unreadable(words)) from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise CheckpointError(f"{path} is no tokenizer that can be read ({reason}): download it again") from error
 
 
+def _vocabulary_file(path: Path) -> Path | None:
+    """The file of sentencepiece or tiktoken, whatever its name, that a tokenizer is read from; None where none is."""
+    if path.suffix == ".model" or path.name in ("tokenizer.json", "vocab.json"):
+        return path if path.suffix == ".model" else None
+    found = sorted(each.name for each in path.parent.glob("*.model"))
+    return regular_file(path.parent, found[0]) if found else None
+
+
 def _unreadable(path: Path) -> str:
-    """Why a tokenizer.model cannot be read here."""
+    """Why a file of sentencepiece or tiktoken cannot be read here."""
     with path.open("rb") as file:
         kind = "tiktoken" if _TIKTOKEN.match(file.read(1000)) else "sentencepiece"
     lacking = [package for package, module in _PACKAGES[kind].items() if not _is_installed(module)]

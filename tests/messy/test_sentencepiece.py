@@ -159,3 +159,21 @@ def test_ids_beyond_the_rows_are_refused_where_text_is_read(
     code, _, err = llmfold("eval", "--model", source, "--text", prose, "--sequence-length", 50)
     assert (code, err.count("\n"), "unexpected" in err) == (1, 1, False), err
     assert "embedding has 16 rows" in err
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model"])
+def test_a_vocabulary_under_another_name_is_told_of_likewise(
+    llmfold: Run, source: Path, prose: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "tokenizer.model").rename(source / name)
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", _refuses)
+    code, _, err = llmfold("eval", "--model", source, "--text", prose, "--sequence-length", 50)
+    assert (code, err.count("\n")) == (1, 1), err
+    assert f"{name} needs sentencepiece" in err
+    assert "download it again" not in err
+
+
+def _refuses(*arguments: object, **options: object) -> None:
+    raise ImportError("T5Tokenizer needs what is not there")
