@@ -44,7 +44,7 @@ from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.models import Role, tensor_name
 from llmfold.models.casting import load_model
 from llmfold.models.context import Context
-from llmfold.models.tying import stored_shape, with_stock
+from llmfold.models.tying import running_shape
 from llmfold.repair.least_squares import ActivationSums, cholesky
 from llmfold.repair.refine import Refinement, held_error, refine
 from llmfold.runtime.devices import pick_device
@@ -92,7 +92,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.checkpoint = Checkpoint.open(self.folder)
-        self.shape = with_stock(self.checkpoint, stored_shape(self.checkpoint))
+        self.shape = running_shape(self.checkpoint)
         self.context = Context(self.shape)
         self.model = load_model(self.folder, torch.float32, self.device).requires_grad_(False)
         self.dense = [{role: t.weight for role, t in _linears(self.model, i)} for i in range(len(self.shape.layers))]

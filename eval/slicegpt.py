@@ -44,7 +44,7 @@ from llmfold.evaluation.perplexity import score
 from llmfold.methods.base import FoldContext
 from llmfold.methods.source import token_source
 from llmfold.models import ModelShape, shape_of
-from llmfold.models.tying import stored_shape, with_stock
+from llmfold.models.tying import running_shape
 from llmfold.runtime.devices import pick_device
 from llmfold.runtime.hidden_states import CHUNK
 
@@ -227,7 +227,7 @@ def calibration_tokens(config: FoldConfig) -> Tensor:
     """(sequences, tokens) of the text that a fold with these options would measure on."""
     checkpoint = Checkpoint.open(Path(config.model))
     with tempfile.TemporaryDirectory(prefix="llmfold-") as work:
-        shape = with_stock(checkpoint, stored_shape(checkpoint))
+        shape = running_shape(checkpoint)
         context = FoldContext(config, checkpoint, shape, Path(work), torch.device("cpu"))
         return token_source(context, lambda stage: None).tokens
 

@@ -29,7 +29,7 @@ import llmfold
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import LlmfoldError, UsageError
 from llmfold.models.auto_class import auto_class
-from llmfold.models.tying import stored_shape, with_stock
+from llmfold.models.tying import running_shape
 
 SEED = 0
 RATIO = 0.25
@@ -62,8 +62,7 @@ class Row:
 
 def couplings_of(folder: Path) -> str:
     """What llmfold folds of a checkpoint's layers, in words."""
-    checkpoint = Checkpoint.open(folder)
-    shape = with_stock(checkpoint, stored_shape(checkpoint))
+    shape = running_shape(Checkpoint.open(folder))
     words = []
     for layer in dict.fromkeys(shape.layers):
         couplings = shape.couplings(layer)
@@ -78,8 +77,7 @@ def couplings_of(folder: Path) -> str:
 
 def plant(folder: Path) -> None:
     """Make two thirds of every coupling's neurons copies of the others."""
-    checkpoint = Checkpoint.open(folder)
-    shape = with_stock(checkpoint, stored_shape(checkpoint))
+    shape = running_shape(Checkpoint.open(folder))
     tensors = load_file(folder / "model.safetensors")
     for index, layer in enumerate(shape.layers):
         stored = {key: tensors[name].clone() for key, name in shape.layer_tensors(index).items()}

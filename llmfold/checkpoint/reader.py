@@ -84,6 +84,11 @@ class Checkpoint:
             parameters[info.dtype] += info.numel
         return parameters.most_common(1)[0][0]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all weights by name."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
     def size_in(self, dtype: torch.dtype | None) -> int:
         """Bytes of all weights in ``dtype``, None being their own."""
         return sum(info.numel * (dtype or info.dtype).itemsize for info in self.tensors.values())

@@ -25,7 +25,7 @@ from llmfold.models.casting import decoder_layers
 from llmfold.models.context import Context, Ends
 from llmfold.models.settings import text_config
 from llmfold.models.stock_shape import StockShape
-from llmfold.models.tying import stored_shape, with_stock
+from llmfold.models.tying import running_shape
 from llmfold.records.plain import finite
 from llmfold.repair.least_squares import relative_error
 
@@ -106,7 +106,7 @@ def held_back_tokens(
 def reference(folder: Path, model: Any, tokens: Tensor, *, batch: int = 8) -> Reference:
     """Run the dense ``model``, loaded from ``folder``, over (sequences, length) ``tokens``."""
     checkpoint = Checkpoint.open(folder)
-    shape = with_stock(checkpoint, stored_shape(checkpoint))
+    shape = running_shape(checkpoint)
     with _traced(model) as layers:
         hidden = [_last_states(model, part.to(input_device(model))) for part in torch.split(tokens, batch)]
     return Reference(tokens, torch.cat(hidden), _ends(checkpoint, shape), shape.vocabulary, layers)

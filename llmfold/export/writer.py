@@ -113,7 +113,7 @@ def _check_output(path: Path, overwrite: bool) -> None:
 def _open(checkpoint: Checkpoint, name: str) -> _Model:
     """Check everything about a model that config and headers tell."""
     shape = stored_shape(checkpoint)
-    shape.check_stored({info.name: info.shape for info in checkpoint.tensors.values()})
+    shape.check_stored(checkpoint.shapes)
     stock = stock_config(checkpoint.config)
     form = form_of(shape, stock)
     target = target_of(form)

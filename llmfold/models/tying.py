@@ -34,7 +34,7 @@ def stored_shape(checkpoint: Checkpoint) -> ModelShape:
         from llmfold.models.stock_shape import StockShape  # builds on transformers' models
 
         assert isinstance(shape, StockShape)
-        shape = shape.of_stored(_stored(checkpoint))
+        shape = shape.of_stored(checkpoint.shapes)
         ends = shape.end_names()
     if not shape.tied or _same_values(checkpoint, ends):
         return shape
@@ -44,6 +44,11 @@ def stored_shape(checkpoint: Checkpoint) -> ModelShape:
             "differently: set tie_word_embeddings to false if the head is meant, or remove it from the weights"
         )
     return dataclasses.replace(shape, tied=False)
+
+
+def running_shape(checkpoint: Checkpoint) -> "StockShape":
+    """The shape of a checkpoint with its stock model; errors as of :func:`stored_shape` and :func:`with_stock`."""
+    return with_stock(checkpoint, stored_shape(checkpoint))
 
 
 def with_stock(checkpoint: Checkpoint, shape: ModelShape) -> "StockShape":
@@ -57,11 +62,7 @@ def with_stock(checkpoint: Checkpoint, shape: ModelShape) -> "StockShape":
 
     if isinstance(shape, StockShape):
         return shape
-    return registered_shape(stock_config(checkpoint.config), shape).of_stored(_stored(checkpoint))
-
-
-def _stored(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    return {info.name: info.shape for info in checkpoint.tensors.values()}
+    return registered_shape(stock_config(checkpoint.config), shape).of_stored(checkpoint.shapes)
 
 
 def _same_values(checkpoint: Checkpoint, ends: list[str]) -> bool:

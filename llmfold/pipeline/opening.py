@@ -56,7 +56,7 @@ def _opened(source: Source) -> tuple[Checkpoint, ModelShape]:
     _check_generation_config(source.folder)
     refuse_model_code(checkpoint.config, str(source.folder))
     shape = stored_shape(checkpoint)
-    shape.check_stored({info.name: info.shape for info in checkpoint.tensors.values()})
+    shape.check_stored(checkpoint.shapes)
     # A plain config holds nothing that could be refused, and other families were built to tell their shape.
     if shape.architecture.registered and plain_settings(checkpoint.config) is None:
         family_settings(checkpoint.config, shape)

@@ -22,7 +22,7 @@ from llmfold.models.casting import not_finite
 from llmfold.models.context import Context
 from llmfold.models.family_settings import family_settings
 from llmfold.models.stock_shape import StockShape
-from llmfold.models.tying import stored_shape, with_stock
+from llmfold.models.tying import running_shape
 from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES
 from llmfold.pipeline.output_tokenizer import check_tokenizer
 from llmfold.planning import FoldPlan
@@ -87,7 +87,7 @@ def verify(
         if name == _OWN:
             with _reading():
                 checkpoint = Checkpoint.open(folder)
-            return (streamed_logits(checkpoint, with_stock(checkpoint, stored_shape(checkpoint)), tokens),)
+            return (streamed_logits(checkpoint, running_shape(checkpoint), tokens),)
         return (_stock_logits(folder, tokens, dtypes[name], plan),)
 
     passes = [_OWN, *dtypes]
@@ -116,9 +116,8 @@ def check_structure(folder: Path, plan: FoldPlan, source_config: Mapping[str, An
     """
     with _reading():
         checkpoint = Checkpoint.open(folder)
-        written = {t.name: t.shape for t in checkpoint.tensors.values()}
         shape = shape_of(checkpoint.config)
-        shape.check_stored(written)
+        shape.check_stored(checkpoint.shapes)
     if not plan.after.architecture.registered:
         return
     if [layer.widths() for layer in shape.layers] != [layer.widths() for layer in plan.after.layers]:
@@ -166,7 +165,7 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
         model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=remote_code)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    written = {t.name: t.shape for t in checkpoint.tensors.values()}
+    written = checkpoint.shapes
     absent = ({HEAD, EMBEDDING} if config.tie_word_embeddings else set()) - written.keys()
     for name in sorted((expected.keys() | written.keys()) - absent):
         if expected.get(name) != written.get(name):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from shapes import opened
 from support import tiny_model
 
 from llmfold import FoldConfig
@@ -15,6 +14,7 @@ from llmfold.data.tokens import TOKENS_FILE
 from llmfold.methods import source
 from llmfold.methods.base import FoldContext
 from llmfold.methods.source import BATCH_FOLDER, sample_batches, token_source
+from llmfold.models.tying import running_shape
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
     def of(work: str) -> FoldContext:
         (tmp_path / work).mkdir()
-        return FoldContext(config, checkpoint, opened(checkpoint), tmp_path / work, torch.device("cpu"))
+        return FoldContext(config, checkpoint, running_shape(checkpoint), tmp_path / work, torch.device("cpu"))
 
     return of
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from shapes import opened
 from support import (
     FAMILIES,
     PREFIX,
@@ -25,6 +24,7 @@ from support import (
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.dtypes import dtype_name
+from llmfold.models.tying import running_shape
 from llmfold.pipeline import layer_writer
 from llmfold.pipeline.verification import TOLERANCES, streamed_logits
 from llmfold.runtime.devices import compute_dtype
@@ -175,7 +175,7 @@ def test_a_head_count_that_llama_refuses_is_written_as_mistral(tmp_path: Path) -
     assert config["sliding_window"] is None
     assert report.plan["written_as"] == "MistralForCausalLM"
     found = Checkpoint.open(out)
-    reference = streamed_logits(found, opened(found), IDS)
+    reference = streamed_logits(found, running_shape(found), IDS)
     torch.testing.assert_close(logits(out, IDS), reference, rtol=1e-4, atol=1e-4)
 
 
@@ -215,7 +215,7 @@ def test_layers_of_different_widths_carry_their_own_modelling_file(
         layer["after"]["intermediate"] for layer in report.plan["layers"]
     ]
     found = Checkpoint.open(out)
-    reference = streamed_logits(found, opened(found), IDS)
+    reference = streamed_logits(found, running_shape(found), IDS)
     torch.testing.assert_close(logits(out, IDS, remote_code=True), reference, rtol=1e-4, atol=1e-4)
 
 

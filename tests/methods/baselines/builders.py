@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import opened
 from support import tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -17,6 +16,7 @@ from llmfold.methods.baselines.pruner import Pruner
 from llmfold.methods.method import method_of
 from llmfold.methods.source import token_source
 from llmfold.models import LayerShape, Role
+from llmfold.models.tying import running_shape
 
 MEASURE = {"data": "self", "num_samples": 10, "sequence_length": 16}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,7 +42,7 @@ class Prepared:
             str(self.source), method=method, **{"mlp_ratio": 0.25, "attention_ratio": 0.5, **measured, **options}
         )
         self.checkpoint = Checkpoint.open(self.source)
-        self.shape = opened(self.checkpoint)
+        self.shape = running_shape(self.checkpoint)
         work = folder / "work"
         work.mkdir()
         context = FoldContext(config, self.checkpoint, self.shape, work, torch.device("cpu"))

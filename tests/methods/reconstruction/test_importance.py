@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from shapes import opened
 from support import FAMILIES, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -17,6 +16,7 @@ from llmfold.methods.dense import Measurement
 from llmfold.methods.reconstruction.importance import PARTS, TOKENS, Importance, metric_of, sequences_for
 from llmfold.models import Role, tensor_name
 from llmfold.models.context import Context
+from llmfold.models.tying import running_shape
 
 SEED = 3
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ class Setup:
 
     def __init__(self, model: Path, work: Path, tokens: Tensor, sequences: int) -> None:
         checkpoint = Checkpoint.open(model)
-        shape = opened(checkpoint)
+        shape = running_shape(checkpoint)
         context = Context(shape)
         size = (len(tokens), tokens.shape[1])
         measurement = Measurement(context, lambda: context.embed(checkpoint, tokens, CPU), size, work, CPU)
@@ -137,7 +137,7 @@ def test_gradients_at_the_end_average_to_nothing_and_need_not_all_logits_at_once
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Checkpoint.open(tiny_model(tmp_path / "m"))
-    shape = opened(checkpoint)
+    shape = running_shape(checkpoint)
     output = Context(shape).ends(checkpoint, CPU)
     states = torch.randn(1, shape.hidden, generator=torch.Generator().manual_seed(1)).expand(4096, -1)
 
