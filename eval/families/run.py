@@ -80,8 +80,7 @@ def plant(folder: Path) -> None:
     shape = running_shape(Checkpoint.open(folder))
     tensors = load_file(folder / "model.safetensors")
     for index, layer in enumerate(shape.layers):
-        stored = {key: tensors[name].clone() for key, name in shape.layer_tensors(index).items()}
-        weights = {role: tensor.clone() for role, tensor in shape.unpack(index, stored).items()}
+        weights = {role: tensor.clone() for role, tensor in shape.unpack(index, tensors.__getitem__).items()}
         for coupling in shape.couplings(layer).neurons:
             copies = torch.arange(coupling.units) % max(1, coupling.units // 3)
             for role, value in coupling.view(weights, layer).items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,7 @@ def read_layer(
     Raises:
         CheckpointError: one cannot be read, or is not finite and ``check_finite`` says to look.
     """
-    names = shape.layer_tensors(index)
-    return shape.unpack(index, {key: checkpoint.read(name, check_finite=check_finite) for key, name in names.items()})
+    return shape.unpack(index, partial(checkpoint.read, check_finite=check_finite))
 
 
 @dataclass(frozen=True)

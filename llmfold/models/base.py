@@ -184,6 +184,10 @@ class ModelShape:
         """What MLP widths divide by, for the model's class to run on them."""
         return 1
 
+    def stored_names(self, index: int) -> list[str]:
+        """Names of the stored tensors of a layer."""
+        return list(self.stored_shapes(index, self.layers[index]))
+
     def layer_stored(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the stored tensors of all layers."""
         return {

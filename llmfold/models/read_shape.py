@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -49,8 +50,7 @@ def registered_shape(config: PretrainedConfig, told: ModelShape) -> StockShape:
     """
     shape = _read(config)
     layers = tuple(dataclasses.replace(a, kind=b.kind) for a, b in zip(told.layers, shape.layers, strict=True))
-    common = {field.name: getattr(told, field.name) for field in dataclasses.fields(ModelShape)}
-    shape = dataclasses.replace(shape, **{**common, "layers": layers})
+    shape = dataclasses.replace(shape, **{**_facts(told), "layers": layers})
     roles = (dict(shape.layer_roles(layer)) == dict(told.layer_roles(layer)) for layer in set(layers))
     if not shape.is_plain or shape.stock.path != LAYERS or not all(roles):
         raise CheckpointError(
@@ -63,11 +63,15 @@ def registered_shape(config: PretrainedConfig, told: ModelShape) -> StockShape:
 def with_biases(shape: StockShape) -> StockShape:
     """The shape with a bias on every projection, of a registered family whose config has keys for all of them."""
     family, config = shape.architecture, copy.deepcopy(shape.stock.model.config)
-    common = {field.name: getattr(shape, field.name) for field in dataclasses.fields(ModelShape)}
-    told = ModelShape(**{**common, "qkv_bias": True, "o_bias": True, "mlp_bias": True})
+    told = ModelShape(**{**_facts(shape), "qkv_bias": True, "o_bias": True, "mlp_bias": True})
     for key in (family.qkv_bias, family.o_bias, family.mlp_bias):
         setattr(config, str(key), True)
     return registered_shape(config, told)
+
+
+def _facts(shape: ModelShape) -> dict[str, Any]:
+    """What any shape says, by field."""
+    return {field.name: getattr(shape, field.name) for field in dataclasses.fields(ModelShape)}
 
 
 def _read(config: PretrainedConfig) -> StockShape:

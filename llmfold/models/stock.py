@@ -191,19 +191,22 @@ class StockModel:
         return {name: tensor if name in tables else tensor.float() for name, tensor in outside.items()}
 
     @cached_property
+    def outside(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the parameters outside the layers, by name."""
+        return {name: size for name, size in self.parameters.items() if not self.is_inside(name)}
+
+    @cached_property
     def language(self) -> frozenset[str]:
         """Parameters outside the layers that text passes; of a wrapper those of its decoder, and the ends."""
-        outside = frozenset(name for name in self.parameters if not self.is_inside(name))
         if text_config(self.model.config) is self.model.config:
-            return outside
+            return frozenset(self.outside)
         parts = (self.path.rpartition(".")[0], self.embedding_path, self.head_path)
-        return frozenset(name for name in outside if name.startswith(tuple(f"{part}." for part in parts)))
+        return frozenset(name for name in self.outside if name.startswith(tuple(f"{part}." for part in parts)))
 
     def _unseen(self, device: torch.device) -> dict[str, Tensor]:
         """What text does not pass, without room: a wrapper may ask its first parameter where to compute."""
-        others = self.parameters.keys() - self.language
         zero = torch.zeros((), device=device)
-        return {name: zero.expand(self.parameters[name]) for name in others if not self.is_inside(name)}
+        return {name: zero.expand(size) for name, size in self.outside.items() if name not in self.language}
 
     @property
     def _before(self) -> set[str]:

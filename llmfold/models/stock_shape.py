@@ -2,10 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,22 +173,19 @@ class StockShape(ModelShape):
     def outside_parameters(self) -> int:
         """Parameters outside the decoder layers; a tied head once."""
         head = f"{self.stock.head_path}.weight"
-        sizes = {
-            name: math.prod(size) for name, size in self.stock.parameters.items() if not self.stock.is_inside(name)
-        }
-        return sum(size for name, size in sizes.items() if not (self.tied and name == head))
+        return sum(math.prod(size) for name, size in self.stock.outside.items() if not (self.tied and name == head))
 
-    def layer_tensors(self, index: int) -> dict[Role, str]:
-        """Names of the stored tensors of a layer, by themselves."""
-        return {name: name for group in self._groups(index) for name, _ in group.stored}
+    def stored_names(self, index: int) -> list[str]:
+        """Names of the stored tensors of a layer."""
+        return [name for group in self._groups(index) for name, _ in group.stored]
 
     def _groups(self, index: int) -> Sequence[Group]:
         return self.layout.under(f"{self.stock.path}.{index}")
 
-    def unpack(self, index: int, stored: Mapping[str, Tensor]) -> dict[Role, Tensor]:
-        """A layer's tensors by role, from those stored by name."""
+    def unpack(self, index: int, read: Callable[[str], Tensor]) -> dict[Role, Tensor]:
+        """A layer's tensors by role; ``read`` gives a stored tensor."""
         start = len(f"{self.stock.path}.{index}.")
-        made = self.layout.load(self._groups(index), stored.__getitem__)
+        made = self.layout.load(self._groups(index), read)
         return {role_of(name[start:]): tensor for name, tensor in made.items()}
 
     def pack(self, index: int, weights: Mapping[Role, Tensor]) -> dict[str, Tensor]:
@@ -225,7 +221,7 @@ class StockShape(ModelShape):
         Raises:
             CheckpointError: a tensor is missing, of the wrong shape, or unknown.
         """
-        layout = Layout(self.stock.model, self._parameters(), stored)
+        layout = Layout(self.stock.model, self.all_parameters(), stored)
         ends = {f"{path}.weight" for path in (self.stock.head_path, self.stock.embedding_path)}
         missing = layout.missing(self.stock.parameters)
         if self.tied and not ends <= set(missing):
@@ -234,10 +230,9 @@ class StockShape(ModelShape):
             raise refusals.missing(missing[0])
         return dataclasses.replace(self, stored_layout=layout)
 
-    def _parameters(self) -> dict[str, tuple[int, ...]]:
+    def all_parameters(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of all parameters; layers may be narrower than those of the stock model."""
-        outside = {name: size for name, size in self.stock.parameters.items() if not self.stock.is_inside(name)}
-        return outside | {
+        return {**self.stock.outside} | {
             f"{self.stock.path}.{index}.{path}": size
             for index, layer in enumerate(self.layers)
             for path, size in self.layer_paths(layer)
@@ -248,7 +243,7 @@ class StockShape(ModelShape):
         ends = {f"{path}.weight" for path in (self.stock.embedding_path, self.stock.head_path)}
         return [name for group in self.layout.groups if group.target in ends for name, _ in group.stored]
 
-    def outside(self, read: Any) -> dict[str, Tensor]:
+    def outside(self, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """Parameters outside the layers that text passes, by name; ``read`` gives a stored tensor.
 
         A tied head is there twice.

@@ -103,13 +103,7 @@ def holds(config: PretrainedConfig, shape: "StockShape", after: tuple[LayerShape
         stock = StockModel(build_stock(updated(config, shape, after)))
     except (CheckpointError, ValueError, TypeError, AttributeError, RuntimeError, KeyError):
         return False
-    expected = {
-        f"{stock.path}.{index}.{path}": size
-        for index, layer in enumerate(after)
-        for path, size in shape.layer_paths(layer)
-    }
-    outside = {name: size for name, size in shape.stock.parameters.items() if not shape.stock.is_inside(name)}
-    return stock.parameters == {**expected, **outside}
+    return stock.parameters == dataclasses.replace(shape, layers=after).all_parameters()
 
 
 def find_keys(shape: "StockShape", config: PretrainedConfig) -> "StockShape":

@@ -197,7 +197,7 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
     """Peak anonymous memory of the host: of folding a layer, of sampling, or of the check."""
     shape, sizes = plan.before, {s.name: s.nbytes for s in plan.tensors}
     cost = method_cost(plan, processes)
-    stored = [sum(sizes[name] for name in shape.stored_shapes(i, shape.layers[i])) for i in plan.folded_layers]
+    stored = [sum(sizes[name] for name in shape.stored_names(i)) for i in plan.folded_layers]
     folding = processes if plan.config.independent else 1
     layers = folding * (cost.work_area + max(stored, default=0))
     layer = max(map(plan.after.layer_parameters, plan.after.layers))

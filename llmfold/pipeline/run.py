@@ -175,7 +175,7 @@ class Run:
 
     def confirm_layer(self, index: int) -> None:
         """Raise CheckpointError if the files of a layer changed since the run began."""
-        for name in self.shape.layer_tensors(index).values():
+        for name in self.shape.stored_names(index):
             self.checkpoint.confirm(name)
 
     def write_layer(self, index: int, weights: dict[Role, Tensor]) -> dict[str, str]:
@@ -263,7 +263,7 @@ class Run:
         return report
 
     def _copy_outside(self) -> None:
-        inside = {name for i in range(len(self.shape.layers)) for name in self.shape.layer_tensors(i).values()}
+        inside = {name for i in range(len(self.shape.layers)) for name in self.shape.stored_names(i)}
         digests = {}
         for name in self.checkpoint.tensors:
             if name not in inside:

@@ -67,8 +67,7 @@ def test_loading_gives_the_models_parameters_and_storing_gives_the_files(tiny: T
 def test_layers_are_unpacked_and_packed_one_by_one(tiny: Tiny, stored: dict[str, Tensor]) -> None:
     packed: dict[str, Tensor] = {}
     for index in range(len(tiny.shape.layers)):
-        names = tiny.shape.layer_tensors(index)
-        own = tiny.shape.unpack(index, {role: stored[name] for role, name in names.items()})
+        own = tiny.shape.unpack(index, stored.__getitem__)
         same(own, tiny.layer(index))
         packed |= tiny.shape.pack(index, own)
     outside = tiny.shape.outside(stored.__getitem__)
@@ -85,7 +84,7 @@ def test_a_narrower_layer_is_stored_under_the_same_names(tiny: Tiny, stored: dic
         parts.append((coupling.slots, {r: t[:, :40] if r == "down" else t[:40] for r, t in mlp.items()}))
     found = narrowed(weights, parts, dict(tiny.shape.layer_roles(narrow)), narrow)
     packed = tiny.shape.pack(1, found)
-    wide = {name: stored[name] for name in tiny.shape.layer_tensors(1)}
+    wide = {name: stored[name] for name in tiny.shape.stored_names(1)}
     assert packed.keys() == wide.keys()
     assert shapes(packed) == tiny.shape.stored_shapes(1, narrow)
     changed = {name for name in packed if packed[name].shape != wide[name].shape}
