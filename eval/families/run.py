@@ -23,12 +23,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny import DECODERS, MODEL_TYPES, UNBUILDABLE, WRAPPERS, tiny_checkpoint
-from transformers import AutoConfig
 
 import llmfold
 from llmfold.checkpoint import Checkpoint
 from llmfold.errors import LlmfoldError, UsageError
-from llmfold.models.auto_class import auto_class
+from llmfold.models.auto_class import from_folder
 from llmfold.models.tying import running_shape
 
 SEED = 0
@@ -101,8 +100,7 @@ def name_beginning(folder: Path) -> None:
 
 def logits_of(folder: Path) -> torch.Tensor:
     """Logits of stock transformers on a few tokens."""
-    loader = auto_class(AutoConfig.from_pretrained(folder))
-    model, loading = loader.from_pretrained(folder, output_loading_info=True)
+    model, loading = from_folder(folder, output_loading_info=True)
     for kind, names in loading.items():
         if names:
             raise ValueError(f"transformers reports {kind}: {sorted(map(str, names))[0]}")
@@ -148,7 +146,7 @@ def check_exact(source: Path, output: Path) -> None:
 
 def check_folded(output: Path, report: Any) -> None:
     """Raise ValueError unless an output has the parameters that were planned, and generates."""
-    model = auto_class(AutoConfig.from_pretrained(output)).from_pretrained(output).eval()
+    model = from_folder(output).eval()
     stored = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}  # tied ones once
     count = sum(stored.values())
     if count != report.parameters_after:

@@ -1,10 +1,12 @@
 """Which auto class of transformers loads a model: one with a language head, or a wrapper that sees images too."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PretrainedConfig,
@@ -16,3 +18,15 @@ def auto_class(config: PretrainedConfig) -> Any:
     kind = type(config)
     wraps = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return AutoModelForImageTextToText if wraps else AutoModelForCausalLM
+
+
+def from_folder(folder: Path, *, remote_code: bool = False, **options: Any) -> Any:
+    """What ``from_pretrained`` of a folder's auto class gives with ``options``.
+
+    Args:
+        folder: the checkpoint.
+        remote_code: whether the folder's own modelling file may run.
+        options: further arguments of ``from_pretrained``.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+    return auto_class(config).from_pretrained(folder, trust_remote_code=remote_code, **options)

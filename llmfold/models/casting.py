@@ -7,13 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from llmfold.checkpoint.blocks import is_finite
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.errors import CheckpointError
 from llmfold.models import ARCHITECTURES, WINDOW_KEYS
-from llmfold.models.auto_class import auto_class
+from llmfold.models.auto_class import from_folder
 from llmfold.models.skeleton import layers_path
 from llmfold.runtime.quiet import quiet_transformers
 
@@ -41,10 +40,8 @@ def load_model(
         placement: further arguments of ``from_pretrained``, e.g. ``device_map`` and ``max_memory``.
     """
     with quiet_transformers():
-        loader = auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=remote_code))
-        model = loader.from_pretrained(
-            folder, dtype="auto" if as_stored else dtype, trust_remote_code=remote_code, **placement
-        ).eval()
+        stored = "auto" if as_stored else dtype
+        model = from_folder(folder, remote_code=remote_code, dtype=stored, **placement).eval()
     _forget_leftovers(model.config)
     if "device_map" not in placement:
         model = model.to(device)

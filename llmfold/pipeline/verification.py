@@ -17,7 +17,7 @@ from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.errors import CheckpointError, VerificationError
 from llmfold.methods.base import read_layer
 from llmfold.models import EMBEDDING, HEAD, ModelShape, shape_of
-from llmfold.models.auto_class import auto_class
+from llmfold.models.auto_class import auto_class, from_folder
 from llmfold.models.casting import not_finite
 from llmfold.models.context import Context
 from llmfold.models.family_settings import family_settings
@@ -239,9 +239,8 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
         placement = {"device_map": _on_disk(plan.after), "offload_folder": scratch}
     with _scratch(scratch), quiet_transformers():
         with _transformers_must("load the folded checkpoint"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=plan.needs_remote_code)
-            model, info = auto_class(config).from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, trust_remote_code=plan.needs_remote_code, **placement
+            model, info = from_folder(
+                folder, remote_code=plan.needs_remote_code, dtype=dtype, output_loading_info=True, **placement
             )
         for kind, names in info.items():
             if names:
