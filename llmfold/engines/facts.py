@@ -12,6 +12,18 @@ from llmfold.errors import CheckpointError
 
 _MOST_BYTES = 64 << 20
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_EVERYWHERE = {"rope_type": "default", "rope_theta": 10000.0}
+"""What releases that find no rotary parameters compute with, for most families."""
+
+
+def lacks_older_rope(config: Mapping[str, Any]) -> bool:
+    """Whether the rotary parameters of a raw config are told to transformers 5 alone."""
+    return isinstance(config.get("rope_parameters"), dict) and "rope_theta" not in config
+
+
+def older_rope_differs(config: Mapping[str, Any]) -> bool:
+    """Whether older releases would compute with other rotary parameters than a raw config tells transformers 5."""
+    return lacks_older_rope(config) and {**_EVERYWHERE, **config["rope_parameters"]} != _EVERYWHERE
 
 
 @dataclass(frozen=True)
@@ -83,13 +95,7 @@ class Facts:
     @property
     def rope_of_5_only(self) -> bool:
         """Whether rotary parameters that are no defaults are told to transformers 5 alone."""
-        found = self.config.get("rope_parameters")
-        if not isinstance(found, dict) or "rope_theta" in self.config:
-            return False
-        return {"rope_type": "default", "rope_theta": 10000.0, **found} != {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-        }
+        return older_rope_differs(self.config)
 
     def number(self, key: str) -> int | None:
         """A positive whole number of the config, None where there is no such."""

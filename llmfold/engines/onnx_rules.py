@@ -3,7 +3,7 @@
 from llmfold.engines.facts import Facts
 from llmfold.engines.known import knows
 from llmfold.engines.transformers_rules import of_4_57
-from llmfold.engines.verdict import Verdict, refused
+from llmfold.engines.verdict import Verdict, refused, refused_heads
 
 
 def onnx(facts: Facts) -> Verdict:
@@ -12,8 +12,9 @@ def onnx(facts: Facts) -> Verdict:
         return refused("layers differ in width, for which optimum has no export")
     if not knows("onnx", facts.model_type):
         return refused(f"optimum does not export {facts.model_type}")
-    if not facts.heads_fill_hidden:
-        return refused("optimum takes heads for hidden_size / num_attention_heads wide, which these are not")
+    heads = refused_heads(facts, "optimum")
+    if heads is not None:
+        return heads
     if facts.model_type == "phi3" and not facts.multi_head:
         return refused("optimum takes every Phi-3 for one with as many KV heads as heads, which this has not")
     return of_4_57(facts)  # which optimum exports with

@@ -2,7 +2,7 @@
 
 from llmfold.engines.facts import Facts
 from llmfold.engines.known import knows
-from llmfold.engines.verdict import Verdict, refused
+from llmfold.engines.verdict import BY_LAYER, Verdict, refused, refused_heads, with_tokenizer
 
 TRUST = "trust_remote_code=True"
 _DIVIDES = ("qwen2", "mixtral", "phi3", "phi", "gemma", "starcoder2", "stablelm", "olmo")
@@ -13,8 +13,7 @@ _OF_5 = {"TokenizersBackend", "SentencePieceBackend", "PythonBackend"}
 def newest(facts: Facts) -> Verdict:
     """Transformers 5."""
     flag = TRUST if facts.remote_code else None
-    why = "layers differ in width, which its own classes do not build" if facts.by_layer else ""
-    return _with_tokenizer(Verdict(True, why, flag), facts, "")
+    return with_tokenizer(Verdict(True, BY_LAYER if facts.by_layer else "", flag), facts)
 
 
 def of_4_57(facts: Facts) -> Verdict:
@@ -26,11 +25,8 @@ def of_4_46(facts: Facts) -> Verdict:
     """Transformers 4.46."""
     if facts.remote_code:
         return refused("the code in the folder is for 4.48 and newer")
-    if facts.model_type in _DIVIDES and not facts.heads_fill_hidden:
-        return refused(
-            f"its {facts.model_type} takes heads for hidden_size / num_attention_heads wide, which these are not"
-        )
-    return _older(facts, "transformers-4.46")
+    heads = refused_heads(facts, f"its {facts.model_type}") if facts.model_type in _DIVIDES else None
+    return heads or _older(facts, "transformers-4.46")
 
 
 def _older(facts: Facts, engine: str) -> Verdict:
@@ -46,9 +42,4 @@ def _older(facts: Facts, engine: str) -> Verdict:
         why = f"tokenizer_class {settings['tokenizer_class']} is of transformers 5"
     elif isinstance(settings.get("extra_special_tokens"), list):
         why = "extra_special_tokens is a list, as transformers 5 writes it"
-    return _with_tokenizer(found, facts, why)
-
-
-def _with_tokenizer(verdict: Verdict, facts: Facts, why: str) -> Verdict:
-    why = why if facts.has_tokenizer else "there is none in the folder"
-    return verdict.but(tokenizer=not why, tokenizer_why=why)
+    return with_tokenizer(found, facts, why)

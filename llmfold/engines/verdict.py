@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, replace
 
+from llmfold.engines.facts import Facts
+
+BY_LAYER = "layers differ in width, which its own classes do not build"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -45,3 +49,21 @@ class Verdict:
 def refused(why: str) -> Verdict:
     """An engine that does not load a folder."""
     return Verdict(False, why)
+
+
+def refused_heads(facts: Facts, by: str) -> Verdict | None:
+    """An engine that divides to know how wide heads are, where these are not so wide; None where they are.
+
+    Args:
+        facts: of the folder.
+        by: what of the engine divides, in words.
+    """
+    if facts.heads_fill_hidden:
+        return None
+    return refused(f"{by} takes heads for hidden_size / num_attention_heads wide, which these are not")
+
+
+def with_tokenizer(verdict: Verdict, facts: Facts, why: str = "") -> Verdict:
+    """A verdict with what an engine makes of the tokenizer: it reads one that is there, unless ``why`` says why not."""
+    why = why if facts.has_tokenizer else "there is none in the folder"
+    return verdict.but(tokenizer=not why, tokenizer_why=why)

@@ -12,6 +12,7 @@ from typing import Any
 from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.side_files import TOKENIZER_CONFIG
 from llmfold.data.tokenizer import stock_tokenizer
+from llmfold.engines.facts import lacks_older_rope, older_rope_differs
 from llmfold.errors import CheckpointError
 from llmfold.models import stock_config
 from llmfold.pipeline.output_tokenizer import difference
@@ -20,8 +21,6 @@ _CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 """Names of transformers 5 and what all releases call the same class."""
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor")
-_EVERYWHERE = {"rope_type": "default", "rope_theta": 10000.0}
-"""What releases that find no rotary parameters compute with, for most families."""
 
 
 def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,17 +67,12 @@ def make_tokenizer_portable(folder: Path) -> list[str]:
 
 def source_notes(config: Mapping[str, Any]) -> list[str]:
     """What a person should know of the raw config of a source that older releases read otherwise, a sentence each."""
-    if not _lacks_older_rope(config) or {**_EVERYWHERE, **config["rope_parameters"]} == _EVERYWHERE:
+    if not older_rope_differs(config):
         return []
     return [
         "config.json of the source has its rotary parameters as transformers 5 alone reads them: older releases "
         "compute with defaults, and say nothing; that of the output has both spellings"
     ]
-
-
-def _lacks_older_rope(config: Mapping[str, Any]) -> bool:
-    """Whether rotary parameters are told to transformers 5 alone."""
-    return isinstance(config.get("rope_parameters"), dict) and "rope_theta" not in config
 
 
 def older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +85,7 @@ def older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
         ``rope_theta``, ``rope_scaling`` and, of models that have them, ``rope_local_base_freq`` of layers with a window
         and ``partial_rotary_factor``, as far as the config lacks them.
     """
-    if not _lacks_older_rope(config):
+    if not lacks_older_rope(config):
         return {}
     fields = {key: value for key, value in _spelled(config["rope_parameters"]).items() if key not in config}
     same = _rope_of({**config, **fields}) == _rope_of(config)
