@@ -5,6 +5,7 @@ import json
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,15 @@ class LlamaCpp:
         """Take the address of a server."""
         self._address = address
 
+    @cached_property
+    def _letter(self) -> int:
+        """The token of a whole letter."""
+        return self.tokens("a")[-1]
+
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:
         """Natural logarithms of the probabilities of all tokens after a prompt of token ids, by id."""
-        # Told are those before one is chosen. None are where that ends the text, or is a part of a letter: it is "a".
-        chosen = [[self.tokens("a")[-1], _CERTAIN]]
+        # Told are those before one is chosen. None are where that ends the text, or is a part of a letter.
+        chosen = [[self._letter, _CERTAIN]]
         words: dict[str, Any] = {"n_predict": 1, "temperature": 0, "logit_bias": chosen, "n_probs": _EVERYTHING}
         answer = self._ask("/completion", prompt=list(ids), **words)
         listed = answer["completion_probabilities"][0]["top_logprobs"]
