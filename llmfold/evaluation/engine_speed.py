@@ -15,7 +15,7 @@ import torch
 from llmfold.errors import CheckpointError, LlmfoldError
 from llmfold.evaluation.llama_cpp import llama_cpp
 from llmfold.evaluation.speed import SpeedSettings, medians, ratios
-from llmfold.evaluation.workers import answering, worker
+from llmfold.evaluation.workers import answering, in_turn, worker
 from llmfold.export.options import ExportSettings
 
 _ANY = "gpt-2"
@@ -84,9 +84,7 @@ def _timed(model: Path, dense: Path, settings: SpeedSettings) -> EngineSpeed:
             stack.enter_context(worker(file.name, _serve, file, settings, torch.get_num_threads())) for file in files
         ]
         loads = [float(ask("load")) for ask in asks]
-        for ask in asks:
-            ask("round")
-        rounds = [[ask("round") for ask in asks] for _ in range(settings.rounds)]
+        _, *rounds = in_turn(asks, "round", 1 + settings.rounds)
         dense_speed, model_speed = (
             FileSpeed(*medians(rounds, i), loads[i], file.stat().st_size) for i, file in enumerate(files)
         )

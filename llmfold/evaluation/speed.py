@@ -20,7 +20,7 @@ from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.data.tokens import input_device
 from llmfold.errors import UsageError
 from llmfold.evaluation.loading import Loading, max_positions, opened
-from llmfold.evaluation.workers import answering, worker
+from llmfold.evaluation.workers import answering, in_turn, worker
 from llmfold.models import shape_of
 from llmfold.runtime.memory import peak_resident_bytes
 
@@ -121,10 +121,8 @@ def speed(model: Path, dense: Path, loading: Loading, settings: SpeedSettings, *
             for folder in both
         ]
         loads = [float(ask("load")) for ask in asks]
-        for ask in asks:
-            ask("round")  # the first is slower than all that follow
-        rounds = [[ask("round") for ask in asks] for _ in range(settings.rounds)]
-        many = [[ask("many") for ask in asks] for _ in range(settings.rounds)]
+        _, *rounds = in_turn(asks, "round", 1 + settings.rounds)  # the first is slower than all that follow
+        many = in_turn(asks, "many", settings.rounds)
         memory = [int(ask("memory")) for ask in asks]
     dense_speed, model_speed = (
         ModelSpeed(

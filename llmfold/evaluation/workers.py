@@ -1,6 +1,6 @@
 """Processes that hold a model each and answer questions about it, so that its memory is its own."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -45,6 +45,11 @@ def worker(name: str, serve: Callable[..., None], *arguments: Any) -> Iterator[A
         ours.close()
         process.join(10)
         process.kill()
+
+
+def in_turn(asks: Sequence[Ask], question: str, rounds: int) -> list[list[Any]]:
+    """Answers of all processes to a question, asked one after another, round by round."""
+    return [[ask(question) for ask in asks] for _ in range(rounds)]
 
 
 @contextmanager
