@@ -125,8 +125,13 @@ def _tokens(raw: Mapping[str, Any], rows: int, model: str) -> tuple[list[str], l
 
 def _pairs(merges: list[Any]) -> list[tuple[str, str]]:
     """Merges as pairs; a space inside of one is written as byte-level BPE writes it."""
-    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
-    return [(left.replace(" ", "\u0120"), right.replace(" ", "\u0120")) for left, right in pairs]
+    return [(left.replace(" ", "\u0120"), right.replace(" ", "\u0120")) for left, right in map(_parts, merges)]
+
+
+def _parts(merge: Any) -> tuple[str, str]:
+    """The two parts of a merge, which is stored as a pair or, by older releases, as words."""
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right
 
 
 def _scores(merges: list[Any], tokens: list[str], types: list[int]) -> list[float]:
@@ -136,7 +141,7 @@ def _scores(merges: list[Any], tokens: list[str], types: list[int]) -> list[floa
     """
     place: dict[str, int] = {}
     for i, merge in enumerate(merges):
-        place.setdefault("".join(merge.split(" ", 1) if isinstance(merge, str) else merge), i)
+        place.setdefault("".join(_parts(merge)), i)
     normal, last = int(gguf.TokenType.NORMAL), len(place)
     return [
         -float(place.get(token, last + i)) if kind == normal else _UNUSED_SCORE
