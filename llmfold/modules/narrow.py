@@ -46,6 +46,29 @@ def _tell_sizes(layer: nn.Module) -> None:
         layer.num_features = len(layer.running_mean)
 
 
+Places = dict[tuple[str, int], Tensor]
+"""By tensor and axis, a mask of the positions that stay."""
+
+
+def staying(tensors: Mapping[str, Tensor], couplings: Sequence[ChannelCoupling], stay: Sequence[Tensor]) -> Places:
+    """Which positions stay of every axis that couplings lie on.
+
+    Args:
+        tensors: of the module by name.
+        couplings: to narrow.
+        stay: units of each that stay.
+    """
+    masks: Places = {}
+    for coupling, units in zip(couplings, stay, strict=True):
+        gone = torch.ones(coupling.units, dtype=torch.bool)
+        gone[units] = False
+        for slot in coupling.slots:
+            size = tensors[slot.tensor].shape[slot.axis]
+            mask = masks.setdefault((slot.tensor, slot.axis), torch.ones(size, dtype=torch.bool))
+            mask[slot.index[gone].flatten()] = False
+    return masks
+
+
 Result = tuple[dict[str, Tensor], tuple[ChannelCoupling, ...]]
 """All tensors of a narrower module, and the couplings as they lie in them."""
 
@@ -64,16 +87,11 @@ def rewritten(
         stay: (k,) units of each, ascending.
         values: from the number of a coupling, a slot and its rows (units, r, …) to those of k units.
     """
-    result = dict(tensors)
-    keep: dict[tuple[str, int], Tensor] = {}
+    result, keep = dict(tensors), staying(tensors, couplings, stay)
     for number, (coupling, units) in enumerate(zip(couplings, stay, strict=True)):
-        gone = torch.ones(coupling.units, dtype=torch.bool)
-        gone[units] = False
         for slot in coupling.slots:
             tensor = result[slot.tensor]
             result[slot.tensor] = slot.of(units).write(tensor, values(number, slot, slot.read(tensor)))
-            mask = keep.setdefault((slot.tensor, slot.axis), torch.ones(tensor.shape[slot.axis], dtype=torch.bool))
-            mask[slot.index[gone].flatten()] = False
     for (name, axis), mask in keep.items():
         result[name] = result[name].index_select(axis, mask.nonzero().flatten().to(result[name].device))
     places = {key: mask.cumsum(0) - 1 for key, mask in keep.items()}

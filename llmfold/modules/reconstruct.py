@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from llmfold.inversion.deep import Norm
 from llmfold.modules.activations import Layer, Rows, channels_second, watch_layers
 from llmfold.modules.coupling import ChannelCoupling, ChannelSlot
-from llmfold.modules.narrow import selected, tensors_of, with_tensors
+from llmfold.modules.narrow import selected, staying, tensors_of, with_tensors
 from llmfold.modules.statistics import matched, moments, pooled
 from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias
 from llmfold.selection.elimination import eliminate_units
 
 SELECTION_RIDGE = 1e-3
+_WEIGHT = ".weight"
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Pull of a layer's rows towards what they were, as fractions of the mean diagonal; rows held back choose."""
 
@@ -104,17 +105,11 @@ def _staying(
     couplings: Sequence[ChannelCoupling], kept: Sequence[Tensor], tensors: Mapping[str, Tensor]
 ) -> dict[tuple[str, int], Tensor]:
     """By layer and axis of its weight, the positions that stay, ascending; axes that keep all are not named."""
-    masks: dict[tuple[str, int], Tensor] = {}
-    for coupling, units in zip(couplings, kept, strict=True):
-        gone = torch.ones(coupling.units, dtype=torch.bool)
-        gone[units] = False
-        for slot in coupling.slots:
-            path, _, leaf = slot.tensor.rpartition(".")
-            if leaf == "weight":
-                size = tensors[slot.tensor].shape[slot.axis]
-                mask = masks.setdefault((path, slot.axis), torch.ones(size, dtype=torch.bool))
-                mask[slot.index[gone].flatten()] = False
-    return {key: mask.nonzero().flatten() for key, mask in masks.items() if not bool(mask.all())}
+    return {
+        (name.removesuffix(_WEIGHT), axis): mask.nonzero().flatten()
+        for (name, axis), mask in staying(tensors, couplings, kept).items()
+        if name.endswith(_WEIGHT) and not bool(mask.all())
+    }
 
 
 def choose(
