@@ -77,9 +77,11 @@ def run_images(folds: ImageFolds, target: "Target | None", *, dry_run: bool, qui
     if world_size() > 1:
         raise UsageError("an image model folds in one process: start it without torchrun")
     if dry_run:
-        _plan(folds)
-    else:
+        return _plan(folds)
+    try:
         _fold(folds, target, quiet=quiet)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or "interrupted; nothing is left of it, run the same command again") from stop
 
 
 def _plan(folds: ImageFolds) -> None:

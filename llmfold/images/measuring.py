@@ -12,6 +12,7 @@ from llmfold.inversion.deep import batch_norms
 from llmfold.modules.fold import Method, Repair, measures, own_inputs
 from llmfold.modules.narrow import with_tensors
 from llmfold.runtime.devices import pick_device
+from llmfold.runtime.oom import explain_oom
 
 INVERTED_SIDE = 64
 """Height and width of inverted images at most, of a model that takes any size: time and memory go with the square."""
@@ -52,8 +53,9 @@ def implied_inputs(model: ImageModel, config: ImageConfig, notify: Callable[[str
     (pixels,) = model.inputs
     if batch_norms(model.module):
         pixels = _smaller(model, pixels)
-    module = with_tensors(model.module, {}).eval().to(device)
-    return own_inputs(module, (pixels.to(device),), config.seed, notify).cpu()
+    with explain_oom():
+        module = with_tensors(model.module, {}).eval().to(device)
+        return own_inputs(module, (pixels.to(device),), config.seed, notify).cpu()
 
 
 def data_words(model: ImageModel, config: ImageConfig) -> str:

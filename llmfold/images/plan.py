@@ -129,7 +129,7 @@ def _held(model: ImageModel, config: ImageConfig, named: set[str]) -> StockWidth
     found = stock_widths(model, keys, config.ratio)
     if found is None:
         raise UsageError(
-            f"{model.kind.__name__} builds no model of the planned widths: choose another --ratio than {config.ratio:g}"
+            f"{model.kind.__name__} builds no model that is smaller by --ratio {config.ratio:g}: choose a smaller one"
         )
     return found
 

@@ -60,7 +60,7 @@ class StockWidths:
 
 
 def width_keys(model: ImageModel) -> list[Key]:
-    """Keys that hold widths of couplings and of nothing else; all together, or the first that does alone; else none."""
+    """Keys that together hold the widths of all couplings, and of nothing else; none where there are no such keys."""
     found = []
     for part, config in parts_of(model.config).items():
         for name in _KEYS:
@@ -69,10 +69,17 @@ def width_keys(model: ImageModel) -> list[Key]:
                 found.append(Key(part, name, value))
             elif isinstance(value, list | tuple) and all(isinstance(width, int) for width in value):
                 found.append(Key(part, name, list(value)))
-    for keys in (found, *([key] for key in found)):
-        if keys and stock_widths(model, keys, _TRIED) is not None:
-            return keys
-    return []
+    effective = [key for key in found if _matters(model, key)]
+    tried = stock_widths(model, effective, _TRIED)
+    units = {coupling.name: coupling.units for coupling in model.couplings.found}
+    holds = tried is not None and all(width < units[name] for name, width in tried.widths.items())
+    return effective if holds else []
+
+
+def _matters(model: ImageModel, key: Key) -> bool:
+    """Whether a key decides anything: a classifier's config may speak of a text model that it has not."""
+    alone = stock_widths(model, [key], _TRIED)
+    return alone is None or any(alone.widths[each.name] < each.units for each in model.couplings.found)
 
 
 def stock_widths(model: ImageModel, keys: Sequence[Key], fraction: float) -> StockWidths | None:

@@ -127,7 +127,7 @@ class Pace:
         parts = [self.what, f"{place} {self.total:,}"]
         if left is not None:
             each = (self.clock() - self._began) / (self.done - self._first)
-            rate = f"{each:.1f} s each" if layers else f"{1 / max(each, 1e-9):,.0f}/s"
+            rate = f"{each:.1f} s each" if layers or each > 1 else f"{1 / max(each, 1e-9):,.0f}/s"
             parts += [rate, f"{human_seconds(left)} left"]
         return ", ".join(parts)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import (
     CLIPConfig,
+    CLIPForImageClassification,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
+    ResNetModel,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -50,6 +52,10 @@ def image_model(name: str) -> PreTrainedModel:
         made = CLIPVisionModel(CLIPVisionConfig(**TOWER))
     elif name == "projection":
         made = CLIPVisionModelWithProjection(CLIPVisionConfig(**TOWER, projection_dim=8))
+    elif name == "headless":  # its last stage is an output, so that no config holds the widths of the rest alone
+        made = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"))
+    elif name == "seeing":
+        made = CLIPForImageClassification(CLIPConfig(text_config=WORDS, vision_config=TOWER))
     elif name == "clip":
         made = CLIPModel(CLIPConfig(text_config=WORDS, vision_config=TOWER, projection_dim=8))
     else:

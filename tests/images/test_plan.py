@@ -42,10 +42,19 @@ def test_bytes_are_those_of_the_files(tmp_path: Path) -> None:
     assert plan_image(model, config(0.0)).bytes_before == model.checkpoint.size_in(None)
 
 
-def test_keys_of_a_stream_that_norms_read_are_no_keys_of_widths(tmp_path: Path) -> None:
-    assert [key.path for key in width_keys(opened(tmp_path, "basic"))] == ["embedding_size", "hidden_sizes"]
-    assert [key.path for key in width_keys(opened(tmp_path, "vit"))] == ["intermediate_size"]
-    assert width_keys(opened(tmp_path, "convnext")) == []
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("basic", ["embedding_size", "hidden_sizes"]),
+        ("vit", ["intermediate_size"]),
+        ("clip", ["vision_config.intermediate_size", "text_config.intermediate_size"]),
+        ("seeing", ["vision_config.intermediate_size"]),
+        ("convnext", []),
+        ("headless", []),
+    ],
+)
+def test_keys_hold_all_couplings_and_nothing_else(name: str, keys: list[str], tmp_path: Path) -> None:
+    assert [key.path for key in width_keys(opened(tmp_path, name))] == keys
 
 
 def test_widths_that_would_drop_a_shortcut_are_not_taken(tmp_path: Path) -> None:

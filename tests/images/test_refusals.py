@@ -169,6 +169,24 @@ def test_an_output_is_replaced_only_where_that_is_asked_for(
     assert os.listdir(space) == ["out"]
 
 
+def test_what_is_interrupted_leaves_nothing(
+    folders: dict[str, Path], llmfold: Cli, space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("llmfold.images.run"), "verify_image", interrupted)
+    arguments = ("--model", folders["vit"], "--ratio", 0.1, "--method", "inn", "--output", space / "out")
+    code, _, stderr = llmfold(*arguments)
+    assert (code, "run the same command again" in stderr) == (130, True)
+    assert os.listdir(space) == []
+
+
+def test_doctor_knows_language_models_alone(folders: dict[str, Path], llmfold: Cli) -> None:
+    code, _, stderr = llmfold("doctor", folders["vit"])
+    assert (code, "holds a ViTForImageClassification" in stderr) == (2, True)
+
+
 def test_several_processes_are_refused(
     folders: dict[str, Path], llmfold: Cli, space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
