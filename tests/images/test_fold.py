@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from images.networks import NAMES, image_model, pixels, saved
+from llmfold.checkpoint import Source
 from llmfold.inversion.deep import InversionOptions
 from llmfold.modules.narrow import tensors_of, with_tensors
 from llmfold.modules.plan import tried_couplings
@@ -190,6 +191,26 @@ def test_a_plan_prints_widths_and_writes_nothing_even_without_weights(
     assert llmfold(*arguments, "--dry-run") == (0, stdout, "")
     assert list(space.iterdir()) == []
     assert llmfold(*arguments, "--quiet")[0] == 1
+
+
+def test_a_model_of_the_hub_is_known_and_planned_by_its_config(
+    llmfold: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path / "snapshot", image_model("vit"))
+    (folder / "model.safetensors").unlink()
+    asked: list[bool] = []
+
+    def resolve(model: str, *, revision: str | None, weights: bool) -> Source:
+        asked.append(weights)
+        return Source(folder, model, "0" * 40)
+
+    monkeypatch.setattr(import_module("llmfold.checkpoint"), "resolve", resolve)
+    code, stdout, stderr = llmfold("plan", "--model", "org/vit", "--ratio", 0.5, "--ratio-of", "channels")
+    assert (code, stderr) == (0, "")
+    assert "24 → 12" in stdout
+    assert not any(asked)
+    assert llmfold("plan", "--model", "org/vit", "--ratio", 2)[0] == 2
+    assert len(asked) == 2  # what no model takes is told without asking the hub
 
 
 def test_a_config_without_architectures_is_known_by_its_type(llmfold: Cli, tmp_path: Path) -> None:
