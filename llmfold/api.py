@@ -11,7 +11,7 @@ from llmfold.errors import UsageError
 from llmfold.hub.push import Target, push
 from llmfold.pipeline.engine import fold_together
 from llmfold.pipeline.opening import plan_from_config
-from llmfold.pipeline.progress import Bar, Lines, Listener, on_terminal
+from llmfold.pipeline.progress import listener_class
 from llmfold.pipeline.sweep import fold_sweep
 from llmfold.planning import FoldPlan
 from llmfold.recipe import parse_layers
@@ -108,8 +108,7 @@ def fold_configs(
     """
     work = fold_sweep if len(configs) > 1 else fold_together
     suite = prepare_afterwards(configs[0])
-    shown = Listener if quiet or not is_main() else Bar if on_terminal() else Lines if lines else Listener
-    with shown(announce) as listener:
+    with listener_class(quiet=quiet, lines=lines)(announce) as listener:
         records = work(configs, listener, save_report)
         if is_main():
             with errors_name_outputs([record.output for record in records]):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from llmfold.effort import DEFAULT_EFFORT, EFFORTS
 from llmfold.errors import UsageError
@@ -265,12 +265,7 @@ class FoldConfig:
     @property
     def output_path(self) -> Path:
         """Where the folded checkpoint goes."""
-        if self.output is not None:
-            return Path(os.path.expanduser(self.output))
-        local = os.path.expanduser(self.model)
-        stem = os.path.basename(os.path.realpath(local)) if os.path.exists(local) else self.model.split("/")[-1]
-        amount = "custom" if self.ratio is None else f"{self.ratio:g}"
-        return Path(f"{stem}-folded-{amount}")
+        return output_path(self.model, self.ratio, self.output)
 
     def work(self) -> dict[str, Any]:
         """The options that decide the bytes of the output; two runs that agree on them can resume one another."""
@@ -284,7 +279,34 @@ class FoldConfig:
         return values
 
 
-def sweep_configs(config: FoldConfig, ratios: Sequence[float]) -> list[FoldConfig]:
+def output_path(model: str, ratio: float | None, output: str | None) -> Path:
+    """Where the fold of a model goes: ``output`` if it is named, else ``MODEL-folded-RATIO``."""
+    if output is not None:
+        return Path(os.path.expanduser(output))
+    local = os.path.expanduser(model)
+    stem = os.path.basename(os.path.realpath(local)) if os.path.exists(local) else model.split("/")[-1]
+    amount = "custom" if ratio is None else f"{ratio:g}"
+    return Path(f"{stem}-folded-{amount}")
+
+
+class HasOutput(Protocol):
+    """Options of a fold, a frozen dataclass, among them its ratio and its output."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def output(self) -> str | None:
+        """The folder that was named."""
+
+    @property
+    def output_path(self) -> Path:
+        """Where the folded checkpoint goes."""
+
+
+Config = TypeVar("Config", bound=HasOutput)
+
+
+def sweep_configs(config: Config, ratios: Sequence[float]) -> list[Config]:
     """One config per ratio; an output that was named becomes the folder that holds them, under their default names.
 
     Raises:

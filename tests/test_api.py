@@ -92,9 +92,7 @@ def test_the_bar_works_on_a_terminal_only(
     assert not progress.on_terminal()
     fold(session_model, ratio=0.2, output=tmp_path / "a")
     assert capfd.readouterr() == ("", "")
-    from llmfold import api
-
-    monkeypatch.setattr(api, "on_terminal", lambda: True)
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
     fold(session_model, ratio=0.2, output=tmp_path / "b")
     assert capfd.readouterr().out == ""
     fold(session_model, ratio=0.2, output=tmp_path / "c", quiet=True)

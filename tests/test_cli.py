@@ -140,12 +140,14 @@ def test_layers_of_a_recipe_reach_the_plan(llmfold: Cli, tmp_path: Path) -> None
 def test_the_recipe_of_the_reference_plans_llama_7b(
     llmfold: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from llmfold import checkpoint
     from llmfold.checkpoint import Source
     from llmfold.pipeline import opening
 
     config = {"model_type": "llama", "torch_dtype": "float16", "architectures": ["LlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))  # LlamaConfig's defaults are LLaMA-7B's sizes
-    monkeypatch.setattr(opening, "resolve", lambda *_, **__: Source(tmp_path, "huggyllama/llama-7b", "0" * 40))
+    for module in (checkpoint, opening):
+        monkeypatch.setattr(module, "resolve", lambda *_, **__: Source(tmp_path, "huggyllama/llama-7b", "0" * 40))
     recipe = ROOT / "llmfold" / "recipes" / "llama-7b-paper.yaml"
     code, stdout, stderr = llmfold("plan", "--model", "huggyllama/llama-7b", "--recipe", recipe)
     assert (code, stderr) == (0, "")

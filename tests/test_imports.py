@@ -39,6 +39,7 @@ def test_answers_that_need_no_model_import_nothing_large() -> None:
         (["--model", "demo", "--ratio", "0.1,0.1"], 2),
         (["--model", "demo", "--ratio", "0.2", "--max-shard-size", "tiny"], 2),
         (["--model", "demo", "--ratio", "0.2", "--private"], 2),
+        (["--model", "demo", "--ratio", "0.2", "--method", "ifm"], 2),
         (["--model", "demo", "--recipe", "absent.yaml"], 2),
         (["--model", "./absent", "--ratio", "0.2"], 1),
         (["eval"], 2),

@@ -12,6 +12,7 @@ from llmfold.experiments.settings import GROUPS as COMPARISON_GROUPS
 from llmfold.experiments.settings import Settings
 from llmfold.export.options import GROUPS as EXPORT_GROUPS
 from llmfold.export.options import ExportSettings
+from llmfold.images.config import IMAGE_GROUPS, ImageConfig
 from llmfold.options import options_of, spelled
 from llmfold.registry import methods, users
 
@@ -28,6 +29,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def fold_options() -> str:
     """Options of a fold, a table for each heading of the command line."""
     return _tables(FoldConfig, GROUPS, "of a fold", _users)
+
+
+def image_options() -> str:
+    """Options of a fold of an image model."""
+    return _tables(ImageConfig, IMAGE_GROUPS, "of image models", lambda name: "")
 
 
 def evaluation_options() -> str:
@@ -92,7 +98,8 @@ def _tables(cls: Any, groups: Mapping[str, str], of: str, note: Callable[[str], 
         for field, said in options_of(cls):
             if said.group == group:
                 names = ", ".join(f"`{word}`" for word in (spelled(field), *said.aliases))
-                choices = said.kind.choices() if said.kind.choices and field.name != "method" else ()
+                listed = field.name != "method" or cls is ImageConfig
+                choices = said.kind.choices() if said.kind.choices and listed else ()
                 values = f" One of {', '.join(f'`{value}`' for value in choices)}." if choices else ""
                 help_text = said.help[:1].upper() + said.help[1:].rstrip(".") + "."
                 rows.append(
@@ -117,6 +124,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "fold options": fold_options,
+    "image options": image_options,
     "evaluation options": evaluation_options,
     "comparison options": comparison_options,
     "export options": export_options,

@@ -9,6 +9,8 @@ from llmfold.errors import CheckpointError
 OWN_MODULE = "modeling_llmfold"
 """Module of the modelling file that llmfold writes."""
 _RECOMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+_POSITIONS = ".embeddings.position_ids"
+_COUNTER = ".num_batches_tracked"
 _CAUSAL_MASKS = (".attn.bias", ".attention.bias")
 _MASK_FILLS = (".attn.masked_bias", ".attention.masked_bias")
 _QUANTISED_PARTS = frozenset(
@@ -31,7 +33,7 @@ def is_legacy_buffer(name: str, shape: tuple[int, ...]) -> bool:
     """
     if name.endswith(_CAUSAL_MASKS):
         return len(shape) == 4 and shape[:2] == (1, 1)
-    return name.endswith(_RECOMPUTED) or (name.endswith(_MASK_FILLS) and shape == ())
+    return name.endswith((*_RECOMPUTED, _POSITIONS)) or (name.endswith(_MASK_FILLS) and shape == ())
 
 
 def stock_name(name: str) -> str:
@@ -76,7 +78,12 @@ def refuse_model_code(config: Mapping[str, Any], model: str) -> None:
 
 
 def refuse_quantised_tensor(name: str, dtype: str, shard: str) -> None:
-    """Raise CheckpointError when the tensor's name or safetensors ``dtype`` is not that of a weight llmfold folds."""
+    """Raise CheckpointError when the tensor's name or safetensors ``dtype`` is not that of a weight llmfold folds.
+
+    The number of batches that a BatchNorm has seen is an integer, and is kept.
+    """
+    if name.endswith(_COUNTER) and dtype == "I64":
+        return
     if dtype == "F64":
         raise CheckpointError(f"tensor {name!r} in {shard} is float64: convert the model to float32 first")
     if name.rsplit(".", 1)[-1] in _QUANTISED_PARTS or dtype not in TORCH_DTYPES:

@@ -1,9 +1,11 @@
-"""The number formats llmfold folds, by their safetensors names."""
+"""The number formats llmfold folds, and that of counters beside them, by their safetensors names."""
 
 import torch
 
 TORCH_DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-SAFETENSORS_DTYPES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+STORED_DTYPES: dict[str, torch.dtype] = {**TORCH_DTYPES, "I64": torch.int64}
+"""What a file may hold: weights, and the batches that a BatchNorm has counted."""
+SAFETENSORS_DTYPES: dict[torch.dtype, str] = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
 def is_dtype(name: str) -> bool:

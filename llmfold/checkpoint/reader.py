@@ -16,7 +16,7 @@ from torch import Tensor
 from llmfold.checkpoint.accept import is_legacy_buffer, refuse_quantised_config, refuse_quantised_tensor, stock_name
 from llmfold.checkpoint.adapter import refuse_adapter
 from llmfold.checkpoint.blocks import is_finite
-from llmfold.checkpoint.dtypes import TORCH_DTYPES
+from llmfold.checkpoint.dtypes import STORED_DTYPES
 from llmfold.checkpoint.header import Header, read_header
 from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.paths import regular_file
@@ -141,7 +141,7 @@ class Checkpoint:
                 self.dropped.append(entry.name)
                 continue
             refuse_quantised_tensor(entry.name, entry.dtype, shard)
-            dtype = TORCH_DTYPES[entry.dtype]
+            dtype = STORED_DTYPES[entry.dtype]
             name = stock_name(entry.name)
             if name in self.tensors:
                 both = f"{self.tensors[name].stored or name} and {entry.name}"

@@ -15,7 +15,7 @@ from llmfold.errors import OutputError, UsageError
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor to be written: its name, dtype (bf16, fp16 or fp32) and shape."""
+    """A tensor to be written: its name, dtype (bf16, fp16 or fp32; int64 of a counter) and shape."""
 
     name: str
     dtype: torch.dtype

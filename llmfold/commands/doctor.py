@@ -34,10 +34,17 @@ def run(options: dict[str, Any]) -> None:
     """Print a line for every engine.
 
     Raises:
+        UsageError: the model is for images, of which the rules know nothing.
         CheckpointError: it is no folder of a model, or a file of it cannot be read.
     """
     from llmfold.engines import doctor  # reads its lists, which other commands need not
+    from llmfold.engines.facts import read_facts
+    from llmfold.errors import UsageError
+    from llmfold.images.kind import image_class
 
+    name = image_class(read_facts(options["folder"]).config)
+    if name is not None:
+        raise UsageError(f"doctor knows engines of language models, and {options['folder']} holds a {name}")
     verdicts = doctor(options["folder"])
     if "json" in options:
         import dataclasses

@@ -1,22 +1,31 @@
 """``llmfold fold`` and ``llmfold plan``: one or several narrower checkpoints, or what they would cost."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmfold.commands import Command
 from llmfold.commands.parser import TALK, Parser, finish
 
 if TYPE_CHECKING:
-    from llmfold.config import FoldConfig
+    from llmfold.commands.image_fold import ImageFolds
+    from llmfold.config import Config, FoldConfig
+    from llmfold.errors import UsageError
     from llmfold.hub.push import Target
     from llmfold.planning import FoldPlan
 
+Made = TypeVar("Made")
 _FOLD = """examples:
   llmfold --model demo --ratio 0.2
   llmfold --model huggyllama/llama-7b --ratio 0.2 --output llama-7b-small
   llmfold --model ./llama-7b --recipe recipe.yaml
   llmfold --model ./llama-7b --ratio 0.1,0.2,0.3 --method paper --output folds
+  llmfold --model microsoft/resnet-18 --ratio 0.3
   torchrun --nproc-per-node 2 -m llmfold --model ./llama-7b --ratio 0.2 --method paper
+
+An image model is known by its config. It takes --method self, paper, ifm, inn, magnitude-l1 or magnitude-l2, --repair
+none, variance or statistics, --ratio-of parameters or channels, and fewer of the other options.
 """
 _PLAN = """examples:
   llmfold plan --model ./my-model --ratio 0.3
@@ -31,7 +40,7 @@ def add(commands: Any) -> None:
         "fold",
         usage="llmfold [fold] --model MODEL --ratio RATIO [options]",
         help="make a model smaller (the command may be left out)",
-        description="Make a large language model smaller with no data and no fine-tuning.",
+        description="Make a language or image model smaller with no data and no fine-tuning.",
         epilog=_FOLD,
     )
     plan = commands.add_parser(
@@ -44,6 +53,7 @@ def add(commands: Any) -> None:
     plan.set_defaults(dry_run=True)
     for parser in (fold, plan):
         _add_options(parser)
+        _add_image_choices(parser)
         finish(parser, command)
 
 
@@ -63,17 +73,30 @@ def _add_options(parser: Parser) -> None:
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop, like 'llmfold plan'")
 
 
-def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
+def _add_image_choices(parser: Parser) -> None:
+    """Let options take what they take for image models too; which of it a model takes is asked of its config."""
+    from llmfold.images.config import ImageConfig
+    from llmfold.options import options_of
+
+    choices = {field.name: spec.kind.choices() for field, spec in options_of(ImageConfig) if spec.kind.choices}
+    for action in parser._actions:
+        if action.dest in choices:
+            action.choices = tuple(dict.fromkeys((*(action.choices or ()), *choices[action.dest])))
+
+
+def read_configs(options: dict[str, Any]) -> "list[FoldConfig] | ImageFolds":
     """Merge command line over recipe into one config, or one for each of several ratios.
+
+    Returns:
+        The configs; those of image models with the name of the stock class.
 
     Raises:
         UsageError: no model, or whatever the recipe or the config refuses.
-        CheckpointError: a model that is a path where no folder is.
+        CheckpointError: a model that is a path where no folder is, or cannot be had.
     """
-    from llmfold.config import FoldConfig, sweep_configs
-    from llmfold.demo import DEMO_NAME
+    from llmfold.commands.image_fold import ImageFolds, image_class_of, image_config
+    from llmfold.config import FoldConfig
     from llmfold.errors import UsageError
-    from llmfold.model_path import local_folder
     from llmfold.recipe import load_recipe
 
     values = {**load_recipe(options["recipe"])} if "recipe" in options else {}
@@ -81,14 +104,47 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig]":
     values.update({name: value for name, value in options.items() if name in known})
     if "model" not in values:
         raise UsageError("--model is missing; pass a local folder, a hub id, or 'demo'")
+    text = _attempt(lambda: _sweep(lambda one: FoldConfig(**one), values))
+    images = _attempt(lambda: _sweep(image_config, values))
+    if isinstance(text, UsageError) and isinstance(images, UsageError) and not _is_folder(values["model"]):
+        raise text
+    name = image_class_of(values["model"], values.get("revision"))  # a path that is none is told at once
+    return _given(text) if name is None else ImageFolds(name, tuple(_given(images)))
+
+
+def _sweep(make: "Callable[[dict[str, Any]], Config]", values: dict[str, Any]) -> "list[Config]":
+    """A config, or one for each of several ratios."""
+    from llmfold.config import sweep_configs
+    from llmfold.errors import UsageError
+
     ratios: Any = values.get("ratio")
     several = isinstance(ratios, list | tuple)
     if several and not ratios:
         raise UsageError("--ratio is empty; give a fraction, or several")
-    config = FoldConfig(**{**values, "ratio": ratios[0]} if several else values)
-    if config.model != DEMO_NAME:
-        local_folder(config.model, config.revision)  # a path that is none is told at once
+    config = make({**values, "ratio": ratios[0]} if several else values)
     return sweep_configs(config, ratios) if several and len(ratios) > 1 else [config]
+
+
+def _attempt(make: "Callable[[], Made]") -> "Made | UsageError":
+    """What is made, or why it is not."""
+    from llmfold.errors import UsageError
+
+    try:
+        return make()
+    except UsageError as error:
+        return error
+
+
+def _given(found: "Made | UsageError") -> "Made":
+    from llmfold.errors import UsageError
+
+    if isinstance(found, UsageError):
+        raise found
+    return found
+
+
+def _is_folder(model: object) -> bool:
+    return isinstance(model, str) and os.path.isdir(os.path.expanduser(model))
 
 
 def read_target(options: dict[str, Any]) -> "Target | None":
@@ -110,16 +166,21 @@ def read_target(options: dict[str, Any]) -> "Target | None":
 
 
 def _fold_or_plan(options: dict[str, Any]) -> None:
+    from llmfold.commands.image_fold import ImageFolds, run_images
     from llmfold.errors import UsageError
     from llmfold.runtime.launch import is_main
 
-    configs, target = read_configs(options), read_target(options)
+    folds, target = read_configs(options), read_target(options)
+    configs = folds.configs if isinstance(folds, ImageFolds) else folds
     if target and len(configs) > 1:
         raise UsageError("--push-to-hub pushes one result: pass one --ratio, or push each folder with llmfold push")
-    if "dry_run" not in options:
-        _fold(configs, target, quiet=options.get("quiet", False) or not is_main())
+    quiet = options.get("quiet", False) or not is_main()
+    if isinstance(folds, ImageFolds):
+        run_images(folds, target, dry_run="dry_run" in options, quiet=quiet)
+    elif "dry_run" not in options:
+        _fold(folds, target, quiet=quiet)
     elif is_main():
-        _plan(configs)
+        _plan(folds)
 
 
 def _show_plans(configs: "list[FoldConfig]") -> "list[FoldPlan]":

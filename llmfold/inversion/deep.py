@@ -4,13 +4,15 @@ Pixels descend the cross-entropy of classes drawn in turn, the squared distance 
 the batch and its running ones, and the total variation. No image from outside is read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from llmfold.errors import UsageError
 
@@ -43,16 +45,28 @@ def batch_norms(module: nn.Module) -> list[Norm]:
     return [m for m in module.modules() if isinstance(m, Norm) and m.running_mean is not None]
 
 
+def first_output(given: Any) -> Tensor | None:
+    """The first floating-point tensor of whatever a module gives: class scores, of a classifier."""
+    leaves = pytree.tree_leaves(given)
+    return next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
+
+
 def inverted_inputs(
-    module: nn.Module, shape: Sequence[int], options: InversionOptions = InversionOptions(), seed: int = 0
+    module: nn.Module,
+    shape: Sequence[int],
+    options: InversionOptions = InversionOptions(),
+    seed: int = 0,
+    notify: Callable[[str], None] = lambda stage: None,
 ) -> Tensor:
     """A batch of inputs on which the module's BatchNorms see the statistics that they were trained on.
 
     Args:
-        module: gives class scores (count, classes), or any tensor where ``options.labels`` is False; left as it is.
+        module: gives class scores (count, classes) first, or anything where ``options.labels`` is False; left as it
+            is.
         shape: of one input, without the batch.
         options: see :class:`InversionOptions`.
         seed: of the start and of the shifts.
+        notify: told how far the descent is.
 
     Returns:
         (count, *shape) float32, on the device of the module.
@@ -68,11 +82,12 @@ def inverted_inputs(
     optimiser = torch.optim.Adam([x], lr=options.rate, betas=(0.5, 0.9))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps)
     with torch.enable_grad(), _frozen(module), _distances(module) as distances:
-        for _ in range(options.steps):
+        for step in range(options.steps):
+            notify(f"inverting images: {step:,} of {options.steps:,}")
             distances.clear()
-            scores = module(_shifted(x, generator))
+            scores = first_output(module(_shifted(x, generator)))
             loss = options.statistics * torch.stack(distances).sum()
-            if options.labels:
+            if options.labels and scores is not None:
                 classes = torch.arange(options.count, device=device) % scores.shape[1]
                 loss = loss + F.cross_entropy(scores, classes)
             if x.ndim == 4:

@@ -1,6 +1,8 @@
 """Building a stock model without weights, whatever its size: parameters on the meta device, buffers computed."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ def build_stock(config: PretrainedConfig) -> PreTrainedModel:
         CheckpointError: transformers cannot build it.
     """
     try:
-        with quiet_transformers(), no_init_weights(), init_empty_weights(include_buffers=False), _LargeOnMeta():
+        with without_weights():
             loader = auto_class(config)
             model: PreTrainedModel = loader.from_config(config, dtype=torch.float32, trust_remote_code=False)
             model.set_experts_implementation("eager")
@@ -37,6 +39,13 @@ def build_stock(config: PretrainedConfig) -> PreTrainedModel:
             "setting, or remove it"
         ) from error
     return model.eval()
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Models that are built inside have their parameters on the meta device, and buffers computed."""
+    with quiet_transformers(), no_init_weights(), init_empty_weights(include_buffers=False), _LargeOnMeta():
+        yield
 
 
 class _LargeOnMeta(TorchFunctionMode):

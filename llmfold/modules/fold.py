@@ -1,6 +1,6 @@
 """``llmfold.fold_module``: a narrower copy of any traced module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,7 +10,7 @@ from llmfold.clustering import cluster
 from llmfold.clustering.cluster import Method as ClusterMethod
 from llmfold.errors import UsageError
 from llmfold.folding.grouping import Groups
-from llmfold.inversion.deep import InversionOptions, batch_norms, inverted_inputs
+from llmfold.inversion.deep import InversionOptions, batch_norms, first_output, inverted_inputs
 from llmfold.modules.baselines import closest_pairs, magnitude, resampled
 from llmfold.modules.coupling import ChannelCoupling
 from llmfold.modules.narrow import merged, selected, tensors_of, with_tensors
@@ -67,14 +67,47 @@ def fold_module(
     _check(method, repair)
     dense = with_projections(with_tensors(module, {}).eval(), example_inputs)
     plan = planned(module, dense, example_inputs, ratio, ratio_of, widths)
-    if all(plan.widths[c.name] == c.units for c in plan.couplings.found):
+    if plan.unchanged:
         return with_tensors(module, {}).eval()
+    if inputs is None and measures(method, repair):
+        inputs = own_inputs(dense, example_inputs, seed)
+    return folded(dense, plan, method, repair, inputs, clustering=clustering, seed=seed)
+
+
+def measures(method: Method, repair: Repair | None) -> bool:
+    """Whether inputs are run through the module."""
+    return method == "self" or repair == "statistics"
+
+
+def folded(
+    dense: nn.Module,
+    plan: ModulePlan,
+    method: Method,
+    repair: Repair | None,
+    seen: Tensor | None,
+    *,
+    clustering: ClusterMethod = "hartigan",
+    seed: int = 0,
+    notify: Callable[[str], None] = lambda stage: None,
+) -> nn.Module:
+    """A narrower module by a plan.
+
+    Args:
+        dense: with its padding as projections.
+        plan: of it.
+        method: as of :func:`fold_module`.
+        repair: likewise.
+        seen: (n, …) inputs, where :func:`measures` asks for them.
+        clustering: of ``paper``.
+        seed: of k-means++.
+        notify: told how far the refit is.
+    """
     repair = repair or ("variance" if method == "paper" else "none")
-    if method != "self" and repair != "statistics":
+    if not measures(method, repair):
         return by_weights(dense, plan, method, repair, clustering=clustering, seed=seed).eval()
-    seen = own_inputs(dense, example_inputs, seed) if inputs is None else inputs
+    assert seen is not None
     if method == "self":
-        return reconstructed(dense, plan.couplings.found, plan.widths, seen).eval()
+        return reconstructed(dense, plan.couplings.found, plan.widths, seen, notify=notify).eval()
     narrower = by_weights(dense, plan, method, repair, clustering=clustering, seed=seed).eval()
     reset_statistics(narrower, seen)
     return narrower
@@ -120,22 +153,27 @@ def by_weights(
     return with_tensors(dense, merge(tensors, couplings, groups)[0])
 
 
-def own_inputs(module: nn.Module, example_inputs: Sequence[Any], seed: int) -> Tensor:
+def own_inputs(
+    module: nn.Module,
+    example_inputs: Sequence[Any],
+    seed: int,
+    notify: Callable[[str], None] = lambda stage: None,
+) -> Tensor:
     """Inputs that the module implies: inverted from its BatchNorms, or standard normal where it has none."""
     first = example_inputs[0]
     if len(example_inputs) != 1 or not isinstance(first, Tensor) or not first.is_floating_point():
         raise UsageError("inputs can be made for a module of one floating-point argument: pass inputs of your own")
     options = InversionOptions(labels=_scores(module, first))
     if batch_norms(module):
-        return inverted_inputs(module, first.shape[1:], options, seed)
+        return inverted_inputs(module, first.shape[1:], options, seed, notify)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(options.count, *first.shape[1:], generator=generator).to(first)
 
 
 def _scores(module: nn.Module, example: Tensor) -> bool:
     with torch.no_grad():
-        given = module(example)
-    return isinstance(given, Tensor) and given.ndim == 2
+        given = first_output(module(example))
+    return given is not None and given.ndim == 2
 
 
 def _check(method: str, repair: str | None) -> None:

@@ -1,5 +1,6 @@
 """From a ratio to widths of couplings."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class ModulePlan:
     before: int
     after: int
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether all units stay."""
+        return all(self.widths[coupling.name] == coupling.units for coupling in self.couplings.found)
+
 
 def plan_module(
     module: nn.Module,
@@ -65,24 +71,31 @@ def planned(
         raise UsageError(f"ratio must be at least 0 and below 1, got {ratio:g}")
     if ratio_of not in ("parameters", "channels"):
         raise UsageError(f"ratio_of must be parameters or channels, got {ratio_of!r}")
-    couplings = confirmed(projected, couplings_of(projected, example_inputs), example_inputs)
-    if not couplings.found:
-        reasons = "; ".join(f"{name}: {why}" for name, why in couplings.kept.items()) or "it has no channels"
-        raise UsageError(f"nothing in the module can be narrowed ({reasons})")
+    couplings = tried_couplings(projected, example_inputs)
     tensors = {name: parameter.detach() for name, parameter in projected.named_parameters()}
     before = sum(parameter.numel() for parameter in module.parameters())
     if ratio_of == "channels" or not ratio:
         chosen = uniform(couplings.found, ratio)
     else:
-        chosen = _by_parameters(couplings.found, tensors, (1 - ratio) * before)
+        chosen = by_parameters(couplings.found, tensors, (1 - ratio) * before)
     for name, width in (widths or {}).items():
         whole = next((c.units for c in couplings.found if c.name == name), None)
         if whole is None or not 1 <= width <= whole:
             known = ", ".join(f"{c.name} (1 to {c.units})" for c in couplings.found)
             raise UsageError(f"no width {width} for {name}: the module has {known}")
         chosen[name] = width
-    unchanged = all(chosen[c.name] == c.units for c in couplings.found)
-    return ModulePlan(couplings, chosen, before, before if unchanged else parameters(couplings.found, tensors, chosen))
+    plan = ModulePlan(couplings, chosen, before, before)
+    after = before if plan.unchanged else parameters(couplings.found, tensors, chosen)
+    return dataclasses.replace(plan, after=after)
+
+
+def tried_couplings(module: nn.Module, example_inputs: Sequence[Any]) -> Couplings:
+    """Couplings of a module in evaluation that the probe confirms; raises UsageError where there are none."""
+    couplings = confirmed(module, couplings_of(module, example_inputs), example_inputs)
+    if not couplings.found:
+        reasons = "; ".join(f"{name}: {why}" for name, why in couplings.kept.items()) or "it has no channels"
+        raise UsageError(f"nothing in the module can be narrowed ({reasons})")
+    return couplings
 
 
 def uniform(couplings: Sequence[ChannelCoupling], ratio: float) -> dict[str, int]:
@@ -92,15 +105,23 @@ def uniform(couplings: Sequence[ChannelCoupling], ratio: float) -> dict[str, int
 
 def parameters(couplings: Sequence[ChannelCoupling], tensors: Mapping[str, Tensor], widths: Mapping[str, int]) -> int:
     """Entries of all tensors at some widths."""
-    cut: dict[str, list[int]] = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return sum(map(math.prod, narrowed_shapes(couplings, shapes, widths).values()))
+
+
+def narrowed_shapes(
+    couplings: Sequence[ChannelCoupling], shapes: Mapping[str, tuple[int, ...]], widths: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of some tensors by name, at some widths."""
+    cut: dict[str, list[int]] = {name: list(shape) for name, shape in shapes.items()}
     for coupling in couplings:
         for slot in coupling.slots:
             if slot.tensor in cut:
                 cut[slot.tensor][slot.axis] -= (coupling.units - widths[coupling.name]) * slot.index.shape[1]
-    return sum(map(math.prod, cut.values()))
+    return {name: tuple(shape) for name, shape in cut.items()}
 
 
-def _by_parameters(couplings: Sequence[ChannelCoupling], tensors: Mapping[str, Tensor], most: float) -> dict[str, int]:
+def by_parameters(couplings: Sequence[ChannelCoupling], tensors: Mapping[str, Tensor], most: float) -> dict[str, int]:
     """The largest uniform fraction of units with at most so many parameters."""
     low, high = 0.0, 1.0
     if parameters(couplings, tensors, uniform(couplings, high)) > most:

@@ -4,7 +4,7 @@ Layers go in the order they run. Each is fitted by least squares on what the lay
 it, to what it gave in the dense module, and the BatchNorm behind it gets statistics in the same pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,7 @@ def reconstructed(
     widths: Mapping[str, int],
     inputs: Tensor,
     options: ReconstructionOptions = ReconstructionOptions(),
+    notify: Callable[[str], None] = lambda stage: None,
 ) -> nn.Module:
     """A narrower module that gives about what the module gives on the inputs.
 
@@ -63,6 +64,7 @@ def reconstructed(
         widths: units that stay by name of a coupling.
         inputs: (n, …), the module's only argument.
         options: see :class:`ReconstructionOptions`.
+        notify: told how many layers are refit.
     """
     tensors = tensors_of(module)
     kept = choose(module, couplings, widths, inputs, options)
@@ -71,7 +73,8 @@ def reconstructed(
     stays = _staying(couplings, kept, tensors)
     narrowed = [path for path in run.layers if (path, 0) in stays or (path, 1) in stays]
     targets = _targets(module, narrowed, stays, inputs, options)
-    for path in narrowed:
+    for number, path in enumerate(narrowed):
+        notify(f"refitting layers: {number} of {len(narrowed)}")
         _refit_layer(result, path, run.norms.get(path), targets.pop(path), inputs, options)
     return result
 

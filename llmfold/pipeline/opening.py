@@ -80,7 +80,7 @@ def _check_generation_config(folder: Path) -> None:
     check_generation_config(value, path)
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
     """Whether a folder holds files of weights, of whatever kind."""
     return any(path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf") for path in folder.iterdir()) or any(
         (folder / name).exists() for name in (INDEX_FILE, ADAPTER_CONFIG)
@@ -163,7 +163,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     """
     check_data(config)
     folder = local_folder(config.model, config.revision) if config.model != DEMO_NAME else None
-    bare = folder is not None and (folder / CONFIG_FILE).is_file() and not _has_weights(folder)
+    bare = folder is not None and (folder / CONFIG_FILE).is_file() and not has_weights(folder)
     if not bare and (config.model == DEMO_NAME or folder is not None):
         source = locate(config.model, config.revision)
         checkpoint, shape = _opened(source)

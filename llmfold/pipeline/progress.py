@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llmfold.planning import FoldPlan
+from llmfold.runtime.launch import is_main
 from llmfold.sizes import human_seconds
 
 INTERVAL = 10.0
@@ -126,7 +127,7 @@ class Pace:
         parts = [self.what, f"{place} {self.total:,}"]
         if left is not None:
             each = (self.clock() - self._began) / (self.done - self._first)
-            rate = f"{each:.1f} s each" if layers else f"{1 / max(each, 1e-9):,.0f}/s"
+            rate = f"{each:.1f} s each" if layers or each > 1 else f"{1 / max(each, 1e-9):,.0f}/s"
             parts += [rate, f"{human_seconds(left)} left"]
         return ", ".join(parts)
 
@@ -208,3 +209,10 @@ class Lines(_Paced):
 def on_terminal() -> bool:
     """Whether someone can see a bar."""
     return sys.stderr.isatty()
+
+
+def listener_class(*, quiet: bool, lines: bool) -> type[Listener]:
+    """What hears of a run: a bar on a terminal; elsewhere, if they are wanted, lines; else nothing that is seen."""
+    if quiet or not is_main():
+        return Listener
+    return Bar if on_terminal() else Lines if lines else Listener

@@ -14,7 +14,6 @@ from llmfold.checkpoint import Checkpoint, Source
 from llmfold.checkpoint.locate import public_name
 from llmfold.config import FoldConfig
 from llmfold.environment import versions
-from llmfold.planning import FoldPlan
 from llmfold.runtime.devices import pick_device
 from llmfold.runtime.storage import file_sha256
 
@@ -45,12 +44,14 @@ def origin_digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def provenance(source: Source, plan: FoldPlan, facts: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(
+    source: Source, plan: Mapping[str, Any], facts: Mapping[str, Any], values: Mapping[str, Any]
+) -> dict[str, Any]:
     """Content of the file that marks an output as llmfold's.
 
     Args:
         source: the model that was read.
-        plan: the fold.
+        plan: of the fold, as data.
         facts: what the method says of its data.
         values: as of :func:`origin`; a digest of it tells this output from one of other weights under the same name.
     """
@@ -59,7 +60,7 @@ def provenance(source: Source, plan: FoldPlan, facts: Mapping[str, Any], values:
         "origin_sha256": origin_digest(values),
         "source": source_name(source),
         "config": values["config"],
-        "plan": plan.to_dict(),
+        "plan": dict(plan),
         "data": facts.get("data", "none"),
         "versions": values["versions"],
     }

@@ -1,6 +1,5 @@
 """One fold: its plan, its work folder, and the steps from the source's tensors to the published folder."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,7 +41,7 @@ from llmfold.runtime.distributed import Ranks
 from llmfold.runtime.launch import PeerLostError
 from llmfold.runtime.memory import PeakMemory
 from llmfold.runtime.reduction import OrderedReduce
-from llmfold.runtime.storage import replace_text, write_error
+from llmfold.runtime.storage import replace_json, write_error
 from llmfold.runtime.timing import StageTimer, mean_seconds
 
 METHOD, OUTSIDE, LAYER = "method", "outside", "layer-"
@@ -222,10 +221,10 @@ class Run:
         shutil.rmtree(self.context.states, ignore_errors=True)
         with _writing(folder):
             self._notes = self.checkpoint.copy_side_files(folder, remote_code=self.config.trust_remote_code)
-            _write_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
+            replace_json(folder / "config.json", output_config(self.checkpoint.config, self.plan))
             keep_tokenizer(self.checkpoint.folder, folder, self.plan)
             self._notes += [*make_tokenizer_portable(folder), *source_notes(self.checkpoint.config)]
-            _write_json(folder / MARKER_FILE, provenance(self.source, self.plan, facts, self._head))
+            replace_json(folder / MARKER_FILE, provenance(self.source, self.plan.to_dict(), facts, self._head))
             if self.plan.needs_remote_code:
                 (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")
         return {name: d for entry in self.journal.done.values() for name, d in entry.digests.items()}
@@ -320,7 +319,3 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise write_error(error, folder / "config.json", 0) from error
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

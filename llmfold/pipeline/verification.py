@@ -140,7 +140,7 @@ def _reading() -> Iterator[None]:
 
 
 @contextmanager
-def _transformers_must(do: str) -> Iterator[None]:
+def transformers_must(do: str) -> Iterator[None]:
     """Whatever stops transformers, which raises errors of many kinds, would stop a user too."""
     try:
         yield
@@ -161,7 +161,7 @@ def check_stock_shapes(folder: Path, checkpoint: Checkpoint, *, remote_code: boo
     Raises:
         VerificationError: transformers refuses the config, or a parameter differs.
     """
-    with _transformers_must("build a model from the folded config"), quiet_transformers(), torch.device("meta"):
+    with transformers_must("build a model from the folded config"), quiet_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
         model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=remote_code)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
@@ -238,7 +238,7 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
     if plan.after.parameters * dtype.itemsize > IN_MEMORY_BYTES:
         placement = {"device_map": _on_disk(plan.after), "offload_folder": scratch}
     with _scratch(scratch), quiet_transformers():
-        with _transformers_must("load the folded checkpoint"):
+        with transformers_must("load the folded checkpoint"):
             model, info = from_folder(
                 folder, remote_code=plan.needs_remote_code, dtype=dtype, output_loading_info=True, **placement
             )
@@ -246,7 +246,7 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
             if names:
                 raise VerificationError(f"transformers reports {kind.replace('_', ' ')}: {sorted(map(str, names))[0]}")
         try:
-            with _transformers_must("run the folded checkpoint"), torch.inference_mode():
+            with transformers_must("run the folded checkpoint"), torch.inference_mode():
                 logits = _logits(model, tokens)
                 if not is_finite(logits):
                     reason = not_finite(model, tokens)

@@ -1,5 +1,6 @@
 """What a fold did, as data: everything a person needs to recompute the numbers that were printed."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ from llmfold.records.plain import finite
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 
 
+def is_of_image(plan: Mapping[str, Any]) -> bool:
+    """Whether a plan, as data, is of an image model: it has couplings in place of layers, and names its class."""
+    return "image_class" in plan
+
+
 @dataclass
 class FoldRecord:
     """What a fold did.
@@ -20,7 +26,7 @@ class FoldRecord:
         source: name and revision of the model that was read.
         config: every option.
         plan: widths, parameters and bytes before and after.
-        layers: by layer, clusters and seconds of each part.
+        layers: by layer, clusters and seconds of each part; none of an image model.
         data: what the method looked at beside the weights: nothing, tokens of the model itself, or outside text.
         verification: what the reload check compared.
         seconds: time by stage.

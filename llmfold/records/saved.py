@@ -1,6 +1,5 @@
 """Records of folds in the files of their outputs."""
 
-import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from llmfold.checkpoint.jsonfile import read_object
 from llmfold.errors import CheckpointError, OutputError
 from llmfold.records.fold import REPORT_FILE, FoldRecord
-from llmfold.runtime.storage import replace_text
+from llmfold.runtime.storage import replace_json
 
 Save = Callable[[FoldRecord, Path], None]
 """Writes a record into the folder of its output, in whatever files."""
@@ -20,7 +19,7 @@ def save_record(record: FoldRecord, folder: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    replace_text(folder / REPORT_FILE, json.dumps(record.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    replace_json(folder / REPORT_FILE, record.to_dict())
 
 
 def load_record(folder: Path) -> FoldRecord:

@@ -13,9 +13,9 @@ from llmfold.checkpoint.base_card import CARD_FILE
 from llmfold.demo import DEMO_NAME
 from llmfold.evaluation.fidelity import POOR
 from llmfold.evaluation.scores import Evaluation
-from llmfold.records.fold import FoldRecord
+from llmfold.records.fold import FoldRecord, is_of_image
 from llmfold.registry import MethodFacts, methods
-from llmfold.report import rendering
+from llmfold.report import images, rendering
 from llmfold.report.markdown import code, megabytes, percent
 from llmfold.report.rows import arrow, part_rows, width_rows
 from llmfold.report.scoreboard import notes, score_rows, speed_rows
@@ -40,6 +40,15 @@ def render(report: FoldRecord, *, repo_id: str | None = None) -> str:
     Returns:
         Markdown behind a block of YAML metadata, as the hub wants README.md.
     """
+    if is_of_image(report.plan):
+        body = rendering.render(
+            "image_card.md",
+            **images.card_values(report),
+            base=_base(report),
+            hub_id=hub_id(report),
+            place=repo_id or PLACEHOLDER,
+        )
+        return _with_metadata(report, body)
     quality = Evaluation.from_dict(report.quality) if report.quality else None
     base = hub_id(report) or (DEMO_NAME if report.source["name"] == DEMO_NAME else None)
     repaired, merged = _layer_rows(report)
@@ -63,6 +72,10 @@ def render(report: FoldRecord, *, repo_id: str | None = None) -> str:
         protocols=notes(quality) if quality else [],
         eval_command=f"llmfold eval --model {PLACEHOLDER} --against {base or 'BASE'}",
     )
+    return _with_metadata(report, body)
+
+
+def _with_metadata(report: FoldRecord, body: str) -> str:
     return str(ModelCard(f"---\n{metadata(report).to_yaml()}\n---\n\n{body}"))
 
 
@@ -70,12 +83,14 @@ def metadata(report: FoldRecord) -> ModelCardData:
     """The card's metadata; ``base_model`` only where the base is a model of the hub, for the hub makes a link of it."""
     base = hub_id(report)
     relation: dict[str, Any] = {"base_model": base, "base_model_relation": BASE_MODEL_RELATION} if base else {}
+    of_image, method = is_of_image(report.plan), report.config["method"]
+    merges = images.merges(method) if of_image else folds(method)
     return ModelCardData(
         **relation,
         **report.base_card,
         library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["llmfold", "compression", "model-folding" if folds(report.config["method"]) else "pruning"],
+        pipeline_tag=images.task(report.plan) if of_image else "text-generation",
+        tags=["llmfold", "compression", "model-folding" if merges else "pruning"],
     )
 
 

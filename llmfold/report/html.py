@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmfold.evaluation.scores import Evaluation
+from llmfold.records.fold import is_of_image
+from llmfold.report import images
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart, plain
 from llmfold.report.rendering import render
 from llmfold.report.rows import ABSENT, PartRow, main_stages, part_rows, stage_rows
@@ -23,6 +25,8 @@ def page(report: Mapping[str, Any]) -> str:
     Args:
         report: content of report.json.
     """
+    if is_of_image(report["plan"]):
+        return images.page(report)
     quality = Evaluation.from_dict(report["quality"]) if report["quality"] else None
     method, layers, seconds = report["config"]["method"], report["layers"], report["seconds"]
     stages = [Bar(name, spent) for name, spent in main_stages(seconds)]
@@ -38,6 +42,7 @@ def page(report: Mapping[str, Any]) -> str:
         notes=notes(quality) if quality else [],
         error_chart=_error_chart(layers, quality),
         layer_rows=_layer_rows(layers),
+        kept=[],
         cluster_charts=_cluster_charts(layers),
         speed_rows=speed_rows(quality) if quality else [],
         stage_chart=bar_chart(stages, title="Seconds by stage", x_label="seconds") if stages else None,

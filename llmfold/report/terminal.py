@@ -22,7 +22,7 @@ from llmfold.report.words import check_words
 from llmfold.sizes import human_bytes, human_count, human_seconds
 
 
-def _facts(*rows: tuple[str, RenderableType]) -> Table:
+def facts(*rows: tuple[str, RenderableType]) -> Table:
     """Names, each with what it names."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
@@ -32,14 +32,15 @@ def _facts(*rows: tuple[str, RenderableType]) -> Table:
     return grid
 
 
-def _saving(before: int, after: int) -> str:
+def saving(before: int, after: int) -> str:
+    """``12.5% less``."""
     return f"{1 - after / before:.1%} less"
 
 
 def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableType:
     """The plan: sizes, widths per layer, how the result loads, and what the work will cost."""
     config = plan.config
-    less = f"{_saving(plan.parameters_before, plan.parameters_after)}; decoder layers {plan.decoder_ratio:.1%} less"
+    less = f"{saving(plan.parameters_before, plan.parameters_after)}; decoder layers {plan.decoder_ratio:.1%} less"
     rows: list[tuple[str, RenderableType]] = [
         ("parameters", f"{human_count(plan.parameters_before)} → {human_count(plan.parameters_after)}  ({less})"),
         ("weights", f"{human_bytes(plan.bytes_before)} → {human_bytes(plan.bytes_after)}"),
@@ -53,7 +54,7 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
     if estimate is not None:
         memory, disk = human_bytes(estimate.memory_bytes), human_bytes(estimate.disk_bytes)
         rows.append(("expect", f"{memory} of memory, {disk} of disk, about {human_seconds(estimate.seconds)}"))
-        rows.append(("", _stage_table(estimate.stages, estimate.forward_pass_seconds)))
+        rows.append(("", stage_table(estimate.stages, estimate.forward_pass_seconds)))
         if estimate.efforts:
             rows.append(("effort", _efforts(estimate.efforts, config.effort)))
         hint = advice(plan, estimate.seconds)
@@ -61,10 +62,11 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
             rows.append(("", hint))
         if config.measures:
             rows.append(("widths", "preliminary: where to remove what is measured before folding"))
-    return Group(_facts(*rows), Text(), rich_table(width_rows(plan.to_dict()["layers"], "-"), words=0, no_wrap=False))
+    return Group(facts(*rows), Text(), rich_table(width_rows(plan.to_dict()["layers"], "-"), words=0, no_wrap=False))
 
 
-def _stage_table(seconds: Mapping[str, float], forward_pass: float | None) -> Table:
+def stage_table(seconds: Mapping[str, float], forward_pass: float | None) -> Table:
+    """Seconds by stage, and forward passes where one was timed."""
     return rich_table(without_empty_columns(stage_rows(seconds, forward_pass)), padding=(0, 2, 0, 0))
 
 
@@ -129,15 +131,15 @@ def report_table(report: FoldRecord) -> RenderableType:
     Errors are relative squared errors of what a layer should add to the residual stream, on tokens held back: with the
     consumer as it was, and after its repair.
     """
-    run = _facts(
+    run = facts(
         ("reload check", check_words(report.verification)),
         *(("warning", warning) for warning in report.warnings),
         *(("note", note) for note in report.notes),
         ("peak memory", human_bytes(report.peak_memory_bytes)),
-        ("time", _stage_table(report.seconds, report.forward_pass_seconds)),
+        ("time", stage_table(report.seconds, report.forward_pass_seconds)),
     )
-    engines = _facts(*_engine_rows(report.output))
-    where = _facts(("output", str(report.output)), ("report", str(report.output / PAGE_FILE)))
+    engines = facts(*_engine_rows(report.output))
+    where = facts(("output", str(report.output)), ("report", str(report.output / PAGE_FILE)))
     return Group(_layer_table(report), Text(), run, Text(), _beside(report), Text(), engines, where)
 
 
@@ -156,7 +158,7 @@ def _beside(report: FoldRecord) -> Table:
     for name in ("dense", "folded"):
         table.add_column(name, overflow="fold")
     before, after = report.parameters_before, report.parameters_after
-    table.add_row("parameters", f"{before:,}", f"{after:,}  ({_saving(before, after)})")
+    table.add_row("parameters", f"{before:,}", f"{after:,}  ({saving(before, after)})")
     sizes = report.plan["bytes"]
     table.add_row("weights", human_bytes(sizes["before"]), human_bytes(sizes["after"]))
     close = report.quality.get("fidelity")

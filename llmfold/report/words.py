@@ -45,9 +45,9 @@ def check_words(verification: Mapping[str, Any]) -> str:
     return "shapes only" if verification.get("mode") == "shapes" else "off"
 
 
-def fold_command(config: Mapping[str, Any]) -> str:
+def fold_command(config: Mapping[str, Any], options: type = FoldConfig) -> str:
     """The command line of a fold by the options in its report, but for where it wrote to and how it was checked."""
-    of_result = (pair for pair in options_of(FoldConfig) if pair[0].name not in _NOT_OF_THE_RESULT)
+    of_result = (pair for pair in options_of(options) if pair[0].name not in _NOT_OF_THE_RESULT)
     values = {name: value for name, value in config.items() if (name, value) != ("align", "none")}
     words = ["llmfold", *command_words(of_result, values)]
     return shlex.join([*words, "--recipe", "RECIPE.yaml"] if config.get("layers") else words)

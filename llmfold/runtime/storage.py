@@ -2,11 +2,13 @@
 
 import errno
 import hashlib
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from llmfold.errors import OutputError
 
@@ -83,6 +85,11 @@ def replace_text(path: Path, text: str) -> None:
     """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def replace_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a small file of JSON, as :func:`replace_text` does."""
+    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def file_sha256(path: Path) -> str:

@@ -118,6 +118,7 @@ def test_legacy_buffers_are_dropped_but_not_real_biases(tmp_path):
         f"{prefix}.rotary_emb.sin_cached": torch.ones(2),
         "h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
         "h.0.attn.masked_bias": torch.tensor(-1e4),
+        "vision_model.embeddings.position_ids": torch.arange(4)[None],
     }
     kept = {**weights(), "h.1.attn.bias": torch.ones(4), f"{prefix}.q_proj.bias": torch.ones(4)}
     checkpoint = Checkpoint.open(single_file(tmp_path, legacy | kept))
@@ -182,6 +183,14 @@ class TestUnsuitableWeights:
         message = refusal(single_file(tmp_path, {LAYER: torch.ones(2, 2).to(dtype)}))
         assert LAYER in message
         assert "quantise after" in message
+
+    def test_integers_but_for_what_a_batch_norm_has_counted(self, tmp_path):
+        message = refusal(single_file(tmp_path, {LAYER: torch.ones(2, 2).long()}))
+        assert "quantised or not a weight" in message
+        counter = "resnet.normalization.num_batches_tracked"
+        folder = single_file(tmp_path, {**weights(), counter: torch.tensor(7)})
+        checkpoint = Checkpoint.open(folder)
+        assert (checkpoint.read(counter).item(), checkpoint.tensors[counter].dtype) == (7, torch.int64)
 
 
 class TestIndex:

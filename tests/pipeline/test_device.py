@@ -1,15 +1,23 @@
 """Folding on the accelerator where there is one: what the host would fold, and the same bytes every time."""
 
 import threading
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from images.networks import image_model, saved
 from safetensors.torch import load_file
 from support import SINGLE, file_hashes, fold, tensor_hashes, tiny_model
 
 import llmfold
+from llmfold.checkpoint import Source
+from llmfold.images.config import ImageConfig
+from llmfold.images.measuring import implied_inputs
+from llmfold.images.model import open_image_model
+from llmfold.inversion.deep import InversionOptions
 from llmfold.runtime.copy_stream import CopyStream
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,3 +106,16 @@ def test_where_memory_runs_out_the_host_folds_the_same(tmp_path: Path, caplog: p
     fold(source, output=tmp_path / "host", device="cpu", **METHODS["paper"])
     assert "doing it on the host" in caplog.text
     assert tensor_hashes(tmp_path / "scarce") == tensor_hashes(tmp_path / "host")
+
+
+def test_images_are_inverted_on_the_device_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = partial(InversionOptions, count=4, steps=2)
+    monkeypatch.setattr(import_module("llmfold.modules.fold"), "InversionOptions", short)
+    folder = saved(tmp_path / "net", image_model("basic"))
+    model = open_image_model(Source(folder, "net", None), "ResNetForImageClassification")
+    found, expected = (
+        implied_inputs(model, ImageConfig("net", 0.3, device=device), lambda stage: None)
+        for device in (str(DEVICE), "cpu")
+    )
+    assert found.device.type == "cpu"
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,80 @@
+"""What an image model is measured on: inputs that it implies itself."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from llmfold.errors import UsageError
+from llmfold.images.config import ImageConfig
+from llmfold.images.model import ImageModel
+from llmfold.inversion.deep import batch_norms
+from llmfold.modules.fold import Method, Repair, measures, own_inputs
+from llmfold.modules.narrow import with_tensors
+from llmfold.runtime.devices import pick_device
+from llmfold.runtime.oom import explain_oom
+
+WHOLE_SIDE = 64
+"""Pixels up to which images are inverted at their own height and width; above they are halved, but not below this.
+
+Time and memory go with the square. On ResNet20 of CIFAR-10 halved images serve as well as whole ones, quartered do not.
+"""
+
+
+def does_measure(config: ImageConfig) -> bool:
+    """Whether inputs are run through the model."""
+    method: Method = config.method  # type: ignore[assignment]
+    repair: Repair | None = config.repair  # type: ignore[assignment]
+    return measures(method, repair)
+
+
+def check_measures(model: ImageModel, config: ImageConfig) -> None:
+    """Raise UsageError for what the options would measure on, or repair, and the model has not."""
+    name = model.kind.__name__
+    if does_measure(config) and len(model.inputs) > 1:
+        wanted = f"--method {config.method}" if config.method == "self" else f"--repair {config.repair}"
+        raise UsageError(f"{wanted} makes images to measure on, and {name} reads text too: pass --method paper")
+    if config.repair in ("variance", "statistics") and not batch_norms(model.module):
+        raise UsageError(f"--repair {config.repair} changes BatchNorms, and {name} has none: leave it out")
+
+
+def repair_of(model: ImageModel, config: ImageConfig) -> str:
+    """The repair in force: there is nothing to restore without BatchNorms."""
+    if config.method == "self":
+        return "its own"
+    default = "variance" if config.method == "paper" and batch_norms(model.module) else "none"
+    return config.repair or default
+
+
+def implied_inputs(model: ImageModel, config: ImageConfig, notify: Callable[[str], None]) -> Tensor:
+    """(n, channels, height, width) float32 images that the model implies, made on the device of the options.
+
+    Images inverted from BatchNorms are halved, see :data:`WHOLE_SIDE`, where the model takes images of any size.
+    """
+    device = pick_device(config.device)
+    (pixels,) = model.inputs
+    if batch_norms(model.module):
+        pixels = _smaller(model, pixels)
+    with explain_oom():
+        module = with_tensors(model.module, {}).eval().to(device)
+        return own_inputs(module, (pixels.to(device),), config.seed, notify).cpu()
+
+
+def data_words(model: ImageModel, config: ImageConfig) -> str:
+    """What was looked at beside the weights, for the report."""
+    if not does_measure(config):
+        return "none"
+    if batch_norms(model.module):
+        return "no outside data: images inverted from the model's own running statistics"
+    return "no outside data: standard normal images, since the model has no running statistics to invert"
+
+
+def _smaller(model: ImageModel, pixels: Tensor) -> Tensor:
+    height, width = (min(side, max(side // 2, WHOLE_SIDE)) for side in pixels.shape[2:])
+    cut = pixels[:, :, :height, :width]
+    try:
+        with torch.no_grad():
+            model.module(cut)
+    except (RuntimeError, ValueError):  # a model of one size of image
+        return pixels
+    return cut

@@ -1,0 +1,98 @@
+"""An image model that is opened: its stock class, its weights where they are there, its couplings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from llmfold.checkpoint import Checkpoint, Source
+from llmfold.checkpoint.accept import refuse_quantised_config
+from llmfold.checkpoint.jsonfile import read_object
+from llmfold.checkpoint.paths import regular_file
+from llmfold.checkpoint.reader import CONFIG_FILE
+from llmfold.images.stock import build, example_inputs, read_config, state_shapes, stock_class
+from llmfold.models.layout import Layout
+from llmfold.models.refusals import missing
+from llmfold.modules.coupling import Couplings
+from llmfold.modules.plan import tried_couplings
+
+
+@dataclass(frozen=True, eq=False)
+class ImageModel:
+    """An image model.
+
+    Attributes:
+        source: where it is.
+        raw: config.json as it was read.
+        kind: its stock class.
+        config: of the class.
+        module: in float32 and in evaluation.
+        inputs: positional arguments of its forward pass, random.
+        checkpoint: its weights, None where it was opened without.
+        layout: from stored names to the module's, likewise.
+    """
+
+    source: Source
+    raw: Mapping[str, Any]
+    kind: type[PreTrainedModel]
+    config: PretrainedConfig
+    module: PreTrainedModel
+    inputs: tuple[Tensor, ...]
+    checkpoint: Checkpoint | None = None
+    layout: Layout | None = None
+
+    @cached_property
+    def couplings(self) -> Couplings:
+        """Couplings that the probe confirms; raises UsageError where there are none."""
+        return tried_couplings(self.module, self.inputs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the weights are stored, or float32 where that is not known."""
+        if self.checkpoint is not None:
+            return self.checkpoint.dtype
+        told = getattr(torch, str(self.raw.get("dtype") or self.raw.get("torch_dtype")), None)
+        return told if isinstance(told, torch.dtype) else torch.float32
+
+
+def open_image_model(source: Source, name: str) -> ImageModel:
+    """Open a model with its weights, all of them checked against its stock class.
+
+    Args:
+        source: whose folder holds config and safetensors.
+        name: of the stock class.
+
+    Raises:
+        CheckpointError: something is missing, damaged, unsafe or not what the class has.
+    """
+    checkpoint = Checkpoint.open(source.folder)
+    kind = stock_class(name, checkpoint.config)
+    config = read_config(kind, checkpoint.config)
+    module = build(kind, config, weights=False)
+    shapes = state_shapes(module)
+    layout = Layout(module, shapes, checkpoint.shapes)
+    for absent in layout.missing(shapes)[:1]:
+        raise missing(absent)
+    checkpoint.side_files()  # refuses those that could not be copied when all is done
+    inputs = example_inputs(kind, config, source.folder)
+    tensors = layout.load(layout.groups, checkpoint.read)
+    module.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, assign=True)
+    return ImageModel(source, checkpoint.config, kind, config, module, inputs, checkpoint, layout)
+
+
+def open_without_weights(source: Source, name: str) -> ImageModel:
+    """The model of a config alone, with random weights: enough to plan.
+
+    Raises:
+        CheckpointError: the config is no such model's.
+    """
+    raw = read_object(regular_file(source.folder, CONFIG_FILE), unique_keys=False)
+    refuse_quantised_config(raw, source.name)
+    kind = stock_class(name, raw)
+    config = read_config(kind, raw)
+    module = build(kind, config, weights=True)
+    return ImageModel(source, raw, kind, config, module, example_inputs(kind, config, source.folder))
