@@ -17,7 +17,8 @@ from llmfold.runtime.oom import explain_oom
 WHOLE_SIDE = 64
 """Pixels up to which images are inverted at their own height and width; above they are halved, but not below this.
 
-Time and memory go with the square. On ResNet20 of CIFAR-10 halved images serve as well as whole ones, quartered do not.
+Time and memory go with the square. Accuracy of ResNet20 on CIFAR-10, one seed, 25, 45 and 65 % of channels removed:
+63.0, 40.3 and 21.4 % by whole images, 62.6, 36.1 and 24.2 by halved ones, 49.1, 20.6 and 13.6 by quartered ones.
 """
 
 
