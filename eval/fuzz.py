@@ -16,9 +16,9 @@ import atheris
 
 with atheris.instrument_imports(include=["llmfold"]):
     from llmfold.checkpoint.header import read_header
-    from llmfold.checkpoint.jsonfile import parse_object
     from llmfold.checkpoint.weights import read_weight_map
     from llmfold.errors import LlmfoldError
+    from llmfold.jsonfile import parse_object
     from llmfold.models.plain import plain_settings
     from llmfold.models.registry import architecture_of, shape_of
     from llmfold.recipe import load_recipe

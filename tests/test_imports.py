@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 from support import python
@@ -22,7 +23,8 @@ print(json.dumps(found))
 """
 
 
-def test_answers_that_need_no_model_import_nothing_large() -> None:
+def test_answers_that_need_no_model_import_nothing_large(session_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
     cases: list[tuple[list[str], int]] = [
         (["--version"], 0),
         (["--help"], 0),
@@ -41,6 +43,9 @@ def test_answers_that_need_no_model_import_nothing_large() -> None:
         (["--model", "demo", "--ratio", "0.2", "--private"], 2),
         (["--model", "demo", "--ratio", "0.2", "--method", "ifm"], 2),
         (["--model", "demo", "--recipe", "absent.yaml"], 2),
+        (["--model", str(session_model), "--ratio", "2"], 2),
+        (["--model", str(session_model), "--ratio", "0.2", "--method", "ifm"], 2),
+        (["--model", str(tmp_path), "--ratio", "0.2", "--num-samples", "4"], 2),
         (["--model", "./absent", "--ratio", "0.2"], 1),
         (["eval"], 2),
         (["eval", "--model", "demo"], 2),
@@ -53,7 +58,7 @@ def test_answers_that_need_no_model_import_nothing_large() -> None:
         assert (returned, imported) == (code, []), arguments
 
 
-def test_a_plan_of_a_plain_local_model_needs_no_transformers(session_model: object) -> None:
+def test_a_plan_of_a_plain_local_model_needs_no_transformers(session_model: Path) -> None:
     arguments = [["plan", "--model", str(session_model), "--ratio", "0.2"]]
     found = json.loads(python(PROGRAM, json.dumps(arguments), json.dumps(("transformers", "scipy", "lm_eval"))))
     assert found == [[0, []]]

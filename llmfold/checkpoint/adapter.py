@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from llmfold.checkpoint.jsonfile import read_object
-from llmfold.checkpoint.paths import regular_file
 from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE
 from llmfold.errors import CheckpointError
+from llmfold.folder_files import regular_file
+from llmfold.jsonfile import read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from llmfold.checkpoint.paths import regular_file
 from llmfold.errors import CheckpointError
+from llmfold.folder_files import regular_file
 from llmfold.plain_yaml import load
 
 CARD_FILE = "README.md"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from llmfold.checkpoint.jsonfile import MAX_JSON_BYTES, parse_object
 from llmfold.errors import CheckpointError
+from llmfold.jsonfile import MAX_JSON_BYTES, parse_object
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,12 @@ from llmfold.checkpoint.adapter import refuse_adapter
 from llmfold.checkpoint.blocks import is_finite
 from llmfold.checkpoint.dtypes import STORED_DTYPES
 from llmfold.checkpoint.header import Header, read_header
-from llmfold.checkpoint.jsonfile import read_object
-from llmfold.checkpoint.paths import regular_file
 from llmfold.checkpoint.shards import TensorSpec
 from llmfold.checkpoint.side_files import copy_side_files, find_side_files
 from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE, no_weights, read_weight_map
 from llmfold.errors import CheckpointError
-
-CONFIG_FILE = "config.json"
+from llmfold.folder_files import CONFIG_FILE, regular_file
+from llmfold.jsonfile import read_object
 
 
 @dataclass(frozen=True)

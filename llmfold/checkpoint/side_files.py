@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from llmfold.checkpoint.base_card import CARD_FILE
-from llmfold.checkpoint.jsonfile import parse_object, read_bounded
-from llmfold.checkpoint.paths import regular_file
 from llmfold.errors import CheckpointError, printable
+from llmfold.folder_files import regular_file
+from llmfold.jsonfile import parse_object, read_bounded
 
 TEMPLATE_FOLDER = "additional_chat_templates"
 TOKENIZER_CONFIG = "tokenizer_config.json"

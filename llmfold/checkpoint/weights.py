@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from llmfold.checkpoint.jsonfile import read_object
-from llmfold.checkpoint.paths import is_plain_name
 from llmfold.errors import CheckpointError
+from llmfold.folder_files import is_plain_name
+from llmfold.jsonfile import read_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

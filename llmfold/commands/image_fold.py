@@ -26,22 +26,20 @@ def image_class_of(model: str, revision: str | None) -> str | None:
         CheckpointError: a path where no folder is, or a model of the hub that cannot be had.
     """
     from llmfold.demo import DEMO_NAME
+    from llmfold.errors import CheckpointError
+    from llmfold.folder_files import raw_config
     from llmfold.images.kind import image_class
     from llmfold.model_path import local_folder
 
     if model == DEMO_NAME:
         return None
     folder = local_folder(model, revision)
-    from llmfold.checkpoint import resolve  # takes torch
-    from llmfold.checkpoint.jsonfile import read_object
-    from llmfold.checkpoint.paths import regular_file
-    from llmfold.checkpoint.reader import CONFIG_FILE
-    from llmfold.errors import CheckpointError
-
     if folder is None:
+        from llmfold.checkpoint import resolve  # takes torch
+
         folder = resolve(model, revision=revision, weights=False).folder
     try:
-        return image_class(read_object(regular_file(folder, CONFIG_FILE), unique_keys=False))
+        return image_class(raw_config(folder))
     except CheckpointError:  # whoever opens the model will say it
         return None
 

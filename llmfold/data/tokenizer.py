@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llmfold.checkpoint.paths import regular_file
 from llmfold.errors import CheckpointError
+from llmfold.folder_files import regular_file
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 """Any of which a tokenizer can be read from, the most telling first."""

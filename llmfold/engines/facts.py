@@ -1,6 +1,5 @@
 """What rules of engines are about: facts of a folder, from its small files and the headers of its weights."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from llmfold.errors import CheckpointError
+from llmfold.folder_files import CONFIG_FILE, raw_config
+from llmfold.jsonfile import read_object
 
-_MOST_BYTES = 64 << 20
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _EVERYWHERE = {"rope_type": "default", "rope_theta": 10000.0}
 """What releases that find no rotary parameters compute with, for most families."""
@@ -109,29 +109,17 @@ def read_facts(folder: Path) -> Facts:
     Raises:
         CheckpointError: it is no folder of a model, or a file of it cannot be read.
     """
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder} has no config.json: name the folder of a model")
     files = frozenset(path.name for path in folder.iterdir())
     weights = sorted(folder / name for name in files if name.endswith(".safetensors"))
     if not weights:
         raise CheckpointError(f"{folder} has no .safetensors file: name a folder that llmfold or save_pretrained wrote")
     tensors = {name: dtype for path in weights for name, dtype in _tensors(path).items()}
-    tokenizer = _object(folder / "tokenizer_config.json") if "tokenizer_config.json" in files else {}
-    return Facts(folder, _object(folder / "config.json"), tokenizer, files, tensors)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CheckpointError(
-                f"{path} is larger than {_MOST_BYTES} bytes, which no such file needs: download it again"
-            )
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): download it again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no JSON object: download it again")
-    return found
+    tokenizer = (
+        read_object(folder / "tokenizer_config.json", unique_keys=False) if "tokenizer_config.json" in files else {}
+    )
+    return Facts(folder, raw_config(folder), tokenizer, files, tensors)
 
 
 def _tensors(path: Path) -> dict[str, str]:

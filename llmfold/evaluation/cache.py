@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmfold.checkpoint.jsonfile import read_object
 from llmfold.errors import CheckpointError, UsageError
+from llmfold.jsonfile import read_object
 from llmfold.runtime.storage import write_text
 
 FORMAT = 1

@@ -22,8 +22,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from llmfold.checkpoint import JOURNAL_FILE, MARKER_FILE, Checkpoint
 from llmfold.checkpoint.base_card import CARD_FILE
-from llmfold.checkpoint.paths import regular_file
 from llmfold.errors import CheckpointError, HubError, OutputError, UsageError
+from llmfold.folder_files import regular_file
 from llmfold.hub.errors import explain, is_transient
 from llmfold.records.fold import REPORT_FILE, FoldRecord
 from llmfold.records.saved import load_record

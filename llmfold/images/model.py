@@ -11,9 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from llmfold.checkpoint import Checkpoint, Source
 from llmfold.checkpoint.accept import refuse_quantised_config
-from llmfold.checkpoint.jsonfile import read_object
-from llmfold.checkpoint.paths import regular_file
-from llmfold.checkpoint.reader import CONFIG_FILE
+from llmfold.folder_files import raw_config
 from llmfold.images.stock import build, example_inputs, read_config, state_shapes, stock_class
 from llmfold.models.layout import Layout
 from llmfold.models.refusals import missing
@@ -90,7 +88,7 @@ def open_without_weights(source: Source, name: str) -> ImageModel:
     Raises:
         CheckpointError: the config is no such model's.
     """
-    raw = read_object(regular_file(source.folder, CONFIG_FILE), unique_keys=False)
+    raw = raw_config(source.folder)
     refuse_quantised_config(raw, source.name)
     kind = stock_class(name, raw)
     config = read_config(kind, raw)

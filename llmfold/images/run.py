@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from llmfold.checkpoint import MARKER_FILE, ShardWriter, TensorSpec, WorkFolder, plan_shards
 from llmfold.checkpoint.base_card import carried_over
 from llmfold.checkpoint.locate import public_name
-from llmfold.checkpoint.reader import CONFIG_FILE
 from llmfold.checkpoint.side_files import without_paths
 from llmfold.environment import versions
+from llmfold.folder_files import CONFIG_FILE
 from llmfold.images.config import ImageConfig
 from llmfold.images.measuring import data_words, does_measure, implied_inputs
 from llmfold.images.model import ImageModel

@@ -9,9 +9,9 @@ import transformers
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from llmfold.checkpoint.jsonfile import read_object
-from llmfold.checkpoint.paths import regular_file
 from llmfold.errors import CheckpointError
+from llmfold.folder_files import regular_file
+from llmfold.jsonfile import read_object
 from llmfold.models.refusals import reason
 from llmfold.models.skeleton import without_weights
 from llmfold.runtime.quiet import quiet_transformers

@@ -11,10 +11,7 @@ import torch
 from llmfold.checkpoint import Checkpoint, Source, TensorInfo, resolve
 from llmfold.checkpoint.accept import refuse_model_code, refuse_quantised_config
 from llmfold.checkpoint.adapter import ADAPTER_CONFIG
-from llmfold.checkpoint.jsonfile import read_bounded, read_object
 from llmfold.checkpoint.locate import locate
-from llmfold.checkpoint.paths import regular_file
-from llmfold.checkpoint.reader import CONFIG_FILE
 from llmfold.checkpoint.weights import INDEX_FILE
 from llmfold.config import DTYPES, FoldConfig
 from llmfold.data.plain_text import read_plain_text
@@ -23,6 +20,8 @@ from llmfold.data.tokenizer import load_tokenizer, max_token_id
 from llmfold.data.tokens import resolve_effort, token_ids
 from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, UsageError
+from llmfold.folder_files import CONFIG_FILE, raw_config, regular_file
+from llmfold.jsonfile import read_bounded
 from llmfold.model_path import local_folder
 from llmfold.models import ARCHITECTURES, ModelShape, shape_of, stock_config
 from llmfold.models.family_settings import family_settings
@@ -175,7 +174,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         check_tokenizer_can_be_kept(checkpoint.folder, plan)
         return plan
     source = resolve(config.model, revision=config.revision, weights=False)
-    raw = read_object(regular_file(source.folder, CONFIG_FILE), unique_keys=False)
+    raw = raw_config(source.folder)
     refuse_quantised_config(raw, config.model)
     refuse_model_code(raw, config.model)
     shape = shape_of(raw)

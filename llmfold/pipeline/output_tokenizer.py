@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.side_files import TOKENIZER_CONFIG, copy_side_files
 from llmfold.data.tokenizer import has_tokenizer, load_tokenizer, stock_tokenizer
 from llmfold.errors import CheckpointError, VerificationError
+from llmfold.jsonfile import read_object
 from llmfold.planning import FoldPlan
 
 _AS_STORED = "PreTrainedTokenizerFast"

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.side_files import TOKENIZER_CONFIG
 from llmfold.data.tokenizer import stock_tokenizer
 from llmfold.engines.facts import lacks_older_rope, older_rope_differs
 from llmfold.errors import CheckpointError
+from llmfold.jsonfile import read_object
 from llmfold.models import stock_config
 from llmfold.pipeline.output_tokenizer import difference
 

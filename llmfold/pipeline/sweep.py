@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmfold.checkpoint import MARKER_FILE
-from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.locate import locate
 from llmfold.config import FoldConfig
 from llmfold.data.tokens import resolve_effort
+from llmfold.jsonfile import read_object
 from llmfold.pipeline.engine import fold_together
 from llmfold.pipeline.opening import open_source
 from llmfold.pipeline.progress import Listener

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from llmfold.checkpoint.jsonfile import read_object
 from llmfold.errors import CheckpointError, OutputError
+from llmfold.jsonfile import read_object
 from llmfold.records.fold import REPORT_FILE, FoldRecord
 from llmfold.runtime.storage import replace_json
 

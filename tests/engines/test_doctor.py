@@ -134,11 +134,11 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     ("damage", "said"),
     [
         (lambda path: (path / "config.json").unlink(), "no config.json"),
-        (lambda path: (path / "config.json").write_text("[]"), "no JSON object"),
-        (lambda path: (path / "config.json").write_text("[" * 100_000), "cannot be read"),
+        (lambda path: (path / "config.json").write_text("[]"), "does not hold a JSON object"),
+        (lambda path: (path / "config.json").write_text("[" * 100_000), "is not valid JSON"),
         (lambda path: (path / "model.safetensors").unlink(), "no .safetensors"),
         (lambda path: (path / "model.safetensors").write_bytes(b"\x10"), "damaged"),
-        (lambda path: (path / "tokenizer_config.json").write_text("{"), "cannot be read"),
+        (lambda path: (path / "tokenizer_config.json").write_text("{"), "is not valid JSON"),
     ],
 )
 def test_what_is_no_folder_of_a_model(llmfold: Cli, tmp_path: Path, damage: Callable[[Path], Any], said: str) -> None:

@@ -20,13 +20,13 @@ from support import CONFIG, INDEX, ROOT, SINGLE, edit_json
 
 from llmfold import CheckpointError, LlmfoldError, OutputError, UsageError, plan
 from llmfold.checkpoint.base_card import carried_over
-from llmfold.checkpoint.jsonfile import MAX_DEPTH, MAX_JSON_BYTES, parse_object
 from llmfold.checkpoint.side_files import MAX_SIDE_BYTES, copy_side_files
 from llmfold.data import plain_text
 from llmfold.data.plain_text import read_plain_text
 from llmfold.data.tokens import token_ids
 from llmfold.experiments.results import Results
 from llmfold.experiments.variants import parse_variants
+from llmfold.jsonfile import MAX_DEPTH, MAX_JSON_BYTES, parse_object
 from llmfold.options import public_file
 from llmfold.recipe import load_recipe
 from llmfold.records.saved import load_record

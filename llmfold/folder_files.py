@@ -1,9 +1,12 @@
 """Which files of a model folder may be opened: a checkpoint may come from anywhere, so nothing in it is trusted."""
 
 from pathlib import Path
+from typing import Any
 
 from llmfold.errors import CheckpointError
+from llmfold.jsonfile import read_object
 
+CONFIG_FILE = "config.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -35,6 +38,15 @@ def regular_file(folder: Path, name: str) -> Path:
     if _is_pointer(target):
         raise CheckpointError(f"{path} is a git-lfs pointer, not the file itself: run 'git lfs pull' in its folder")
     return path
+
+
+def raw_config(folder: Path) -> dict[str, Any]:
+    """Return the object in the config.json of a folder.
+
+    Raises:
+        CheckpointError: the file is not to be read, or holds no such object within the bounds.
+    """
+    return read_object(regular_file(folder, CONFIG_FILE), unique_keys=False)
 
 
 def _is_pointer(path: Path) -> bool:
