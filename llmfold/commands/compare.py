@@ -53,13 +53,13 @@ def run(options: dict[str, Any]) -> None:
     from llmfold.experiments.settings import Settings
 
     quiet, debug = options.pop("quiet", False), options.pop("debug", False)
-    _, settings = by_kind(
+    settings = by_kind(
         options,
         lambda: options_for(Settings, options, images=False),
         lambda: options_for(ImageSettings, options, images=True),
     )
-    if isinstance(settings, ImageSettings):
-        _images(settings, quiet=quiet, debug=debug)
+    if isinstance(settings, tuple):
+        _images(settings[1], quiet=quiet, debug=debug)
     else:
         _text(settings, quiet=quiet, debug=debug)
 

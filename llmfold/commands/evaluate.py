@@ -62,14 +62,14 @@ def run(options: dict[str, Any]) -> None:
 
     quiet, output = options.pop("quiet", False), options.pop("output", None)
     options.pop("debug", None)
-    _, settings = by_kind(
+    settings = by_kind(
         options,
         lambda: options_for(EvaluationSettings, options, images=False),
         lambda: options_for(ImageEvaluationSettings, options, images=True),
     )
     notify = (lambda _: None) if quiet else print_progress
-    if isinstance(settings, ImageEvaluationSettings):
-        _images(settings, output, notify, quiet=quiet)
+    if isinstance(settings, tuple):
+        _images(settings[1], output, notify, quiet=quiet)
     else:
         _text(settings, output, notify, quiet=quiet)
 

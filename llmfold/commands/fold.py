@@ -94,12 +94,12 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig] | ImageFolds":
     values.update({name: value for name, value in options.items() if name in known})
     if "model" not in values:
         raise UsageError("--model is missing; pass a local folder, a hub id, or 'demo'")
-    name, configs = by_kind(
+    found = by_kind(
         values,
         lambda: _sweep(lambda one: FoldConfig(**one), values),
         lambda: _sweep(lambda one: options_for(ImageConfig, one, images=True), values),
     )
-    return configs if name is None else ImageFolds(name, tuple(configs))
+    return ImageFolds(found[0], tuple(found[1])) if isinstance(found, tuple) else found
 
 
 def _sweep(make: "Callable[[dict[str, Any]], Config]", values: dict[str, Any]) -> "list[Config]":

@@ -17,7 +17,7 @@ Made = TypeVar("Made")
 
 def by_kind(
     values: Mapping[str, Any], text: Callable[[], Text], images: Callable[[], Images]
-) -> "tuple[None, Text] | tuple[str, Images]":
+) -> "Text | tuple[str, Images]":
     """Options for the kind that a model is of.
 
     Args:
@@ -26,7 +26,7 @@ def by_kind(
         images: makes those of an image model, likewise.
 
     Returns:
-        Name of the stock class of an image model, None for others; and the options.
+        The options; those of an image model behind the name of its stock class.
 
     Raises:
         UsageError: whatever ``text`` or ``images`` refuses; a revision of a local folder.
@@ -39,7 +39,7 @@ def by_kind(
     if isinstance(one, UsageError) and (hopeless or "model" not in values):
         raise one
     name = image_class_of(values["model"], values.get("revision"))  # a path that is none is told at once
-    return (None, _given(one)) if name is None else (name, _given(other))
+    return _given(one) if name is None else (name, _given(other))
 
 
 def image_class_of(model: str, revision: str | None) -> str | None:

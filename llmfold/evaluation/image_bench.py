@@ -118,7 +118,7 @@ class ImageBench:
                     given.parts.append(model.vectors(pixels.to(model.device)).float().cpu())
                 except LlmfoldError:
                     raise
-                except (RuntimeError, ValueError) as error:
+                except (RuntimeError, ValueError, AssertionError) as error:  # the last: a program of one size
                     size = "x".join(map(str, pixels.shape[1:]))
                     raise CheckpointError(f"{folder.name} cannot run on images of {size} ({reason(error)})") from error
         if not all(bool(part.isfinite().all()) for part in given.parts):

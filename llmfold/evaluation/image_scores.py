@@ -122,9 +122,8 @@ def closeness(dense: Tensor, model: Tensor, labels: Tensor | None, *, classes: b
         UsageError: they differ in width.
     """
     if dense.shape != model.shape:
-        raise UsageError(
-            f"the models give {dense.shape[1]} and {model.shape[1]} numbers an image: compare a fold of one"
-        )
+        widths = f"{dense.shape[1]} numbers an image, and the model {model.shape[1]}"
+        raise UsageError(f"the dense model gives {widths}: pass as --against the one that was folded")
     if not classes:
         return Closeness(cosine=float(F.cosine_similarity(dense.double(), model.double()).mean()))
     logs, others = dense.double().log_softmax(1), model.double().log_softmax(1)

@@ -97,8 +97,8 @@ class _Comparing(Comparing[ImageRun, ImageRow]):
         labelled = self._dense.top1 is not None
         itself = Closeness(None, 1.0, 0.0, None) if self.bench.classes else Closeness(cosine=1.0)
         numbers = {**_numbers(self._dense, itself, self._dense), "difference": 0.0 if labelled else None}
-        spreads = {name: Spread(value) for name, value in numbers.items() if value is not None}
-        return ImageRow("dense", {}, seeds=0, **spreads)  # type: ignore[arg-type] - names of numbers only
+        spreads: dict[str, Any] = {name: Spread(value) for name, value in numbers.items() if value is not None}
+        return ImageRow("dense", {}, seeds=0, **spreads)
 
     def outcome(self, run: ImageRun) -> str:
         (name, value) = run.quality

@@ -98,18 +98,19 @@ def class_numbers(images: LabelledImages, config: PretrainedConfig) -> tuple[NDA
         if labels.max() >= config.num_labels:
             raise UsageError(f"{images.name} has class {labels.max()}, and the model has {config.num_labels} of them")
         return labels, "classes are numbers"
-    known = {str(name): int(number) for name, number in (config.label2id or {}).items()}
+    told = {name: number for number, name in (config.id2label or {}).items()} | (config.label2id or {})
+    known = {str(name): int(number) for name, number in told.items()}
     used = [names[number] for number in sorted(set(labels.tolist()))]
     unknown = [name for name in used if name not in known]
     if not unknown:
         return np.array([known[names[n]] for n in labels], np.int64), "classes go by their names in config.json"
     if len(unknown) < len(used):
         raise UsageError(
-            f"{images.name} has a class {unknown[0]!r}, and label2id of config.json does not: name it there"
+            f"config.json does not name {unknown[0]!r}, a class of {images.name}, but others: add it to label2id"
         )
     if len(names) != config.num_labels:
         raise UsageError(
-            f"{images.name} has {len(names)} classes that label2id of config.json does not name, and the model has "
-            f"{config.num_labels}: name them as config.json does"
+            f"{images.name} has {len(names)} classes that config.json does not name, and the model has "
+            f"{config.num_labels}: name them as label2id does"
         )
     return labels, "none of the classes is named in config.json, so they are taken in their order"
