@@ -104,7 +104,7 @@ def test_numbers_are_those_of_the_fold(
 def test_all_seeds_of_all_methods_at_all_ratios(
     settings: Callable[..., ImageSettings], inversions: list[int], space: Path
 ) -> None:
-    methods = "self,paper,paper:repair=statistics,ifm:repair=none"
+    methods = "self,paper,paper:repair=statistics"
     found = compare_images(settings(methods=methods, ratio=(0.1, 0.3), seeds=2))
     assert [(row.method, row.seeds) for row in found.rows] == [
         (name, 2 if "self" in name or "statistics" in name else 1) for _ in range(2) for name in methods.split(",")
