@@ -47,9 +47,7 @@ class LabelledImages:
     read: Callable[[], Iterator[Image]]
 
 
-def read_images(
-    name: str, channels: int = 3, *, limit: int | None = None, column: str | None = None, flag: str = "--images"
-) -> LabelledImages:
+def read_images(name: str, channels: int = 3, *, limit: int | None = None, column: str | None = None) -> LabelledImages:
     """Go through images once: count, digest and labels.
 
     Args:
@@ -57,20 +55,19 @@ def read_images(
             ``images`` (n, height, width, channels) uint8 and ``labels`` (n,), or ``x`` and ``y``; else a data set of
             the hub, ``name`` or ``name:config``.
         channels: that the model takes.
-        limit: of images, the first ones.
+        limit: of images: of a folder, which is sorted by class, so many spread evenly; else the first ones.
         column: of the classes, in a table; by default ``label`` where there is one.
-        flag: the option, for errors.
 
     Raises:
         UsageError: there are none, or they cannot be read.
     """
     path = Path(os.path.expanduser(name))
-    known = f"{flag} {name}"
+    known = f"--images {name}"
     make = _from_arrays if path.is_file() else _from_datasets
     digest, labels = hashlib.sha256(), []
     try:
-        rows, names = make(path if path.exists() else name, channels, column, known)
-        for image, label in islice(rows(), limit):
+        rows, names = make(path if path.exists() else name, channels, column, limit, known)
+        for image, label in rows():
             digest.update(repr((image.shape, label)).encode())
             digest.update(image.tobytes())
             labels.append(label)
@@ -84,11 +81,11 @@ def read_images(
     numbers, names = _numbers(labels, names, known)
     public = path.resolve().name if path.exists() else name
     return LabelledImages(
-        public, len(labels), digest.hexdigest(), numbers, names, lambda: (image for image, _ in islice(rows(), limit))
+        public, len(labels), digest.hexdigest(), numbers, names, lambda: (image for image, _ in rows())
     )
 
 
-def _from_arrays(path: Any, channels: int, column: str | None, known: str) -> Rows:
+def _from_arrays(path: Any, channels: int, column: str | None, limit: int | None, known: str) -> Rows:
     if path.suffix != ".npz":
         raise UsageError(f"{known} is a file, and no .npz: pass a folder of images, an .npz or a data set of the hub")
     with np.load(path, allow_pickle=False) as file:
@@ -104,10 +101,10 @@ def _from_arrays(path: Any, channels: int, column: str | None, known: str) -> Ro
     if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
         raise UsageError(f"{known} holds labels of shape {labels.shape} and dtype {labels.dtype}: one integer an image")
     listed = [None] * len(images) if labels is None else labels.tolist()
-    return lambda: zip(images, listed, strict=True), None
+    return lambda: zip(images[:limit], listed[:limit], strict=True), None
 
 
-def _from_datasets(place: Any, channels: int, column: str | None, known: str) -> Rows:
+def _from_datasets(place: Any, channels: int, column: str | None, limit: int | None, known: str) -> Rows:
     try:
         import datasets
         import PIL.Image  # noqa: F401 - datasets opens images by it
@@ -132,9 +129,19 @@ def _from_datasets(place: Any, channels: int, column: str | None, known: str) ->
     if mode is None:
         raise UsageError(f"{known} holds pictures, and the model takes {channels} channels: pass an .npz")
 
+    stored, decoder = split.cast_column(picture, datasets.Image(decode=False)), datasets.Image()
+    if limit is not None and isinstance(place, Path):
+        count = sum(1 for _ in stored)
+        wanted = {number * count // limit for number in range(limit)}
+    else:
+        wanted = None if limit is None else set(range(limit))
+
     def rows() -> Iterator[tuple[Image, Any]]:
-        for row in split:
-            pixels = np.asarray(row[picture].convert(mode))
+        last = None if wanted is None else max(wanted) + 1
+        for number, row in enumerate(islice(stored, last)):
+            if wanted is not None and number not in wanted:
+                continue
+            pixels = np.asarray(decoder.decode_example(row[picture]).convert(mode))
             yield pixels.reshape(*pixels.shape[:2], channels), row.get(classes)
 
     names = getattr(features.get(classes), "names", None)

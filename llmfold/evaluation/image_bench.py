@@ -33,7 +33,15 @@ class ImageBench:
     """
 
     def __init__(
-        self, dense: Path, images: str, *, column: str | None, limit: int | None, device: torch.device, batch: int
+        self,
+        dense: Path,
+        images: str,
+        *,
+        column: str | None,
+        limit: int | None,
+        device: torch.device,
+        batch: int,
+        program: bool = False,
     ) -> None:
         """Read the images once.
 
@@ -44,6 +52,7 @@ class ImageBench:
             limit: of images.
             device: where models run.
             batch: images in one forward pass.
+            program: whether a program of ``torch.export`` in the dense model's folder may be loaded.
 
         Raises:
             UsageError: images that cannot be read, or are not for this model.
@@ -55,7 +64,7 @@ class ImageBench:
             raise UsageError(f"{dense.name} is no image model: it is what others are compared with, so pass one")
         config = read_config(stock_class(name, raw), raw)
         channels = int(getattr(parts_of(config).get("vision_config", config), "num_channels", 3))
-        self._dense, self._device, self._batch = dense, device, batch
+        self._dense, self._program, self._device, self._batch = dense, program, device, batch
         self.classes = name.endswith(CLASSIFIER)
         self.prepare: Preprocessing = preprocessing(dense)
         self.images: LabelledImages = read_images(images, channels, limit=limit, column=column)
@@ -78,7 +87,7 @@ class ImageBench:
 
     @cached_property
     def _reference(self) -> "Given":
-        return self._run(self._dense, program=False)
+        return self._run(self._dense, program=self._program)
 
     @property
     def dense(self) -> ImageScores:
@@ -99,10 +108,6 @@ class ImageBench:
         given = self._run(folder, program=program)
         close = closeness(self._reference.vectors, given.vectors, self._labels, classes=self.classes)
         return self._scores(given), close
-
-    def alone(self, folder: Path, *, program: bool) -> ImageScores:
-        """Measure a model with none beside it."""
-        return self._scores(self._run(folder, program=program))
 
     def _scores(self, given: "Given") -> ImageScores:
         return scores(given.vectors, self._labels, given.parameters, given.multiplications)

@@ -39,17 +39,16 @@ def evaluate_images(
         limit=settings.limit,
         device=pick_device(settings.device),
         batch=settings.batch_size,
+        program=settings.trust_remote_code,
     )
 
     def measure() -> dict[str, Any]:
-        trusted = settings.trust_remote_code
-        if dense is None:
-            notify(f"measuring {public_name(source)}")
-            return {"model": asdict(bench.alone(source.folder, program=trusted))}
-        notify("measuring the dense model")
+        notify(f"measuring {'the dense model' if dense else public_name(source)}")
         reference = bench.dense
+        if dense is None:
+            return {"model": asdict(reference)}
         notify(f"measuring {public_name(source)}")
-        model, close = bench.measure(source.folder, program=trusted)
+        model, close = bench.measure(source.folder, program=settings.trust_remote_code)
         return {"model": asdict(model), "dense": asdict(reference), "closeness": asdict(close)}
 
     models = [Checkpoint.open(each.folder).fingerprint() for each in (source, dense) if each]

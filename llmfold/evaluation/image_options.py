@@ -34,7 +34,7 @@ class ImageEvaluationSettings(ImageMeasuring):
     images: str | None = option(IMAGES_HELP, TEXT, IMAGES, None)
     against: str | None = option("the dense model that it was folded from", TEXT, WHAT, None)
     against_revision: str | None = option("branch, tag or commit of the dense model on the hub", TEXT, WHAT, None)
-    limit: int | None = option("the first N images only", integer(1), WHAT, None)
+    limit: int | None = option("N images only: of a folder spread evenly, else the first", integer(1), WHAT, None)
     trust_remote_code: bool = option("run the program (model.pt2) that a fold carries", SWITCH, WHAT, False)
 
     def __post_init__(self) -> None:

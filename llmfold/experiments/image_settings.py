@@ -44,7 +44,7 @@ class ImageSettings(ImageMeasuring, Folds):
     ratio_of: str = option("what fractions count", choice("parameters", "channels"), MUCH, "parameters")
     revision: str | None = option("branch, tag or commit on the hub", TEXT, WHAT, None)
     seeds: int = option("fold with the seeds 0 to N - 1 where anything is random", integer(1), WHAT, 3)
-    limit: int | None = option("measure on the first N images only", integer(1), IMAGES, None)
+    limit: int | None = option("N images only: of a folder spread evenly, else the first", integer(1), IMAGES, None)
     keep: bool = option("leave the folded models in OUTPUT-models", SWITCH, AGAIN, False)
     recompute: bool = option("do not use results that the output already holds", SWITCH, AGAIN, False)
     variants: tuple[ImageVariant, ...] = field(init=False)

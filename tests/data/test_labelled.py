@@ -56,6 +56,16 @@ def test_a_folder_of_subfolders(tmp_path: Path) -> None:
     assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
+def test_a_part_of_a_folder_has_all_of_its_classes(tmp_path: Path) -> None:
+    found = read_images(str(folder(tmp_path / "set")), limit=5)
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 0, 1, 1, 2]
+    by_class = [number for letter in "abc" for number in range(12) if "cab"[number % 3] == letter]
+    wanted = pictures(12)[[by_class[index] for index in (0, 2, 4, 7, 9)]]
+    assert np.array_equal(np.stack(list(found.read())), wanted)
+    assert read_images(str(tmp_path / "set"), limit=100).count == 12
+
+
 def test_a_folder_with_a_table(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     for number, picture in enumerate(pictures(3)):
