@@ -130,11 +130,10 @@ def _from_datasets(place: Any, channels: int, column: str | None, limit: int | N
         raise UsageError(f"{known} holds pictures, and the model takes {channels} channels: pass an .npz")
 
     stored, decoder = split.cast_column(picture, datasets.Image(decode=False)), datasets.Image()
+    wanted = None if limit is None else set(range(limit))
     if limit is not None and isinstance(place, Path):
         count = sum(1 for _ in stored)
         wanted = {number * count // limit for number in range(limit)}
-    else:
-        wanted = None if limit is None else set(range(limit))
 
     def rows() -> Iterator[tuple[Image, Any]]:
         last = None if wanted is None else max(wanted) + 1
