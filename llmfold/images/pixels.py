@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import AutoImageProcessor, PretrainedConfig
 
 from llmfold.checkpoint.jsonfile import read_object
 from llmfold.checkpoint.paths import regular_file
@@ -61,8 +61,6 @@ def preprocessing(folder: Path) -> Preprocessing:
     told = read_object(regular_file(folder, PREPROCESSOR), unique_keys=False)
     if told.get("auto_map"):
         raise CheckpointError(f"{PREPROCESSOR} asks for code of its own (auto_map), which llmfold does not run")
-    from transformers import AutoImageProcessor  # asks for Pillow
-
     try:
         with quiet_transformers():
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)

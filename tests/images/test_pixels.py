@@ -1,6 +1,7 @@
 """Pixels are those of the folder's own processor, and classes those of the config."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from transformers import PretrainedConfig
 
 from images.data import classes, pictures, scaled
-from llmfold import LlmfoldError, UsageError
-from llmfold.data.labelled import LabelledImages
+from llmfold import UsageError
+from llmfold.data.labelled import LabelledImages, read_images
+from llmfold.errors import CheckpointError
+from llmfold.images import pixels as module
 from llmfold.images.pixels import class_numbers, preprocessing
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -48,11 +51,32 @@ def test_the_processor_of_the_folder_is_used(tmp_path: Path) -> None:
     assert "ViTImageProcessor" in found.words
 
 
-def test_processors_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    for told, words in (({"image_processor_type": "Nothing"}, "correct it"), ({"auto_map": {"a": "b"}}, "of its own")):
-        (tmp_path / PREPROCESSOR).write_text(json.dumps(told))
-        with pytest.raises(LlmfoldError, match=words):
-            preprocessing(tmp_path)
+def test_a_processor_that_cannot_be_built_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    (tmp_path / PREPROCESSOR).write_text(json.dumps({"image_processor_type": "Nothing"}))
+    with pytest.raises(CheckpointError, match="correct it"):
+        preprocessing(tmp_path)
+
+
+def test_code_of_a_processor_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / PREPROCESSOR).write_text(json.dumps({"auto_map": {"AutoImageProcessor": "code.Processor"}}))
+    with pytest.raises(CheckpointError, match="code of its own"):
+        preprocessing(tmp_path)
+
+
+def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Absent:
+        @staticmethod
+        def from_pretrained(*args: object, **options: object) -> None:
+            raise ImportError("PIL")
+
+    (tmp_path / PREPROCESSOR).write_text(json.dumps({"image_processor_type": "ViTImageProcessor"}))
+    monkeypatch.setattr(module, "AutoImageProcessor", Absent)
+    with pytest.raises(UsageError, match=r"pip install 'llmfold\[images\]'"):
+        preprocessing(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UsageError, match=r"pip install 'llmfold\[images\]'"):
+        read_images(str(tmp_path))
 
 
 def test_classes_by_name_by_order_and_by_number() -> None:
