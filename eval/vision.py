@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from llmfold.inversion import InversionOptions, inverted_inputs
 from llmfold.modules.activations import watch_layers
 from llmfold.modules.fold import Method, Repair, by_weights
+from llmfold.modules.operations import multiplications
 from llmfold.modules.plan import ModulePlan, planned
 from llmfold.modules.projection import with_projections
 from llmfold.modules.reconstruct import reconstructed
@@ -132,7 +133,7 @@ class Bench:
         return {
             "correct": np.packbits(right.numpy()).tobytes().hex(),
             "parameters": sum(p.numel() for p in network.parameters()),
-            "multiplications": multiplications(network),
+            "multiplications": multiplications(network, self.example[0][:1]),
         }
 
     def add(self, cell: Cell, network: nn.Module) -> None:
@@ -175,20 +176,6 @@ class Bench:
         if self.missing(cell):
             seen = self.images(cell.seed) if inputs is None else inputs
             self.add(cell, reconstructed(self.dense, plan.couplings.found, plan.widths, seen).eval())
-
-
-def multiplications(network: nn.Module) -> int:
-    """Of convolutions and linear layers, for one image."""
-    layers = {p: m for p, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    total = 0
-
-    def watch(path: str, x: Tensor, y: Tensor) -> None:
-        nonlocal total
-        weight = layers[path].weight
-        total += weight.numel() * (y[0, 0].numel() if y.ndim > 2 else 1)
-
-    watch_layers(network, torch.zeros(1, *EXAMPLE[1:]), list(layers), watch)
-    return total
 
 
 def correct(found: Mapping[str, Any]) -> NDArray[np.float64]:

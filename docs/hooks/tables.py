@@ -6,8 +6,10 @@ from typing import Any
 from llmfold.commands.methods import describe
 from llmfold.config import GROUPS, OF_SAMPLING, FoldConfig
 from llmfold.effort import EFFORTS
+from llmfold.evaluation.image_options import IMAGE_HEADING, ImageEvaluationSettings
 from llmfold.evaluation.options import GROUPS as EVALUATION_GROUPS
 from llmfold.evaluation.options import EvaluationSettings
+from llmfold.experiments.image_settings import ImageSettings
 from llmfold.experiments.settings import GROUPS as COMPARISON_GROUPS
 from llmfold.experiments.settings import Settings
 from llmfold.export.options import GROUPS as EXPORT_GROUPS
@@ -38,12 +40,14 @@ def image_options() -> str:
 
 def evaluation_options() -> str:
     """Options of ``llmfold eval``."""
-    return _tables(EvaluationSettings, EVALUATION_GROUPS, "of eval", lambda name: "")
+    text = _tables(EvaluationSettings, EVALUATION_GROUPS, "of eval", lambda name: "")
+    return f"{text}\n\n{_tables(ImageEvaluationSettings, IMAGE_HEADING, 'of eval', lambda name: '')}"
 
 
 def comparison_options() -> str:
     """Options of ``llmfold compare``."""
-    return _tables(Settings, COMPARISON_GROUPS, "of compare", lambda name: "")
+    text = _tables(Settings, COMPARISON_GROUPS, "of compare", lambda name: "")
+    return f"{text}\n\n{_tables(ImageSettings, IMAGE_HEADING, 'of compare', lambda name: '')}"
 
 
 def export_options() -> str:

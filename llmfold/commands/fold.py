@@ -1,21 +1,19 @@
 """``llmfold fold`` and ``llmfold plan``: one or several narrower checkpoints, or what they would cost."""
 
 import dataclasses
-import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from llmfold.commands import Command
+from llmfold.commands.model_kind import add_image_choices, by_kind, options_for
 from llmfold.commands.parser import TALK, Parser, finish
 
 if TYPE_CHECKING:
     from llmfold.commands.image_fold import ImageFolds
     from llmfold.config import Config, FoldConfig
-    from llmfold.errors import UsageError
     from llmfold.hub.push import Target
     from llmfold.planning import FoldPlan
 
-Made = TypeVar("Made")
 _FOLD = """examples:
   llmfold --model demo --ratio 0.2
   llmfold --model huggyllama/llama-7b --ratio 0.2 --output llama-7b-small
@@ -51,9 +49,11 @@ def add(commands: Any) -> None:
         epilog=_PLAN,
     )
     plan.set_defaults(dry_run=True)
+    from llmfold.images.config import ImageConfig
+
     for parser in (fold, plan):
         _add_options(parser)
-        _add_image_choices(parser)
+        add_image_choices(parser, ImageConfig)
         finish(parser, command)
 
 
@@ -73,17 +73,6 @@ def _add_options(parser: Parser) -> None:
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop, like 'llmfold plan'")
 
 
-def _add_image_choices(parser: Parser) -> None:
-    """Let options take what they take for image models too; which of it a model takes is asked of its config."""
-    from llmfold.images.config import ImageConfig
-    from llmfold.options import options_of
-
-    choices = {field.name: spec.kind.choices() for field, spec in options_of(ImageConfig) if spec.kind.choices}
-    for action in parser._actions:
-        if action.dest in choices:
-            action.choices = tuple(dict.fromkeys((*(action.choices or ()), *choices[action.dest])))
-
-
 def read_configs(options: dict[str, Any]) -> "list[FoldConfig] | ImageFolds":
     """Merge command line over recipe into one config, or one for each of several ratios.
 
@@ -94,9 +83,10 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig] | ImageFolds":
         UsageError: no model, or whatever the recipe or the config refuses.
         CheckpointError: a model that is a path where no folder is, or cannot be had.
     """
-    from llmfold.commands.image_fold import ImageFolds, image_class_of, image_config
+    from llmfold.commands.image_fold import ImageFolds
     from llmfold.config import FoldConfig
     from llmfold.errors import UsageError
+    from llmfold.images.config import ImageConfig
     from llmfold.recipe import load_recipe
 
     values = {**load_recipe(options["recipe"])} if "recipe" in options else {}
@@ -104,12 +94,12 @@ def read_configs(options: dict[str, Any]) -> "list[FoldConfig] | ImageFolds":
     values.update({name: value for name, value in options.items() if name in known})
     if "model" not in values:
         raise UsageError("--model is missing; pass a local folder, a hub id, or 'demo'")
-    text = _attempt(lambda: _sweep(lambda one: FoldConfig(**one), values))
-    images = _attempt(lambda: _sweep(image_config, values))
-    if isinstance(text, UsageError) and isinstance(images, UsageError) and not _is_folder(values["model"]):
-        raise text
-    name = image_class_of(values["model"], values.get("revision"))  # a path that is none is told at once
-    return _given(text) if name is None else ImageFolds(name, tuple(_given(images)))
+    found = by_kind(
+        values,
+        lambda: _sweep(lambda one: FoldConfig(**one), values),
+        lambda: _sweep(lambda one: options_for(ImageConfig, one, images=True), values),
+    )
+    return ImageFolds(found[0], tuple(found[1])) if isinstance(found, tuple) else found
 
 
 def _sweep(make: "Callable[[dict[str, Any]], Config]", values: dict[str, Any]) -> "list[Config]":
@@ -123,28 +113,6 @@ def _sweep(make: "Callable[[dict[str, Any]], Config]", values: dict[str, Any]) -
         raise UsageError("--ratio is empty; give a fraction, or several")
     config = make({**values, "ratio": ratios[0]} if several else values)
     return sweep_configs(config, ratios) if several and len(ratios) > 1 else [config]
-
-
-def _attempt(make: "Callable[[], Made]") -> "Made | UsageError":
-    """What is made, or why it is not."""
-    from llmfold.errors import UsageError
-
-    try:
-        return make()
-    except UsageError as error:
-        return error
-
-
-def _given(found: "Made | UsageError") -> "Made":
-    from llmfold.errors import UsageError
-
-    if isinstance(found, UsageError):
-        raise found
-    return found
-
-
-def _is_folder(model: object) -> bool:
-    return isinstance(model, str) and os.path.isdir(os.path.expanduser(model))
 
 
 def read_target(options: dict[str, Any]) -> "Target | None":

@@ -1,9 +1,7 @@
 """``llmfold fold`` and ``llmfold plan`` of an image model, which its config tells."""
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmfold.hub.push import Target
@@ -16,51 +14,6 @@ class ImageFolds:
 
     image_class: str
     configs: "tuple[ImageConfig, ...]"
-
-
-def image_class_of(model: str, revision: str | None) -> str | None:
-    """Name of the stock class of an image model, None where the model is none or its config cannot be read.
-
-    Raises:
-        UsageError: a revision of a local folder.
-        CheckpointError: a path where no folder is, or a model of the hub that cannot be had.
-    """
-    from llmfold.demo import DEMO_NAME
-    from llmfold.errors import CheckpointError
-    from llmfold.folder_files import raw_config
-    from llmfold.images.kind import image_class
-    from llmfold.model_path import local_folder
-
-    if model == DEMO_NAME:
-        return None
-    folder = local_folder(model, revision)
-    if folder is None:
-        from llmfold.checkpoint import resolve  # takes torch
-
-        folder = resolve(model, revision=revision, weights=False).folder
-    try:
-        return image_class(raw_config(folder))
-    except CheckpointError:  # whoever opens the model will say it
-        return None
-
-
-def image_config(values: Mapping[str, Any]) -> "ImageConfig":
-    """Options of an image model.
-
-    Raises:
-        UsageError: an option that it does not use, or whatever the config refuses.
-    """
-    from llmfold.errors import UsageError
-    from llmfold.images.config import ImageConfig
-    from llmfold.options import flag
-
-    known = {field.name for field in dataclasses.fields(ImageConfig)}
-    for name in values:
-        if name not in known:
-            raise UsageError(f"{flag(name)} is not for image models, and {values['model']} is one: leave it out")
-    if "ratio" not in values:
-        raise UsageError("nothing says how much to remove; pass --ratio, for example --ratio 0.2")
-    return ImageConfig(**values)
 
 
 def run_images(folds: ImageFolds, target: "Target | None", *, dry_run: bool, quiet: bool) -> None:

@@ -1,9 +1,9 @@
 """The picture of a comparison: lines over what is removed, or bars where there is one amount."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from llmfold.experiments.results import Row
+from llmfold.experiments.results import Row, W
 from llmfold.experiments.table import data_kind
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart
 
@@ -32,7 +32,7 @@ def chart(model: str, text: str, dense: float, rows: Sequence[Row], *, decoder: 
     whole = "decoder parameters" if decoder else "parameters"
     if len({tuple(row.amount.items()) for row in rows}) > 1:
         return line_chart(
-            [Series(name, _points(line, decoder)) for name, line in _lines(drawn).items()],
+            [Series(name, _points(line, decoder)) for name, line in lines_of(drawn, _loss).items()],
             title=f"{model}: perplexity against what is removed",
             subtitle=f"on {text}, lower is better{mean}",
             x_label=f"fraction of {whole} removed",
@@ -58,9 +58,18 @@ def chart(model: str, text: str, dense: float, rows: Sequence[Row], *, decoder: 
     )
 
 
-def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by line of the picture: by variant; where those are too many, of every method the best at each amount."""
-    lines: dict[str, list[Row]] = {}
+def _loss(row: Row) -> float:
+    return row.perplexity.mean if row.perplexity else 0.0
+
+
+def lines_of(rows: Sequence[W], loss: Callable[[W], float]) -> dict[str, list[W]]:
+    """Rows by line of a picture: by variant; where those are too many, of every method the best at each amount.
+
+    Args:
+        rows: of all amounts.
+        loss: the lower, the better.
+    """
+    lines: dict[str, list[W]] = {}
     for row in rows:
         lines.setdefault(row.method, []).append(row)
     if len(lines) <= _MOST_LINES:
@@ -69,14 +78,16 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for name in lines:
         variants.setdefault(name.partition(":")[0], []).append(name)
     return {
-        method if len(names) == 1 else f"{method}, best of {len(names)}": _best([r for n in names for r in lines[n]])
+        method if len(names) == 1 else f"{method}, best of {len(names)}": _best(
+            [row for name in names for row in lines[name]], loss
+        )
         for method, names in variants.items()
     }
 
 
-def _best(rows: Sequence[Row]) -> list[Row]:
-    """The row of lowest perplexity at each amount."""
-    worst_first = sorted(rows, key=lambda row: -row.perplexity.mean if row.perplexity else 0.0)
+def _best(rows: Sequence[W], loss: Callable[[W], float]) -> list[W]:
+    """The row of lowest loss at each amount."""
+    worst_first = sorted(rows, key=lambda row: -loss(row))
     return list({tuple(row.amount.items()): row for row in worst_first}.values())
 
 

@@ -2,12 +2,13 @@
 
 import os
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmfold.config import RATIO_BASE, FoldConfig
+from llmfold.config import RATIO_BASE, FoldConfig, HasOutput
 from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import BATCH
@@ -38,8 +39,63 @@ def _amount(help: str) -> Any:
     return option(help, ANYTHING, MUCH, (), parse=numbers)
 
 
+class Folds(ABC):
+    """What settings of comparisons share; the fields are those of a dataclass below this class."""
+
+    model: str
+    output: Path
+    revision: str | None
+    seeds: int
+    keep: bool
+    recompute: bool
+    variants: tuple[Variant, ...]
+
+    @abstractmethod
+    def fold_config(self, variant: Variant, amount: Amount, seed: int, output: Path) -> HasOutput:
+        """The options of one fold; raises UsageError where they do not go together."""
+
+    def check(self) -> None:
+        """Refuse options of any fold that do not go together; raises UsageError."""
+        for amount in self.amounts():
+            for variant in self.variants:
+                self.fold_config(variant, amount, seed=0, output=self.models_folder)
+
+    @property
+    def models_folder(self) -> Path:
+        """Where folds stand until they are evaluated: beside the output."""
+        return self.output.with_name(f"{self.output.name}-models")
+
+    def amounts(self) -> list[Amount]:
+        """How much to remove, one entry for every table."""
+        given = {name: amount for name in AMOUNTS if (amount := getattr(self, name, ()))}
+        longest = max(map(len, given.values()), default=1)
+        return [{name: v[min(i, len(v) - 1)] for name, v in given.items()} for i in range(longest)]
+
+    def folds(self) -> Iterator[tuple[Amount, Variant, int]]:
+        """Every fold of the comparison: amount, method and seed; one seed where it moves nothing."""
+        for amount in self.amounts():
+            for variant in self.variants:
+                for seed in range(self.seeds if variant.random else 1):
+                    yield amount, variant, seed
+
+    def command(self) -> str:
+        """The command line of this comparison, files by their names only."""
+        deciding = (pair for pair in options_in_order(self) if pair[1].group != AGAIN)
+        return shlex.join(["llmfold", "compare", *command_words(deciding, vars(self), self._spell)])
+
+    def _spell(self, name: str, value: Any) -> str:
+        if name in AMOUNTS:
+            return ",".join(f"{v:g}" for v in value)
+        if name == "methods":
+            return ",".join(v.label for v in self.variants)
+        if name == "model":
+            local = os.path.expanduser(self.model)
+            return os.path.basename(os.path.realpath(local)) if os.path.isdir(local) else self.model
+        return self.output.name if name == "output" else public_file(str(value))
+
+
 @dataclass(frozen=True)
-class Settings(Measuring):
+class Settings(Measuring, Folds):
     """Options of a comparison."""
 
     model: str = option("local folder, hub id, or 'demo'", TEXT, WHAT)
@@ -64,31 +120,11 @@ class Settings(Measuring):
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without the model; raises UsageError."""
-        object.__setattr__(self, "variants", parse_variants(self.methods))
+        object.__setattr__(self, "variants", parse_variants(self.methods, Variant))
         if sum(len(getattr(self, name)) > 1 for name in AMOUNTS) > 1:
             raise UsageError(f"only one of {', '.join(map(flag, AMOUNTS))} may have several values")
         check_options(self)
-        for amount in self.amounts():
-            for variant in self.variants:
-                self.fold_config(variant, amount, seed=0, output=self.models_folder)
-
-    @property
-    def models_folder(self) -> Path:
-        """Where folds stand until they are evaluated: beside the output."""
-        return self.output.with_name(f"{self.output.name}-models")
-
-    def amounts(self) -> list[Amount]:
-        """How much to remove, one entry for every table."""
-        given = {name: getattr(self, name) for name in AMOUNTS if getattr(self, name)}
-        longest = max(map(len, given.values()), default=1)
-        return [{name: v[min(i, len(v) - 1)] for name, v in given.items()} for i in range(longest)]
-
-    def folds(self) -> Iterator[tuple[Amount, Variant, int]]:
-        """Every fold of the comparison: amount, method and seed; one seed where it moves nothing."""
-        for amount in self.amounts():
-            for variant in self.variants:
-                for seed in range(self.seeds if variant.random else 1):
-                    yield amount, variant, seed
+        self.check()
 
     def fold_config(self, variant: Variant, amount: Amount, seed: int, output: Path) -> FoldConfig:
         """The options of one fold. Its reload check is of shapes only, since the model is loaded and run at once.
@@ -106,18 +142,3 @@ class Settings(Measuring):
         return FoldConfig(
             self.model, **options, seed=seed, output=str(output), overwrite=True, verify="shapes", fidelity_tokens=0
         )
-
-    def command(self) -> str:
-        """The command line of this comparison, files by their names only."""
-        deciding = (pair for pair in options_in_order(self) if pair[1].group != AGAIN)
-        return shlex.join(["llmfold", "compare", *command_words(deciding, vars(self), self._spell)])
-
-    def _spell(self, name: str, value: Any) -> str:
-        if name in AMOUNTS:
-            return ",".join(f"{v:g}" for v in value)
-        if name == "methods":
-            return ",".join(v.label for v in self.variants)
-        if name == "model":
-            local = os.path.expanduser(self.model)
-            return os.path.basename(os.path.realpath(local)) if os.path.isdir(local) else self.model
-        return self.output.name if name == "output" else public_file(str(value))

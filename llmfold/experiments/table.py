@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from llmfold.experiments.results import Row, Spread
+from llmfold.experiments.results import Row, Spread, W
 from llmfold.report.console import rich_table
 from llmfold.report.rendering import render
 from llmfold.report.rows import ABSENT
@@ -16,11 +16,15 @@ _SAMPLED, _OUTSIDE = "sampled from the model itself", "outside text"
 
 
 @dataclass(frozen=True)
-class Section:
+class Section(Generic[W]):
     """One table: a heading, the dense row and the rows of one amount."""
 
     heading: str
-    rows: Sequence[Row]
+    rows: Sequence[W]
+
+
+Columns = Mapping[str, Callable[[W], str]]
+"""Heading and content of every column."""
 
 
 def data_kind(row: Row) -> int:
@@ -32,53 +36,55 @@ def _perplexity(value: float) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
-def _spread(value: Spread | None, render: Callable[[float], str]) -> str:
+def spread(value: Spread | None, render: Callable[[float], str]) -> str:
+    """``12.3 ± 0.4``; the deviation where there is one."""
     if value is None:
         return ABSENT
     return render(value.mean) + (f" ± {render(value.deviation)}" if value.deviation else "")
 
 
-def _mean(value: Spread | None, render: Callable[[float], str]) -> str:
+def mean(value: Spread | None, render: Callable[[float], str]) -> str:
+    """``12.3``."""
     return ABSENT if value is None else render(value.mean)
 
 
-def _columns(decoder: bool) -> dict[str, Callable[[Row], str]]:
+def _columns(decoder: bool) -> Columns[Row]:
     """Heading and content of every column; ``decoder``: whether fractions are of the decoder layers' parameters."""
     removed = "removed (decoder)" if decoder else "removed"
     return {
         "method": lambda row: row.method,
         "data used": lambda row: row.data or ABSENT,
-        "perplexity": lambda row: _spread(row.perplexity, _perplexity),
-        "excess log-ppl": lambda row: _spread(row.excess, "{:.3f}".format),
-        "KL to dense": lambda row: _spread(row.kl, "{:.3f}".format),
-        "top-1": lambda row: _mean(row.top1, "{:.1%}".format),
-        "parameters": lambda row: _mean(row.parameters, "{:,.0f}".format),
-        removed: lambda row: _mean(row.removed_of(decoder), "{:.1%}".format),
-        "seconds": lambda row: _mean(row.seconds, "{:.1f}".format),
+        "perplexity": lambda row: spread(row.perplexity, _perplexity),
+        "excess log-ppl": lambda row: spread(row.excess, "{:.3f}".format),
+        "KL to dense": lambda row: spread(row.kl, "{:.3f}".format),
+        "top-1": lambda row: mean(row.top1, "{:.1%}".format),
+        "parameters": lambda row: mean(row.parameters, "{:,.0f}".format),
+        removed: lambda row: mean(row.removed_of(decoder), "{:.1%}".format),
+        "seconds": lambda row: mean(row.seconds, "{:.1f}".format),
         "seeds": lambda row: str(row.seeds or ABSENT),
     }
 
 
-def _short_columns(decoder: bool) -> dict[str, Callable[[Row], str]]:
+def _short_columns(decoder: bool) -> Columns[Row]:
     """The same without what 80 columns have no room for."""
     long = _columns(decoder)
     return {
         "method": long["method"],
-        "perplexity": lambda row: _mean(row.perplexity, _perplexity),
+        "perplexity": lambda row: mean(row.perplexity, _perplexity),
         "excess": long["excess log-ppl"],
-        "KL": lambda row: _mean(row.kl, "{:.3f}".format),
+        "KL": lambda row: mean(row.kl, "{:.3f}".format),
         "top-1": long["top-1"],
-        "removed": lambda row: _mean(row.removed_of(decoder), "{:.1%}".format),
+        "removed": lambda row: mean(row.removed_of(decoder), "{:.1%}".format),
         "s": long["seconds"],
     }
 
 
-def _rows(section: Section, columns: Mapping[str, Callable[[Row], str]]) -> list[list[str]]:
+def _rows(section: Section[W], columns: Columns[W]) -> list[list[str]]:
     """Cells of a table, heading first."""
     return [[*columns], *([cell(row) for cell in columns.values()] for row in section.rows)]
 
 
-def _failures(section: Section) -> list[str]:
+def _failures(section: Section[W]) -> list[str]:
     """What failed, each with its reason."""
     return [f"{row.method}: {error}" for row in section.rows for error in row.errors]
 
@@ -86,7 +92,7 @@ def _failures(section: Section) -> list[str]:
 def document(
     facts: Mapping[str, Any],
     dense: Mapping[str, Any],
-    sections: Sequence[Section],
+    sections: Sequence[Section[Row]],
     *,
     decoder: bool,
     picture: str | None,
@@ -103,12 +109,34 @@ def document(
     Returns:
         Markdown.
     """
-    tables = [(section.heading, _rows(section, _columns(decoder)), _failures(section)) for section in sections]
-    return render("comparison.md", comparison=facts, dense=dense, tables=tables, picture=picture)
+    notes = [f"Perplexity: {dense['protocol']}.", "Excess log-ppl: log(perplexity / dense perplexity)."]
+    if dense["fidelity_protocol"]:
+        notes.append(f"Fidelity: {dense['fidelity_protocol']}.")
+    notes += [DEVIATIONS, "Seconds: of the fold, without its reload check."]
+    return page_of(facts, sections, _columns(decoder), notes, [picture] if picture else [])
 
 
-def terminal(section: Section, *, decoder: bool) -> RenderableType:
+DEVIATIONS = "±: sample standard deviation over seeds, where they differ."
+
+
+def page_of(
+    facts: Mapping[str, Any],
+    sections: Sequence[Section[W]],
+    columns: Columns[W],
+    notes: Sequence[str],
+    pictures: Sequence[str],
+) -> str:
+    """The page of a comparison of any kind: pictures, tables, and notes in whole sentences."""
+    tables = [(section.heading, _rows(section, columns), _failures(section)) for section in sections]
+    return render("comparison.md", comparison=facts, notes=notes, tables=tables, pictures=pictures)
+
+
+def terminal(section: Section[Row], *, decoder: bool) -> RenderableType:
     """A table for a terminal."""
-    cells = _rows(section, _short_columns(decoder))
-    table = rich_table(cells, padding=(0, 1), title=section.heading, title_justify="left")
+    return terminal_of(section, _short_columns(decoder))
+
+
+def terminal_of(section: Section[W], columns: Columns[W]) -> RenderableType:
+    """A table for a terminal, with what failed below it."""
+    table = rich_table(_rows(section, columns), padding=(0, 1), title=section.heading, title_justify="left")
     return Group(table, *map(Text, _failures(section)), Text())

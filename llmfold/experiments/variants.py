@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -31,6 +31,13 @@ class Variant:
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
+    config: ClassVar[Any] = FoldConfig
+    """Whose fields they are."""
+
+    @classmethod
+    def methods(cls) -> Sequence[str]:
+        """Names of the methods that there are."""
+        return names()
 
     @property
     def random(self) -> bool:
@@ -52,13 +59,16 @@ class Variant:
         return {**common, **reads, "method": self.method, **self.options}
 
 
-def parse_variants(text: str) -> tuple[Variant, ...]:
-    """Parse ``paper,self:refine=0,align=none,calibrated:data=OTHER.txt``.
+V = TypeVar("V", bound=Variant)
+
+
+def parse_variants(text: str, kind: type[V]) -> tuple[V, ...]:
+    """Parse ``paper,self:refine=0,align=none,calibrated:data=OTHER.txt``, variants of one kind of model.
 
     Raises:
         UsageError: an unknown method or option, something malformed, or the same variant twice.
     """
-    variants = tuple(_variant(item) for item in _items(text.split(",")))
+    variants = tuple(_variant(item, kind) for item in _items(text.split(",")))
     labels = [v.label for v in variants]
     for label in labels:
         if labels.count(label) > 1:
@@ -77,11 +87,11 @@ def _items(pieces: Sequence[str]) -> list[str]:
     return items
 
 
-def _variant(item: str) -> Variant:
+def _variant(item: str, kind: type[V]) -> V:
     method, _, rest = item.strip().partition(":")
-    if method not in names():
-        raise UsageError(f"--methods: there is no method {method!r}; choose from {', '.join(names())}")
-    known = {f.name for f in dataclasses.fields(FoldConfig)} - _FIXED
+    if method not in kind.methods():
+        raise UsageError(f"--methods: there is no method {method!r}; choose from {', '.join(kind.methods())}")
+    known = {f.name for f in dataclasses.fields(kind.config)} - _FIXED
     options: dict[str, Any] = {}
     for pair in rest.split(",") if rest else ():
         name, equals, value = pair.partition("=")
@@ -91,7 +101,7 @@ def _variant(item: str) -> Variant:
         if not equals or not value.strip() or name in options:
             raise UsageError(f"--methods: write {item} as {method}:name=value,name=value with every name once")
         options[name] = value.strip() if name in ("data", "device") else _scalar(value)
-    return Variant(method, options)
+    return kind(method, options)
 
 
 def _scalar(value: str) -> Any:

@@ -26,6 +26,11 @@ METHODS: Mapping[str, str] = MappingProxyType(
 _MERGING = ("paper", "ifm")
 
 
+def runs_inputs(method: str, repair: str | None) -> bool:
+    """Whether inputs are run through the model."""
+    return method == "self" or repair == "statistics"
+
+
 @dataclass(frozen=True)
 class ImageConfig:
     """Options of a fold of an image model."""
@@ -68,7 +73,7 @@ class ImageConfig:
             )
         if self.cluster != "hartigan" and self.method != "paper":
             raise UsageError(f"--cluster is used by --method paper, not by {self.method}; leave it out")
-        if self.device != "auto" and self.method != "self" and self.repair != "statistics":
+        if self.device != "auto" and not runs_inputs(self.method, self.repair):
             raise UsageError(
                 "--device is used by --method self and --repair statistics, which invert inputs; leave it out"
             )

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from llmfold.errors import UsageError
-from llmfold.images.config import ImageConfig
+from llmfold.images.config import ImageConfig, runs_inputs
 from llmfold.images.model import ImageModel
 from llmfold.inversion.deep import batch_norms
-from llmfold.modules.fold import Method, Repair, measures, own_inputs
+from llmfold.modules.fold import own_inputs
 from llmfold.modules.narrow import with_tensors
 from llmfold.runtime.devices import pick_device
 from llmfold.runtime.oom import explain_oom
@@ -24,9 +24,7 @@ Time and memory go with the square. Accuracy of ResNet20 on CIFAR-10, one seed, 
 
 def does_measure(config: ImageConfig) -> bool:
     """Whether inputs are run through the model."""
-    method: Method = config.method  # type: ignore[assignment]
-    repair: Repair | None = config.repair  # type: ignore[assignment]
-    return measures(method, repair)
+    return runs_inputs(config.method, config.repair)
 
 
 def check_measures(model: ImageModel, config: ImageConfig) -> None:

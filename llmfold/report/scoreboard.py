@@ -117,7 +117,13 @@ def notes(evaluation: Evaluation) -> list[str]:
 
 def document(evaluation: Evaluation) -> str:
     """The whole evaluation as Markdown."""
-    return render("evaluation.md", evaluation=evaluation, tables=_tables(evaluation), notes=notes(evaluation))
+    return render(
+        "evaluation.md",
+        name=evaluation.model.name,
+        evaluation=evaluation,
+        tables=_tables(evaluation),
+        notes=notes(evaluation),
+    )
 
 
 def terminal(evaluation: Evaluation) -> RenderableType:

@@ -205,7 +205,7 @@ def test_command_line(llmfold: Cli, reader: Path, prose: Path, space: Path) -> N
 
 
 BAD: dict[str, tuple[tuple[object, ...], int, str]] = {
-    "no model": (("compare", "--ratio", 0.2), 2, "required: --model"),
+    "no model": (("compare", "--ratio", 0.2), 2, "--model is missing"),
     "unknown option": (("compare", "--ratoi", 0.2), 2, "no option --ratoi"),
     "no number": (("compare", "--ratio", "0.1,x"), 2, "'0.1,x'"),
     "unknown method": (("compare", "--model", "M", "--methods", "magic", "--text", "T", "--output", "O"), 2, "'magic'"),

@@ -9,17 +9,17 @@ from llmfold.experiments.variants import Variant, parse_variants
 
 
 def test_options_follow_their_method() -> None:
-    assert parse_variants("paper,self:refine=0,align=none,weights") == (
+    assert parse_variants("paper,self:refine=0,align=none,weights", Variant) == (
         Variant("paper"),
         Variant("self", {"refine": 0, "align": "none"}),
         Variant("weights"),
     )
-    assert parse_variants("flap:bias=false,num-samples=8")[0].options == {"bias": False, "num_samples": 8}
+    assert parse_variants("flap:bias=false,num-samples=8", Variant)[0].options == {"bias": False, "num_samples": 8}
 
 
 def test_only_what_a_seed_can_move_is_repeated() -> None:
     variants = parse_variants(
-        "self,weights,random,calibrated,wanda-sp:data=self,paper:cluster=kmeans,paper,flap,magnitude"
+        "self,weights,random,calibrated,wanda-sp:data=self,paper:cluster=kmeans,paper,flap,magnitude", Variant
     )
     assert [v.random for v in variants] == [True] * 6 + [False] * 3
 
@@ -27,7 +27,7 @@ def test_only_what_a_seed_can_move_is_repeated() -> None:
 def test_labels_are_what_a_person_types_without_folders(tmp_path: Path) -> None:
     data = tmp_path / "other.txt"
     data.touch()
-    labels = [v.label for v in parse_variants(f"paper,flap:bias=false,data={data},calibrated:data=owner/set")]
+    labels = [v.label for v in parse_variants(f"paper,flap:bias=false,data={data},calibrated:data=owner/set", Variant)]
     assert labels == ["paper", "flap:bias=false,data=other.txt", "calibrated:data=owner/set"]
 
 
@@ -50,7 +50,7 @@ def test_labels_are_what_a_person_types_without_folders(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_with_methods_is_named(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        parse_variants(text)
+        parse_variants(text, Variant)
 
 
 def settings(**options: Any) -> Settings:

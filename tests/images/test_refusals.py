@@ -39,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("basic", ["--ratio", "0.999"], ["--ratio 0.999 is more than", "choose a smaller one"]),
         ("basic", ["--ratio", "1.5"], ["--ratio is 1.5"]),
         ("basic", ["--mlp-ratio", "0.5"], ["--mlp-ratio is not for image models"]),
-        ("basic", ["--method", "paper"], ["nothing says how much to remove"]),
+        ("basic", ["--method", "paper"], ["--ratio is missing", "fraction of parameters to remove"]),
         ("vit", ["--ratio", "0.1", "--method", "paper", "--repair", "variance"], ["has none: leave it out"]),
         ("clip", ["--ratio", "0.1"], ["--method self makes images", "pass --method paper"]),
     ],
