@@ -25,6 +25,8 @@ DISK_BYTES_PER_SECOND = 500e6
 MEMORY_BYTES_PER_SECOND = 10e9
 CHECKED_IN_MEMORY_BYTES = 300_000_000
 """Below this size the reload check holds the model in memory; above, accelerate reads it layer by layer from disk."""
+HELD_GROUPS = 5
+"""Groups of experts at once: one stacked ahead, one at hand, one merged, put together and parted for its files."""
 CHECKED_VOCABULARY = 16_384
 """Rows of the output embedding that the reload check's own forward pass multiplies at once."""
 CHECKED_PASSES = 3
@@ -198,6 +200,8 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
     shape, sizes = plan.before, {s.name: s.nbytes for s in plan.tensors}
     cost = method_cost(plan, processes)
     stored = [sum(sizes[name] for name in shape.stored_names(i)) for i in plan.folded_layers]
+    if plan.config.facts.by_pieces:
+        stored = [_by_pieces(plan, index, whole) for index, whole in zip(plan.folded_layers, stored, strict=True)]
     folding = processes if plan.config.independent else 1
     layers = folding * (cost.work_area + max(stored, default=0))
     layer = max(map(plan.after.layer_parameters, plan.after.layers))
@@ -206,6 +210,12 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
     check += 4 * (layer + CHECKED_VOCABULARY * shape.hidden) if processes > 1 else 0
     small = plan.bytes_after < CHECKED_IN_MEMORY_BYTES or plan.config.verify != "full"
     return processes * BASE_BYTES + max(layers, cost.sampling, 0 if small else check)
+
+
+def _by_pieces(plan: FoldPlan, index: int, whole: int) -> int:
+    """Bytes of a layer's tensors that are held where experts come a group at a time; ``whole`` where they do not."""
+    group, rest = plan.before.apart(index)
+    return max(HELD_GROUPS * group, rest) * plan.tensors[0].dtype.itemsize if group else whole
 
 
 def advice(plan: FoldPlan, seconds: float) -> str | None:
