@@ -249,10 +249,12 @@ def _places(plan: FoldPlan, dtype: torch.dtype) -> list[Places]:
     """Where to put the stock model, what takes least memory first.
 
     Of a large one layers are read from the disk one by one. A few classes look at weights of modules inside them, which
-    accelerate has not read by then; they fail, or compute something else, unless they are held in memory.
+    accelerate has not read by then; they fail, or compute something else, unless they are held in memory. Those of
+    registered families do not.
     """
-    small = plan.after.parameters * dtype.itemsize <= IN_MEMORY_BYTES
-    return [None] if small else [_on_disk(plan.after), "auto"]
+    if plan.after.parameters * dtype.itemsize <= IN_MEMORY_BYTES:
+        return [None]
+    return [_on_disk(plan.after), *([] if plan.after.architecture.registered else ["auto"])]
 
 
 def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan, places: Sequence[Places]) -> Tensor:
