@@ -199,11 +199,13 @@ class StockShape(ModelShape):
 
     def apart(self, index: int) -> tuple[int, int]:
         """See :meth:`ModelShape.apart`."""
-        layer, sizes = self.layers[index], {True: 0, False: 0}
+        layer, first = self.layers[index], dict[bool, Piece]()
         for piece in self.pieces(index):
-            group = piece.experts is not None
-            sizes[group] = max(sizes[group], self.of_piece(piece).layer_parameters(layer))
-        return sizes[True], sizes[False]
+            first.setdefault(piece.experts is not None, piece)  # no group is larger than the first
+        group, rest = (
+            self.of_piece(first[apart]).layer_parameters(layer) if apart in first else 0 for apart in (True, False)
+        )
+        return group, rest
 
     def of_piece(self, piece: Piece) -> "StockShape":
         """The shape as a piece of a layer has it: its tensors and couplings stand for those of the whole layer."""
