@@ -192,9 +192,9 @@ class Case:
 
 
 CASES = (
-    Case((8, 16), 3072, 4096, options={"method": "paper", "mlp_ratio": 0.25, "attention_ratio": 1 / 3}),
+    Case((4, 12), 2048, 4096, options={"method": "paper", "mlp_ratio": 0.25, "attention_ratio": 0.25}),
     Case((2, 4), 1024, 2048, (8, 16), {"method": "paper", "mlp_ratio": 0.25, "verify": "shapes"}),
-    Case((2, 4), 1024, 2048, (8, 16)),
+    Case((4,), 1024, 2048, (8, 16)),
 )
 """What the page shows: depth, experts, and experts with the check that runs whole layers."""
 
