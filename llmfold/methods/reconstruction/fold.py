@@ -212,17 +212,19 @@ class _Layer:
 
     def fold(self, stored: Weights, after: LayerShape) -> Folded:
         """The layer at widths ``after``, in the dtypes of ``stored`` or the one that is asked for."""
-        parts: list[tuple[Slots, dict[Role, Tensor]]] = []
+        shapes = dict(self._owner.shape.layer_roles(after))
+        return narrowed(stored, self._parts(stored, after), shapes, after), self._record
+
+    def _parts(self, stored: Weights, after: LayerShape) -> Iterator[tuple[Slots, dict[Role, Tensor]]]:
+        """Folded tensors of each coupling, one after the other."""
         if after.heads != self._widths.heads and self.couplings.heads is not None:
             slots = self.couplings.heads.slots
-            parts.append((slots, self._rounded(slots, stored, self._attention(after))))
+            yield slots, self._rounded(slots, stored, self._attention(after))
         if after.intermediate != self._widths.intermediate:
             for coupling in self.couplings.neurons:
                 folded, record = self._mlp(coupling, self._owner.shape.units(coupling, after))
-                parts.append((coupling.slots, self._rounded(coupling.slots, stored, folded)))
                 self._record.add_mlp(record)
-        shapes = dict(self._owner.shape.layer_roles(after))
-        return narrowed(stored, parts, shapes, after), self._record
+                yield coupling.slots, self._rounded(coupling.slots, stored, folded)
 
     def _rounded(self, slots: Slots, stored: Weights, folded: dict[Role, Tensor]) -> dict[Role, Tensor]:
         """Folded tensors in the dtypes of those stored, or in the one that is asked for."""
