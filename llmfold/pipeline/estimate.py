@@ -25,8 +25,8 @@ DISK_BYTES_PER_SECOND = 500e6
 MEMORY_BYTES_PER_SECOND = 10e9
 CHECKED_IN_MEMORY_BYTES = 300_000_000
 """Below this size the reload check holds the model in memory; above, accelerate reads it layer by layer from disk."""
-HELD_GROUPS = 6
-"""Of experts, or of a layer of them: two while one is stacked ahead, one at hand, merged, put together, and parted."""
+HELD_GROUPS = 5
+"""Of experts, or of a layer of them: two while one is stacked ahead, one at hand, one put together, one parted."""
 CHECKED_VOCABULARY = 16_384
 """Rows of the output embedding that the reload check's own forward pass multiplies at once."""
 CHECKED_PASSES = 3
