@@ -1,7 +1,7 @@
-"""Does the memory of a fold depend on the model's depth? Folds random sharded bf16 checkpoints of two depths.
+"""Does the memory of a fold depend on the model's depth, or on its experts? Folds random sharded bf16 checkpoints.
 
-    python eval/streaming_memory.py --layers 8 16 --hidden 3072 --intermediate 4096 > eval/results/streaming_memory.md
-    python eval/streaming_memory.py --layers 2 6 --hidden 1024 --intermediate 3584 --experts 8
+    python eval/streaming_memory.py > eval/results/streaming_memory.md
+    python eval/streaming_memory.py --layers 2 6 --hidden 1024 --intermediate 3584 --experts 8 32
 
 Each fold runs in a process of its own, with the full reload check. ``growth`` is the peak anonymous memory less what
 the process held after folding a toy checkpoint, so that Python, torch and transformers are not counted.
@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,14 @@ def layer_bytes(hidden: int, intermediate: int, experts: int = 0) -> int:
 def fold_here(
     source: Path, toy: Path, output: Path, options: dict[str, Any], *, from_disk: bool = False
 ) -> dict[str, float]:
-    """Fold the toy, look at this process's memory, then fold ``source``: base and peak anonymous bytes, seconds.
+    """Fold the toy, look at this process's memory, then fold ``source``: base, peak and planned bytes, seconds.
 
     The toy is reloaded through accelerate, so that its import is counted in the base; ``from_disk`` has ``source``
     reloaded so whatever its size.
     """
     import llmfold
     from llmfold.pipeline import verification
+    from llmfold.pipeline.estimate import BASE_BYTES, memory_needed
     from llmfold.runtime.memory import anonymous_bytes
 
     limit, verification.IN_MEMORY_BYTES = verification.IN_MEMORY_BYTES, 0
@@ -124,7 +126,8 @@ def fold_here(
     base = anonymous_bytes()
     start = time.perf_counter()
     report = llmfold.fold(source, output=output, quiet=True, **options)
-    return {"base": base, "peak": report.peak_memory_bytes, "seconds": time.perf_counter() - start}
+    found = {"base": base, "peak": report.peak_memory_bytes, "seconds": time.perf_counter() - start}
+    return {**found, "planned": memory_needed(llmfold.plan(source, **options)) - BASE_BYTES}
 
 
 def measure(
@@ -151,33 +154,66 @@ def measure(
     return found
 
 
-def table(arguments: argparse.Namespace, results: dict[int, dict[str, float]]) -> str:
+@dataclass(frozen=True)
+class Case:
+    """Models that differ in depth, or in experts, alone; folded by the same options."""
+
+    layers: tuple[int, ...]
+    hidden: int
+    intermediate: int
+    experts: tuple[int, ...] = (0,)
+    options: dict[str, Any] = field(default_factory=lambda: {"method": "paper", "mlp_ratio": 0.25})
+
+    def run(self, folder: Path) -> dict[tuple[int, int], dict[str, float]]:
+        """What :func:`fold_here` finds, by experts and layers."""
+        return {
+            (experts, layers): measure(folder, layers, self.hidden, self.intermediate, self.options, experts=experts)
+            for experts in self.experts
+            for layers in self.layers
+        }
+
+    def table(self, results: dict[tuple[int, int], dict[str, float]]) -> str:
+        """A section of the page in eval/results."""
+        kind, check = ("Mixtral" if any(self.experts) else "Llama"), self.options.get("verify", "full")
+        lines = [
+            f"Random bf16 {kind}, hidden {self.hidden}, MLP {self.intermediate}, one shard per layer; options "
+            f"{json.dumps(self.options)}; reload check: {check}.",
+            "",
+            "| experts | layers | a layer, MB | after a toy fold, MB | peak, MB | growth, MB | planned, MB | seconds |",
+            "|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for (experts, layers), found in results.items():
+            size = layer_bytes(self.hidden, self.intermediate, experts)
+            growth = found["peak"] - found["base"]
+            sizes = (size, found["base"], found["peak"], growth, found["planned"])
+            cells = [str(experts or "–"), str(layers), *(f"{each / 1e6:.0f}" for each in sizes)]
+            lines.append(f"| {' | '.join(cells)} | {found['seconds']:.0f} |")
+        return "\n".join(lines)
+
+
+CASES = (
+    Case((4, 12), 2048, 4096, options={"method": "paper", "mlp_ratio": 0.25, "attention_ratio": 0.25}),
+    Case((2, 4), 1024, 2048, (8, 16), {"method": "paper", "mlp_ratio": 0.25, "verify": "shapes"}),
+    Case((4,), 1024, 2048, (8, 16)),
+)
+"""What the page shows: depth, experts, and experts with the check that runs whole layers."""
+
+
+def page(cases: Sequence[Case], folder: Path) -> str:
     """The Markdown page that goes into eval/results."""
     from llmfold.environment import versions
 
-    size = layer_bytes(arguments.hidden, arguments.intermediate, arguments.experts)
-    kind = f"Mixtral of {arguments.experts} experts" if arguments.experts else "Llama"
-    growth = {n: found["peak"] - found["base"] for n, found in results.items()}
-    few, many = min(results), max(results)
     lines = [
-        "# Memory of a fold against the depth of the model",
+        "# Memory of a fold against the depth of the model and the number of its experts",
         "",
-        f"`python eval/streaming_memory.py {' '.join(sys.argv[1:])}`",
+        f"`{' '.join(['python eval/streaming_memory.py', *sys.argv[1:]])}`",
         "",
-        f"Random bf16 {kind}, hidden {arguments.hidden}, MLP {arguments.intermediate}, {size / 1e6:.0f} MB per layer, "
-        f"one shard per layer; options {json.dumps(arguments.options)}; full reload check.",
+        "Growth is the peak anonymous memory less what the process held after a toy fold; planned is what a plan says, "
+        "less what it counts for Python and its libraries. Experts come a group at a time, so a fold takes no more "
+        "where there are more of them; the full reload check runs the stock class, and transformers stacks the experts "
+        "of a layer in float32 for it.",
         "",
-        "| layers | checkpoint, MB | after a toy fold, MB | peak anonymous, MB | growth, MB | seconds |",
-        "|---:|---:|---:|---:|---:|---:|",
-        *(
-            f"| {n} | {n * size / 1e6:.0f} | {f['base'] / 1e6:.0f} | {f['peak'] / 1e6:.0f} | {growth[n] / 1e6:.0f} "
-            f"| {f['seconds']:.0f} |"
-            for n, f in sorted(results.items())
-        ),
-        "",
-        f"Peak of {many} layers over peak of {few}: {results[many]['peak'] / results[few]['peak']:.3f}; "
-        f"of the growth alone: {growth[many] / growth[few]:.3f}.",
-        "",
+        *(f"{case.table(case.run(folder))}\n" for case in cases),
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, "
         f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}; "
         + ", ".join(f"{name} {version}" for name, version in versions().items()),
@@ -186,28 +222,24 @@ def table(arguments: argparse.Namespace, results: dict[int, dict[str, float]]) -
 
 
 def main() -> None:
-    """Measure every depth and print the page."""
+    """Measure every case, or that of the command line, and print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--hidden", type=int, default=3072)
-    parser.add_argument("--intermediate", type=int, default=4096)
-    parser.add_argument("--experts", type=int, default=0, help="a Mixtral with so many a layer (default: a Llama)")
+    parser.add_argument("--layers", type=int, nargs="+", help="depths (default: all cases of the page)")
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--intermediate", type=int, default=2048)
     parser.add_argument(
-        "--options",
-        type=json.loads,
-        default={"method": "paper", "mlp_ratio": 0.25, "attention_ratio": 1 / 3},
-        help="JSON of the options of llmfold.fold",
+        "--experts", type=int, nargs="+", default=[0], help="a Mixtral with so many a layer; 0: a Llama"
     )
+    parser.add_argument("--options", type=json.loads, help="JSON of the options of llmfold.fold")
     parser.add_argument("--folder", type=Path, help="where the checkpoints are made (default: a temporary folder)")
     arguments = parser.parse_args()
+    cases: Sequence[Case] = CASES
+    if arguments.layers:
+        own = {} if arguments.options is None else {"options": arguments.options}
+        sizes = (arguments.hidden, arguments.intermediate, tuple(arguments.experts))
+        cases = [Case(tuple(arguments.layers), *sizes, **own)]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        results = {
-            n: measure(
-                Path(folder), n, arguments.hidden, arguments.intermediate, arguments.options, experts=arguments.experts
-            )
-            for n in arguments.layers
-        }
-    print(table(arguments, results))
+        print(page(cases, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class MethodFacts:
         weighs: whether it chooses units by what they do to predictions, found out for all layers at once.
         replans: whether it may change the plan before the first layer even where the split is given.
         one_pass: whether several ratios are folded in one pass over the layers.
+        by_pieces: whether it may be handed the experts of a layer a few at a time; else it gets layers as a whole.
         random: whether another seed may give another result.
         parallel: how processes share its work.
         plain_only: whether it knows only layers of one gated MLP and one attention, each tensor of one role. A method
@@ -61,6 +62,7 @@ class MethodFacts:
     weighs: bool = False
     replans: bool = False
     one_pass: bool = False
+    by_pieces: bool = False
     random: bool = False
     parallel: Parallel = Parallel.LAYERS
     plain_only: bool = True

@@ -91,10 +91,11 @@ class Checkpoint:
         """Bytes of all weights in ``dtype``, None being their own."""
         return sum(info.numel * (dtype or info.dtype).itemsize for info in self.tensors.values())
 
-    def read(self, name: str, *, check_finite: bool = True) -> Tensor:
+    def read(self, name: str, part: range | None = None, *, check_finite: bool = True) -> Tensor:
         """Return the weight ``name`` with its stored dtype and shape, mapped from the file without a copy.
 
-        The map is private (writing into the tensor does not reach the file) and goes away with the tensor.
+        The map is private (writing into the tensor does not reach the file) and goes away with the tensor. Of ``part``
+        come those entries of the first axis, and they alone are looked at.
 
         Raises:
             CheckpointError: no such weight, the shard changed since it was opened, or NaN or infinity was found.
@@ -105,6 +106,8 @@ class Checkpoint:
         path = self.folder / self.tensors[name].shard
         with _reading(name, path), safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(self.tensors[name].stored or name)
+        if part is not None:
+            tensor = tensor[part.start : part.stop]
         if check_finite and not is_finite(tensor):
             raise CheckpointError(
                 f"tensor {name!r} in {path} holds NaN or infinity: the model is damaged, download it again"

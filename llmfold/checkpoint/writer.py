@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,6 +16,15 @@ from llmfold.runtime.closing import Closing
 from llmfold.runtime.storage import allocate, disk_full, forget, free_bytes, fsync_path, pwrite_all, writing
 
 
+@dataclass
+class _Begun:
+    """What is written of a tensor: entries of its first axis, bytes, and their digest."""
+
+    entries: int = 0
+    nbytes: int = 0
+    sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+
 class ShardWriter(Closing):
     """Writes the tensors of ``plan`` into ``folder``; one process calls ``create``, any number call ``write``."""
 
@@ -24,6 +34,7 @@ class ShardWriter(Closing):
         self._folder = folder
         self._sizes = {shard.name: shard.nbytes for shard in plan.shards}
         self._open: dict[str, int] = {}
+        self._begun: dict[str, _Begun] = {}
 
     def create(self) -> None:
         """Create every shard at its final length with its header, and the index; whole shards of a resumed run stay.
@@ -55,16 +66,33 @@ class ShardWriter(Closing):
         Raises:
             OutputError: not in the plan, another dtype or shape than planned, NaN or infinity, or the disk is full.
         """
+        return self._write(name, tensor, _Begun(), tuple(tensor.shape)).sha256.hexdigest()
+
+    def append(self, name: str, part: Tensor) -> str | None:
+        """Write the next entries of a tensor's first axis; the digest of all of them, as :meth:`write`, with the last.
+
+        Raises:
+            OutputError: as :meth:`write` does; more entries than were planned.
+        """
+        begun = self._begun.pop(name, None) or _Begun()
+        begun.entries += len(part)
+        place = self._plan.tensors.get(name)
+        planned = place.spec.shape[0] if place and place.spec.shape else begun.entries
+        self._write(name, part, begun, (max(planned, begun.entries), *part.shape[1:]))
+        if begun.entries < planned:
+            self._begun[name] = begun
+            return None
+        return begun.sha256.hexdigest()
+
+    def _write(self, name: str, tensor: Tensor, begun: "_Begun", shape: tuple[int, ...]) -> "_Begun":
+        """Write behind what has begun; ``shape`` is that of the whole tensor."""
         place = self._plan.tensors.get(name)
         if place is None:
             raise OutputError(f"tensor {name!r} is not in the plan of the output")
-        if (tensor.dtype, tuple(tensor.shape)) != (place.spec.dtype, place.spec.shape):
+        if (tensor.dtype, shape) != (place.spec.dtype, place.spec.shape):
             raise OutputError(
-                f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}, "
-                f"but {place.spec.dtype} {place.spec.shape} was planned"
+                f"tensor {name!r} is {tensor.dtype} {shape}, but {place.spec.dtype} {place.spec.shape} was planned"
             )
-        digest = hashlib.sha256()
-        offset = place.offset
         fd = self._descriptor(place.shard)
         for block in blocks(tensor.detach()):
             if not is_finite(block):
@@ -72,11 +100,11 @@ class ShardWriter(Closing):
                     raise OutputError(f"tensor {name!r} overflows float16 and was not written: --dtype bfloat16")
                 raise OutputError(f"tensor {name!r} came out with NaN or infinity: it was not written")
             data = block.cpu().view(torch.uint8).numpy().data
-            digest.update(data)
+            begun.sha256.update(data)
             with writing(self._folder / place.shard, place.spec.nbytes):
-                pwrite_all(fd, data, offset)
-            offset += data.nbytes
-        return digest.hexdigest()
+                pwrite_all(fd, data, place.offset + begun.nbytes)
+            begun.nbytes += data.nbytes
+        return begun
 
     def sync(self) -> None:
         """Return once everything this process wrote is on the disk; raises OutputError when it cannot be.

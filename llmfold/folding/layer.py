@@ -36,22 +36,31 @@ class MergeOptions:
 
 @dataclass
 class LayerRecord:
-    """What happened in one layer, for the report: clusters of both parts, and seconds by stage."""
+    """What happened in one layer, or a piece of it, for the report: clusters of both parts, and seconds by stage."""
 
     mlp: dict[str, Any] | None = None
     attention: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add_mlp(self, record: dict[str, Any]) -> None:
-        """Add what happened to one more coupling of neurons: of several, means, and how many they are."""
+        """Add what happened to more couplings of neurons: of several, means, and how many they are."""
         if self.mlp is None:
             self.mlp = dict(record)
             return
-        count = self.mlp.get("couplings", 1)
+        count, more = (each.get("couplings", 1) for each in (self.mlp, record))
         for key, value in record.items():
             if isinstance(value, float) and isinstance(self.mlp.get(key), float):
-                self.mlp[key] += (value - self.mlp[key]) / (count + 1)
-        self.mlp["couplings"] = count + 1
+                self.mlp[key] += (value - self.mlp[key]) * more / (count + more)
+        self.mlp["couplings"] = count + more
+
+    def add(self, piece: "LayerRecord") -> None:
+        """Add what happened in one more piece of the layer."""
+        if piece.mlp is not None:
+            self.add_mlp(piece.mlp)
+        if piece.attention is not None:
+            self.attention = piece.attention
+        for stage, seconds in piece.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
 def fold_layer(
@@ -156,8 +165,8 @@ class _Units:
         self._aligned: tuple[PairwiseAligner, Tensor] | None = None
 
     def clusters(self, heads: Sequence[int], timer: StageTimer) -> dict[int, Clustering]:
-        """Clusters by the number of query heads that are left."""
-        if not heads:
+        """Clusters by the number of query heads that are left; none where no heads are at hand."""
+        if not heads or not self._attention:
             return {}
         options, before = self._options, self._before
         self._views = unit_views(self._attention, before, self._count)

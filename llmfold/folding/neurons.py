@@ -9,25 +9,25 @@ from llmfold.clustering import gram
 from llmfold.clustering.gram import mirror
 from llmfold.folding.grouping import Groups, merge_rows, scale_rows, squared_norms, work_dtype
 from llmfold.models import Role
+from llmfold.models.coupling import GATE, READER, VALUE
 
 _TINY = 1e-30
 
 
 def neuron_rows(weights: Mapping[Role, Tensor]) -> list[Tensor]:
-    """Features of the n neurons as blocks, never concatenated: gate rows, up rows, down columns, biases as columns."""
-    blocks = [*_gate(weights), weights["up"], weights["down"].T]
-    return blocks + [weights[role][:, None] for role in ("gate_bias", "up_bias") if role in weights]
-
-
-def _gate(weights: Mapping[Role, Tensor]) -> list[Tensor]:
-    return [weights["gate"]] if "gate" in weights else []
+    """Features of the n neurons as blocks, never concatenated: producers' rows, consumer's columns, biases."""
+    gate, value, read = value_rows(weights)
+    return [*gate[:1], *value[:1], *read, *gate[1:], *value[1:]]
 
 
 def value_rows(weights: Mapping[Role, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Blocks of the gate, of the up row (each with its bias) and of the down column."""
-    gate = _gate(weights) + ([weights["gate_bias"][:, None]] if "gate_bias" in weights else [])
-    up = [weights["up"]] + ([weights["up_bias"][:, None]] if "up_bias" in weights else [])
-    return gate, up, [weights["down"].T]
+    """Blocks of the gate, of the value that it scales (each with its bias), and of the consumer's columns."""
+    gate, value = ([weights[role] for role in roles if role in weights] for roles in (GATE, VALUE))
+    return _columns(gate), _columns(value), [weights[READER].T]
+
+
+def _columns(blocks: list[Tensor]) -> list[Tensor]:
+    return [block if block.ndim > 1 else block[:, None] for block in blocks]
 
 
 def gauge_distances(weights: Mapping[Role, Tensor]) -> Tensor:
@@ -106,10 +106,10 @@ def merge_neurons(
     """
     inverse = None if factors is None else 1 / factors
     merged = dict(weights)  # the bias of the down projection stays
-    for role in merged.keys() & {"gate", "gate_bias"}:
+    for role in merged.keys() & set(GATE):
         merged[role] = merge_rows(weights[role], groups, mean=True)
-    for role in merged.keys() & {"up", "up_bias"}:
+    for role in merged.keys() & set(VALUE):
         rows = merge_rows(weights[role], groups, mean=True, scale=factors)
         merged[role] = rows if scale is None else scale_rows(rows, groups, scale)
-    merged["down"] = merge_rows(weights["down"].T, groups, mean=False, scale=inverse).T.contiguous()
+    merged[READER] = merge_rows(weights[READER].T, groups, mean=False, scale=inverse).T.contiguous()
     return merged

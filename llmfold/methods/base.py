@@ -14,6 +14,7 @@ from llmfold.config import FoldConfig
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.method import Notify
 from llmfold.models import LayerShape, Role
+from llmfold.models.pieces import Piece
 from llmfold.planning import FoldPlan, Sensitivities
 from llmfold.planning.cost import Cost, Stage
 from llmfold.runtime.hidden_states import STATE_FOLDER
@@ -57,7 +58,11 @@ class FoldContext:
 
     def read_layer(self, index: int) -> dict[Role, Tensor]:
         """See :func:`read_layer`."""
-        return read_layer(self.checkpoint, self.shape, index)
+        return self.read_piece(Piece(index))
+
+    def read_piece(self, piece: Piece) -> dict[Role, Tensor]:
+        """Stored tensors of a piece of a layer by role; raises as :func:`read_layer`."""
+        return self.shape.unpack_piece(piece, self.checkpoint.read)
 
 
 class LayerMethod:
@@ -88,10 +93,10 @@ class LayerMethod:
         return dict(weights), LayerRecord()
 
     def fold_at(
-        self, index: int, weights: Weights, before: LayerShape, target_shapes: Sequence[LayerShape]
+        self, piece: Piece, weights: Weights, before: LayerShape, target_shapes: Sequence[LayerShape]
     ) -> Iterator[Folded]:
-        """:meth:`fold` to several widths, one result at a time."""
-        return (self.fold(index, weights, before, after) for after in target_shapes)
+        """:meth:`fold` to several widths, one result at a time; of a layer, or of a piece of it where a method can."""
+        return (self.fold(piece.layer, weights, before, after) for after in target_shapes)
 
     def sync_state(self) -> None:
         """Put what the next layer needs on disk, before the layer just folded is journalled as done."""

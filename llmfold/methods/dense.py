@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmfold.methods.base import ReadLayer, Weights
@@ -224,7 +223,7 @@ class NeuronInputs:
 
     def mlp_output(self, x: Tensor, mlp: dict[Role, Tensor]) -> Tensor:
         """Outputs (t, hidden) of neurons of this kind for inputs (t, hidden)."""
-        return F.linear(self.coupling.neurons(x, mlp), mlp["down"], mlp.get("down_bias"))
+        return self.coupling.outputs(x, mlp)
 
     def neurons(self, x: Tensor) -> Tensor:
         """Activations (t, n) of the dense neurons for inputs (t, hidden)."""

@@ -145,6 +145,10 @@ class ModelShape:
         """How many MLPs a layer has, every expert counted."""
         return 1
 
+    def apart(self, index: int) -> tuple[int, int]:
+        """Parameters of the experts of a layer that can be in memory without the others, and of all else in it."""
+        return 0, self.layer_parameters(self.layers[index])
+
     def stored_shapes(self, index: int, layer: LayerShape) -> dict[str, tuple[int, ...]]:
         """Names and shapes of a layer's stored tensors at widths ``layer``."""
         return {tensor_name(index, role): size for role, size in self.layer_roles(layer)}

@@ -14,6 +14,8 @@ from torch import Tensor
 from llmfold.models.base import LayerShape, Role
 from llmfold.models.slots import Slots
 
+GATE, VALUE, READER = ("gate", "gate_bias"), ("up", "up_bias"), "down"
+"""Roles of neurons: what scales a neuron, from inside a nonlinearity; the value itself; the matrix that reads it."""
 Activation = Callable[[Tensor | None, Tensor], Tensor]
 """From what the gate (None where there is none) and the up projection give, (…, n) each, to the neurons."""
 
@@ -38,6 +40,16 @@ class Coupling:
     def view(self, weights: Mapping[Role, Tensor], widths: LayerShape) -> dict[Role, Tensor]:
         """The coupling's tensors by role, of a layer that is as wide as ``widths``."""
         return {role: slot.read(weights[slot.tensor], widths) for role, slot in self.slots.items()}
+
+    @property
+    def producers(self) -> list[Role]:
+        """Roles of the tensors that make the units, matrices and biases."""
+        return [role for role, slot in self.slots.items() if not slot.consumer]
+
+    @property
+    def reader(self) -> Role:
+        """Role of the matrix that reads the units."""
+        return next(role for role, slot in self.slots.items() if slot.consumer and slot.matrix)
 
     @property
     def is_plain(self) -> bool:
@@ -69,6 +81,10 @@ class NeuronCoupling(Coupling):
     expert: int | None = None
     router: str | None = None
     own: "OwnMlp | None" = field(default=None, compare=False)
+
+    def outputs(self, x: Tensor, mlp: Mapping[Role, Tensor]) -> Tensor:
+        """Outputs (…, hidden) of the consumer for inputs (…, hidden), with parameters by role."""
+        return F.linear(self.neurons(x, mlp), mlp["down"], mlp.get("down_bias"))
 
     def neurons(self, x: Tensor, mlp: Mapping[Role, Tensor]) -> Tensor:
         """Activations (…, n) of the neurons for inputs (…, hidden), with parameters by role."""

@@ -4,7 +4,7 @@ Transformers renames, fuses and stacks tensors when it loads a checkpoint, and u
 done for a few tensors at a time, by the same rules, so that an output keeps the names and the layout of its source.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     rename_source_key,
@@ -24,6 +25,8 @@ from llmfold.errors import CheckpointError, UsageError
 from llmfold.models import refusals
 
 Shapes = Mapping[str, tuple[int, ...]]
+ReadPart = Callable[[str, range | None], Tensor]
+"""Gives a stored tensor, or some entries of its first axis."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,42 @@ class Layout:
             if group.converter is None:
                 made[group.target] = read(group.stored[-1][0])
                 continue
-            converter = deepcopy(group.converter)
-            for name, pattern in group.stored:
-                converter.add_tensor(group.target, name, pattern, read(name))
-            values = converter.convert(group.target, model=self._model, config=self._model.config)
-            made.update({name: value[0] if isinstance(value, list) else value for name, value in values.items()})
+            made |= self._convert(group, ((name, pattern, read(name)) for name, pattern in group.stored))
+        return made
+
+    def _convert(self, group: Group, tensors: Iterable[tuple[str, str, Tensor]]) -> dict[str, Tensor]:
+        converter = deepcopy(group.converter)
+        assert converter is not None
+        for name, pattern, tensor in tensors:
+            converter.add_tensor(group.target, name, pattern, tensor)
+        values = converter.convert(group.target, model=self._model, config=self._model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
+
+    def can_part(self, group: Group, experts: int) -> bool:
+        """Whether a group's one parameter stacks so many experts, each of which is stored apart from the others."""
+        shape, *others = group.parameters.values()
+        if others or shape[:1] != (experts,):
+            return False
+        if group.converter is None or _turns_by_shape(group):
+            return all(self.stored[name][:1] == (experts,) for name, _ in group.stored)
+        first = group.converter.operations[0]
+        if not isinstance(first, MergeModulelist) or first.dim or any(len(n) != experts for n in _names(group)):
+            return False
+        one = self.load_part([group], lambda name, part: torch.empty(self.stored[name], device="meta"), range(1))
+        return [tuple(tensor.shape) for tensor in one.values()] == [(1, *shape[1:])]
+
+    def load_part(self, groups: Iterable[Group], read: ReadPart, experts: range) -> dict[str, Tensor]:
+        """Some experts of the parameters of groups that :meth:`can_part`, by name."""
+        made: dict[str, Tensor] = {}
+        for group in groups:
+            if group.converter is None or _turns_by_shape(group):
+                name = group.stored[-1][0]
+                part = read(name, experts)
+                as_stored = self.stored[name][1:] == group.parameters[group.target][1:]
+                made[group.target] = part if as_stored else part.transpose(1, 2).contiguous()
+                continue
+            wanted = {name for names in _names(group) for name in names[experts.start : experts.stop]}
+            made |= self._convert(group, ((n, pattern, read(n, None)) for n, pattern in group.stored if n in wanted))
         return made
 
     def store(self, groups: Iterable[Group], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,20 +168,39 @@ class Layout:
             if group.converter is None:
                 stored.update({name: parameters[group.target] for name, _ in group.stored})
                 continue
-            if any(getattr(operation, "check_dims", False) for operation in group.converter.operations):
+            if _turns_by_shape(group):
                 stored.update(self._as_it_lay(group, parameters[group.target]))
                 continue
-            self._model._weight_conversions = self._conversions
-            values = revert_weight_conversion(self._model, {name: parameters[name] for name in group.parameters})
-            names = {name for name, _ in group.stored}
-            if values.keys() != names:
-                other = sorted(names ^ values.keys())[0]
-                raise CheckpointError(
-                    f"tensor {other} is stored in a layout that transformers reads but does not write: load the model "
-                    "and save it again"
-                )
-            stored.update(values)
+            stored |= self._reverted(group, parameters, {name for name, _ in group.stored})
         return stored
+
+    def store_part(
+        self, groups: Iterable[Group], parameters: Mapping[str, Tensor], experts: range
+    ) -> dict[str, Tensor]:
+        """As :meth:`store`, of some experts; where they lie in one tensor, their part of its first axis."""
+        stored: dict[str, Tensor] = {}
+        for group in groups:
+            if group.converter is None or _turns_by_shape(group):
+                stored |= self.store([group], parameters)
+                continue
+            # Transformers numbers what it is given from zero.
+            renamed = {n[i]: n[k] for n in _names(group) for i, k in enumerate(experts)}
+            values = self._reverted(group, parameters, renamed.keys())
+            stored |= {renamed[name]: tensor for name, tensor in values.items()}
+        return stored
+
+    def _reverted(self, group: Group, parameters: Mapping[str, Tensor], names: Set[str]) -> dict[str, Tensor]:
+        self._model._weight_conversions = self._conversions
+        values: dict[str, Tensor] = revert_weight_conversion(
+            self._model, {name: parameters[name] for name in group.parameters}
+        )
+        if values.keys() != names:
+            other = sorted(names ^ values.keys())[0]
+            raise CheckpointError(
+                f"tensor {other} is stored in a layout that transformers reads but does not write: load the model "
+                "and save it again"
+            )
+        return values
 
     def _as_it_lay(self, group: Group, parameter: Tensor) -> dict[str, Tensor]:
         """A tensor that transformers turns or not, by its shape, when it reads it: in the source's orientation."""
@@ -161,6 +214,19 @@ class Layout:
                 "another ratio, or --multiple-of"
             )
         return {name: turned}
+
+
+def _turns_by_shape(group: Group) -> bool:
+    """Whether transformers transposes a stack, or leaves it, by its shape."""
+    return any(getattr(operation, "check_dims", False) for operation in getattr(group.converter, "operations", ()))
+
+
+def _names(group: Group) -> list[list[str]]:
+    """Stored names of a group by the pattern that they match, in the order of their experts."""
+    found: dict[str, list[str]] = {}
+    for name, pattern in group.stored:
+        found.setdefault(pattern, []).append(name)
+    return list(found.values())
 
 
 def default_names(model: PreTrainedModel, parameters: Shapes) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from llmfold.models import refusals
 from llmfold.models.base import LayerShape, ModelShape, Role, role_of, tensor_path
 from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling
-from llmfold.models.layout import Group, Layout
+from llmfold.models.layout import Group, Layout, ReadPart
+from llmfold.models.pieces import Piece, in_groups
 from llmfold.models.stock import StockModel
 from llmfold.models.width_keys import WidthKeys, group_of
 
@@ -65,6 +66,10 @@ class Kind:
         for tensor, (axis, size) in sizes.items():
             shapes[tensor][axis] = size
         return {role: tuple(size) for role, size in shapes.items()}
+
+    def of_piece(self, piece: Piece) -> "Kind":
+        """What a piece of such a layer is made of."""
+        return Kind(self.full, piece.tensors(self.tensors), piece.couplings(self.couplings))
 
     def parameters(self, widths: LayerShape) -> int:
         """Parameters of a layer as wide as ``widths``."""
@@ -177,22 +182,71 @@ class StockShape(ModelShape):
 
     def stored_names(self, index: int) -> list[str]:
         """Names of the stored tensors of a layer."""
-        return [name for group in self._groups(index) for name, _ in group.stored]
+        return self.names_in(Piece(index))
 
     def _groups(self, index: int) -> Sequence[Group]:
         return self.layout.under(f"{self.stock.path}.{index}")
 
+    def pieces(self, index: int) -> list[Piece]:
+        """A layer in the pieces that it can be read, folded and written in, one after the other."""
+        layer = self.layers[index]
+        found = in_groups(index, dict(self.layer_roles(layer)), self.couplings(layer))
+        parted = next((piece for piece in found if piece.experts is not None), None)
+        experts = sum(len(piece.experts or ()) for piece in found)
+        if parted and not all(self.layout.can_part(group, experts) for group in self._groups_of(parted)):
+            return [Piece(index)]
+        return found
+
+    def apart(self, index: int) -> tuple[int, int]:
+        """See :meth:`ModelShape.apart`."""
+        layer, first = self.layers[index], dict[bool, Piece]()
+        for piece in self.pieces(index):
+            first.setdefault(piece.experts is not None, piece)  # no group is larger than the first
+        group, rest = (
+            self.of_piece(first[apart]).layer_parameters(layer) if apart in first else 0 for apart in (True, False)
+        )
+        return group, rest
+
+    def of_piece(self, piece: Piece) -> "StockShape":
+        """The shape as a piece of a layer has it: its tensors and couplings stand for those of the whole layer."""
+        if piece.whole:
+            return self
+        number = self.layers[piece.layer].kind
+        kinds = (*self.kinds[:number], self.kinds[number].of_piece(piece), *self.kinds[number + 1 :])
+        return dataclasses.replace(self, kinds=kinds)
+
+    def names_in(self, piece: Piece) -> list[str]:
+        """Names of the stored tensors that a piece is read from."""
+        return [name for group in self._groups_of(piece) for name, _ in group.stored]
+
+    def _groups_of(self, piece: Piece) -> Sequence[Group]:
+        groups, start = self._groups(piece.layer), len(f"{self.stock.path}.{piece.layer}.")
+        return [group for group in groups if any(piece.has(role_of(name[start:])) for name in group.parameters)]
+
+    def unpack_piece(self, piece: Piece, read: ReadPart) -> dict[Role, Tensor]:
+        """The tensors of a piece by role; ``read`` gives a stored tensor, or some entries of its first axis."""
+        start, groups = len(f"{self.stock.path}.{piece.layer}."), self._groups_of(piece)
+        if piece.experts is None:
+            made = self.layout.load(groups, lambda name: read(name, None))
+        else:
+            made = self.layout.load_part(groups, read, piece.experts)
+        return {role_of(name[start:]): tensor for name, tensor in made.items()}
+
+    def pack_piece(self, piece: Piece, weights: Mapping[Role, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a piece by the names they are stored under, from those by role."""
+        start, groups = f"{self.stock.path}.{piece.layer}.", self._groups_of(piece)
+        named = {start + tensor_path(role): tensor for role, tensor in weights.items()}
+        if piece.experts is None:
+            return self.layout.store(groups, named)
+        return self.layout.store_part(groups, named, piece.experts)
+
     def unpack(self, index: int, read: Callable[[str], Tensor]) -> dict[Role, Tensor]:
         """A layer's tensors by role; ``read`` gives a stored tensor."""
-        start = len(f"{self.stock.path}.{index}.")
-        made = self.layout.load(self._groups(index), read)
-        return {role_of(name[start:]): tensor for name, tensor in made.items()}
+        return self.unpack_piece(Piece(index), lambda name, part: read(name))
 
     def pack(self, index: int, weights: Mapping[Role, Tensor]) -> dict[str, Tensor]:
         """A layer's tensors by the names they are stored under, from those by role."""
-        start = f"{self.stock.path}.{index}."
-        named = {start + tensor_path(role): tensor for role, tensor in weights.items()}
-        return self.layout.store(self._groups(index), named)
+        return self.pack_piece(Piece(index), weights)
 
     def stored_shapes(self, index: int, layer: LayerShape) -> dict[str, tuple[int, ...]]:
         """Names and shapes of a layer's stored tensors at widths ``layer``."""

@@ -11,6 +11,7 @@ import torch
 from llmfold.config import FoldConfig
 from llmfold.errors import UsageError
 from llmfold.methods.base import LayerMethod
+from llmfold.models.pieces import Piece
 from llmfold.pipeline.estimate import check_machine
 from llmfold.pipeline.layer_writer import LayerWriter
 from llmfold.pipeline.progress import Listener
@@ -126,26 +127,37 @@ def _fold_layers(runs: Sequence[Run], method: LayerMethod | None, ranks: Ranks) 
     method.start(min(pending))
     groups = list(method.groups(sorted(pending)))
     shares = [ranks.shard(group) if first.config.independent else group for group in groups]
-    on_gpu, read_layer = first.device.type == "cuda", first.context.read_layer
+    context, apart = first.context, first.config.facts.by_pieces
+    pieces = {i: first.shape.pieces(i) if apart else [Piece(i)] for i in chain(*shares)}
+    on_gpu = first.device.type == "cuda"
     with ExitStack() as stack:
-        order = list(chain(*shares))
-        ahead = stack.enter_context(ReadAhead(read_layer, first.confirm_layer, order, pin=on_gpu))
+        order = list(chain(*pieces.values()))
+        ahead = stack.enter_context(ReadAhead(context.read_piece, first.confirm_piece, order, pin=on_gpu))
         writer = LayerWriter(runs, method, stack)
         for group, share in zip(groups, shares, strict=True):
             first.listener.stage(f"layer {group[0]}: forward")
             with first.stages("forward"), torch.no_grad():
-                method.prepare(group, read_layer)
+                method.prepare(group, context.read_layer)
             for index in share:
-                first.listener.stage(f"layer {index}: read")
-                with first.stages("read"):
-                    weights = ahead.take(index)
-                if not on_gpu:
-                    writer.wait_copied()  # memory is for the work area now
-                target_shapes = [run.plan.after.layers[index] for run in pending[index]]
-                first.listener.stage(f"layer {index}: fold")
-                with torch.no_grad():
-                    results = method.fold_at(index, weights, first.shape.layers[index], target_shapes)
-                    for run, (folded, record) in zip(pending[index], results, strict=True):
-                        writer.put(run, index, folded, record)
+                for piece in pieces[index]:
+                    _fold_piece(piece, piece == pieces[index][-1], pending[index], method, ahead, writer)
                 method.on_committed()
         writer.wait_committed()
+
+
+def _fold_piece(
+    piece: Piece, last: bool, runs: Sequence[Run], method: LayerMethod, ahead: ReadAhead[Piece], writer: LayerWriter
+) -> None:
+    """Fold a layer, or a piece of it, for every run; what is read and made here is held no longer than this."""
+    first, index = runs[0], piece.layer
+    first.listener.stage(f"layer {index}: read")
+    with first.stages("read"):
+        weights = ahead.take(piece)
+    if first.device.type != "cuda":
+        writer.wait_copied()  # memory is for the work area now
+    target_shapes = [run.plan.after.layers[index] for run in runs]
+    first.listener.stage(f"layer {index}: fold")
+    with torch.no_grad():
+        results = method.fold_at(piece, weights, first.shape.layers[index], target_shapes)
+        for run, (folded, record) in zip(runs, results, strict=True):
+            writer.put(run, piece, folded, record, last=last)

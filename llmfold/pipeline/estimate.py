@@ -25,6 +25,8 @@ DISK_BYTES_PER_SECOND = 500e6
 MEMORY_BYTES_PER_SECOND = 10e9
 CHECKED_IN_MEMORY_BYTES = 300_000_000
 """Below this size the reload check holds the model in memory; above, accelerate reads it layer by layer from disk."""
+HELD_GROUPS = 5
+"""Of experts, or of a layer of them: two while one is stacked ahead, one at hand, one put together, one parted."""
 CHECKED_VOCABULARY = 16_384
 """Rows of the output embedding that the reload check's own forward pass multiplies at once."""
 CHECKED_PASSES = 3
@@ -198,6 +200,7 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
     shape, sizes = plan.before, {s.name: s.nbytes for s in plan.tensors}
     cost = method_cost(plan, processes)
     stored = [sum(sizes[name] for name in shape.stored_names(i)) for i in plan.folded_layers]
+    stored = [_held(plan, index, whole) for index, whole in zip(plan.folded_layers, stored, strict=True)]
     folding = processes if plan.config.independent else 1
     layers = folding * (cost.work_area + max(stored, default=0))
     layer = max(map(plan.after.layer_parameters, plan.after.layers))
@@ -206,6 +209,14 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
     check += 4 * (layer + CHECKED_VOCABULARY * shape.hidden) if processes > 1 else 0
     small = plan.bytes_after < CHECKED_IN_MEMORY_BYTES or plan.config.verify != "full"
     return processes * BASE_BYTES + max(layers, cost.sampling, 0 if small else check)
+
+
+def _held(plan: FoldPlan, index: int, whole: int) -> int:
+    """Bytes of a layer's tensors that are held at once; ``whole`` where none of them are stacked when they are read."""
+    group, rest = plan.before.apart(index)
+    if group and not plan.config.facts.by_pieces:
+        group = plan.before.layer_parameters(plan.before.layers[index])
+    return max(HELD_GROUPS * group, rest) * plan.tensors[0].dtype.itemsize if group else whole
 
 
 def advice(plan: FoldPlan, seconds: float) -> str | None:

@@ -18,7 +18,7 @@ _LEAST_TOKENS, _FEW_ROWS, _MOST_ROWS = 16, 256, 1024
 def forward_pass_seconds(context: Context, tokens: int, length: int, device: torch.device) -> float:
     """Seconds of a forward pass, from one decoder layer on a part of a chunk, scaled by floating-point operations.
 
-    Values play no part in the time, so they are constant, and nothing is read.
+    Values play no part in the time, so they are constant, experts share them, and nothing is read.
 
     Args:
         context: of the model.
@@ -32,7 +32,11 @@ def forward_pass_seconds(context: Context, tokens: int, length: int, device: tor
     some = min(length, rows, max(_LEAST_TOKENS, int(_PROBE_FLOPS / layer_flops(shape, layer, 1, length))))
     affordable = int(_PROBE_FLOPS / layer_flops(shape, layer, some, some))
     sequences = max(1, min(CHUNK, rows // some, tokens // some, affordable))
-    weights = {role: torch.full(size, 1e-3, device=device) for role, size in shape.layer_roles(layer)}
+    stack = next((piece.roles for piece in shape.pieces(0) if piece.experts), None) or frozenset()
+    weights = {
+        role: torch.full(size[1:] if role in stack else size, 1e-3, device=device).expand(size)
+        for role, size in shape.layer_roles(layer)
+    }
     x = torch.ones(sequences, some, shape.hidden, device=device)
     spent = []
     for _ in range(2):  # the first warms up

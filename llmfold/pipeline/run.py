@@ -21,6 +21,7 @@ from llmfold.methods.method import method_of
 from llmfold.methods.source import BATCH_FOLDER, sample_batches
 from llmfold.models import Role
 from llmfold.models.context import Context
+from llmfold.models.pieces import Piece
 from llmfold.models.stock_shape import StockShape
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
@@ -172,16 +173,25 @@ class Run:
             self.listener.stage("embeddings")
             self._copy_outside()
 
-    def confirm_layer(self, index: int) -> None:
-        """Raise CheckpointError if the files of a layer changed since the run began."""
-        for name in self.shape.stored_names(index):
+    def confirm_piece(self, piece: Piece) -> None:
+        """Raise CheckpointError if the files of a piece of a layer changed since the run began."""
+        for name in self.shape.names_in(piece):
             self.checkpoint.confirm(name)
 
-    def write_layer(self, index: int, weights: dict[Role, Tensor]) -> dict[str, str]:
-        """Write the tensors of a folded layer; their digests by name."""
+    def write_piece(self, piece: Piece, weights: dict[Role, Tensor]) -> dict[str, str]:
+        """Write the tensors of a folded piece; the digests of those that are whole with it, by name."""
         assert isinstance(self.plan.after, StockShape)
-        named = self.plan.after.pack(index, weights)
-        return {name: self._write(name, tensor) for name, tensor in named.items()}
+        named = self.plan.after.pack_piece(piece, weights)
+        write = self.writer.write if piece.experts is None else self.writer.append
+        written = {name: write(name, self._cast(tensor)) for name, tensor in named.items()}
+        return {name: digest for name, digest in written.items() if digest is not None}
+
+    def commit_layer(self, index: int, digests: dict[str, str], record: dict[str, Any]) -> None:
+        """Put a layer on disk, and journal it; OutputError where a tensor of it is not whole."""
+        missing = [name for name in self.shape.stored_names(index) if name not in digests]
+        if missing:
+            raise OutputError(f"tensor {missing[0]!r} came out with fewer experts than were planned")
+        self.commit(layer_unit(index), digests, record)
 
     def count_layers(self) -> None:
         """Tell the listener of layers that are finished, by this process and by the others."""
@@ -269,13 +279,12 @@ class Run:
                 with self.stages("read"):
                     tensor = self.checkpoint.read(name)
                 with self.stages("write"):
-                    digests[name] = self._write(name, tensor)
+                    digests[name] = self.writer.write(name, self._cast(tensor))
         with self.stages("write"):
             self.commit(OUTSIDE, digests, {})
 
-    def _write(self, name: str, tensor: Tensor) -> str:
-        dtype = tensor.dtype if self.config.dtype == "auto" else getattr(torch, self.config.dtype)
-        return self.writer.write(name, tensor.to(dtype))
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor if self.config.dtype == "auto" else tensor.to(getattr(torch, self.config.dtype))
 
     def commit(self, unit: str, digests: dict[str, str], record: dict[str, Any]) -> None:
         """Put what was written on disk, and journal it."""

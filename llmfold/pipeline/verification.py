@@ -3,7 +3,8 @@
 import gc
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,22 @@ def verify(
             with _reading():
                 checkpoint = Checkpoint.open(folder)
             return (streamed_logits(checkpoint, running_shape(checkpoint), tokens),)
-        return (_stock_logits(folder, tokens, dtypes[name], plan),)
+        return (_stock_logits(folder, tokens, dtypes[name], plan, _places(plan, dtypes[name])),)
 
     passes = [_OWN, *dtypes]
     computed_here: dict[str, tuple[Tensor]] = {}
     ranks.run_on_all(lambda: computed_here.update({name: logits(name) for name in ranks.shard(passes)}))
     reference, *others = (result for (result,) in OrderedReduce(ranks).map_in_order(passes, computed_here.__getitem__))
     compared = zip(dtypes.items(), others, strict=True)
+
+    def difference(x: Tensor, dtype: torch.dtype) -> float:
+        found, left = logit_difference(x, reference, dtype), _places(plan, dtype)[1:]
+        if found <= TOLERANCES[dtype] or not left:
+            return found
+        return logit_difference(_stock_logits(folder, tokens, dtype, plan, left), reference, dtype)
+
     differences = ranks.run_on_main(
-        lambda: {name: _compare(x, reference, dtype, folder) for (name, dtype), x in compared}
+        lambda: {name: _accept(difference(x, dtype), dtype, folder) for (name, dtype), x in compared}
     )
     return {
         "mode": mode,
@@ -224,19 +232,42 @@ def streamed_logits(checkpoint: Checkpoint, shape: StockShape, tokens: Tensor) -
     with torch.inference_mode():
         x = torch.cat(list(context.embed(checkpoint, tokens, cpu)))
         for index in range(len(shape.layers)):
-            weights = {r: t.float() for r, t in read_layer(checkpoint, shape, index, check_finite=False).items()}
+            weights = read_layer(checkpoint, shape, index, check_finite=False)
+            for role in weights:  # each in the place of what was read, which experts are copied for
+                weights[role] = weights[role].float()
             x = context.layer(x, weights, index)
             del weights  # or the next layer would be read while this one is held
         ends = context.ends(checkpoint, cpu)
         return torch.stack([ends.logits(sequence) for sequence in x])
 
 
-def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan) -> Tensor:
-    """Logits of stock transformers, loaded strictly; from disk layer by layer where the model is large."""
-    placement: dict[str, Any] = {}
+Places = dict[str, str] | str | None
+"""Where modules of a stock model are put, as transformers takes it; None for plain memory."""
+
+
+def _places(plan: FoldPlan, dtype: torch.dtype) -> list[Places]:
+    """Where to put the stock model, what takes least memory first.
+
+    Of a large one layers are read from the disk one by one. A few classes look at weights of modules inside them, which
+    accelerate has not read by then; they fail, or compute something else, unless they are held in memory. Those of
+    registered families do not.
+    """
+    if plan.after.parameters * dtype.itemsize <= IN_MEMORY_BYTES:
+        return [None]
+    return [_on_disk(plan.after), *([] if plan.after.architecture.registered else ["auto"])]
+
+
+def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan, places: Sequence[Places]) -> Tensor:
+    """Logits of stock transformers, loaded strictly, by the first of some placements that it runs with."""
+    for each in places[:-1]:
+        with suppress(VerificationError):
+            return _placed_logits(folder, tokens, dtype, plan, each)
+    return _placed_logits(folder, tokens, dtype, plan, places[-1])
+
+
+def _placed_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPlan, places: Places) -> Tensor:
     scratch = folder.with_name(f"{folder.name}-offload-{dtype_name(dtype)}")
-    if plan.after.parameters * dtype.itemsize > IN_MEMORY_BYTES:
-        placement = {"device_map": _on_disk(plan.after), "offload_folder": scratch}
+    placement = {} if places is None else {"device_map": places, "offload_folder": scratch}
     with _scratch(scratch), quiet_transformers():
         with transformers_must("load the folded checkpoint"):
             model, info = from_folder(
@@ -257,13 +288,22 @@ def _stock_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldPl
             gc.collect()  # the hooks of accelerate and their module hold one another
 
 
-def _on_disk(shape: ModelShape) -> dict[str, Any] | str:
+def _on_disk(shape: ModelShape) -> dict[str, str]:
     """Where modules of a model go that is too large for memory: what is large stays on disk until it is used."""
-    if not shape.architecture.registered:
-        return "auto"
-    layers = (f"model.layers.{i}" for i in range(len(shape.layers)))
-    on_disk = dict.fromkeys(("model.embed_tokens", *layers, "lm_head"), "disk")
-    return {**on_disk, "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    assert isinstance(shape, StockShape)
+    stock = shape.stock
+    layers = (f"{stock.path}.{i}" for i in range(len(shape.layers)))
+    places = dict.fromkeys((stock.embedding_path, *layers, stock.head_path), "disk")
+    ends = tuple(places)
+    unseen = stock.outside.keys() - stock.language
+    for name in chain(dict(stock.model.named_modules()), stock.outside):
+        if any(f"{name}.".startswith(f"{placed}.") for placed in places) or any(
+            f"{end}.".startswith(f"{name}." if name else "") for end in ends
+        ):
+            continue
+        within = {each for each in stock.outside if f"{each}.".startswith(f"{name}.")}
+        places[name] = "disk" if within and within <= unseen else "cpu"
+    return places
 
 
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -283,8 +323,9 @@ def logit_difference(logits: Tensor, reference: Tensor, dtype: torch.dtype) -> f
     return float((wrong / size.clamp_min(1e-30)).sqrt().median())
 
 
-def _compare(logits: Tensor, reference: Tensor, dtype: torch.dtype, folder: Path) -> float:
-    name, difference = dtype_name(dtype), logit_difference(logits, reference, dtype)
+def _accept(difference: float, dtype: torch.dtype, folder: Path) -> float:
+    """The difference; VerificationError where it is too large."""
+    name = dtype_name(dtype)
     if not difference <= TOLERANCES[dtype]:
         raise VerificationError(
             f"reloaded in {name}, the folded checkpoint's logits differ from llmfold's own by {difference:.2g} "

@@ -1,8 +1,9 @@
-"""Reading one layer ahead and writing one layer behind, so that the device does not wait for the disk."""
+"""Reading a layer, or a piece of it, ahead and writing one behind, so that the device does not wait for the disk."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -10,9 +11,11 @@ from llmfold.runtime.closing import Closing
 
 Layer = dict[str, Tensor]
 """Tensors of a layer by role."""
+Key = TypeVar("Key")
+"""Says which layer, or which piece of one."""
 
 
-class ReadAhead(Closing):
+class ReadAhead(Closing, Generic[Key]):
     """Reads the next layer in a thread while one is being worked on.
 
     One layer waits at a time. A mapped layer takes no anonymous memory; a pinned one takes its size in host memory.
@@ -20,27 +23,27 @@ class ReadAhead(Closing):
     """
 
     def __init__(
-        self, read: Callable[[int], Layer], confirm: Callable[[int], None], indices: Iterable[int], *, pin: bool
+        self, read: Callable[[Key], Layer], confirm: Callable[[Key], None], order: Iterable[Key], *, pin: bool
     ) -> None:
         """Start reading the first layer.
 
         Args:
             read: returns a layer.
             confirm: raises if a layer's source changed after it was read.
-            indices: layers in the order they will be taken.
+            order: layers in the order they will be taken.
             pin: copy layers into page-locked memory, for CUDA.
         """
-        self._read, self._confirm, self._left, self._pin = read, confirm, list(indices), pin
+        self._read, self._confirm, self._left, self._pin = read, confirm, list(order), pin
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="llmfold-read")
         self._next: Future[Layer] | None = None
         self._fetch()
 
-    def take(self, index: int) -> Layer:
-        """Return layer ``index``, which must be the next in order, and start on the one after it."""
+    def take(self, key: Key) -> Layer:
+        """Return the layer of ``key``, which must be the next in order, and start on the one after it."""
         assert self._next is not None
-        assert self._left[0] == index, f"layer {index} is not the next of {self._left}"
+        assert self._left[0] == key, f"{key} is not the next of {self._left}"
         layer = self._next.result()
-        self._confirm(index)
+        self._confirm(key)
         self._left.pop(0)
         self._fetch()
         return layer
@@ -48,8 +51,8 @@ class ReadAhead(Closing):
     def _fetch(self) -> None:
         self._next = self._pool.submit(self._load, self._left[0]) if self._left else None
 
-    def _load(self, index: int) -> Layer:
-        layer = self._read(index)
+    def _load(self, key: Key) -> Layer:
+        layer = self._read(key)
         return {role: tensor.pin_memory() for role, tensor in layer.items()} if self._pin else layer
 
     def close(self) -> None:

@@ -107,6 +107,27 @@ def test_creating_again_keeps_what_was_written(tmp_path, created):
     assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], TENSORS["a"])
 
 
+@pytest.mark.parametrize("sizes", [(5,), (1, 4), (2, 2, 1)])
+def test_a_tensor_in_parts_is_that_tensor(tmp_path, created, sizes):
+    """Parts of others may lie between; the digest comes with the last."""
+    digests = []
+    for part in TENSORS["b"].split(sizes):
+        created.write("a", TENSORS["a"])
+        digests.append(created.append("b", part))
+    assert digests == [None] * (len(sizes) - 1) + [sha256(TENSORS["b"])]
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["b"], TENSORS["b"])
+
+
+def test_parts_that_do_not_fit_are_refused(created):
+    created.append("b", TENSORS["b"][:3])
+    with pytest.raises(OutputError, match=r"'b' is torch.bfloat16 \(6, 7\), but .*\(5, 7\) was planned"):
+        created.append("b", TENSORS["b"][:3])
+    with pytest.raises(OutputError, match=r"\(2, 4\), but .*\(2, 3\) was planned"):
+        created.append("a", torch.ones(1, 4))
+    with pytest.raises(OutputError, match="'z' is not in the plan"):
+        created.append("z", torch.ones(1))
+
+
 @pytest.mark.parametrize("damage", ["header", "length", "empty"])
 def test_creating_again_replaces_what_is_not_of_this_plan(tmp_path, created, damage):
     path = tmp_path / "model.safetensors"

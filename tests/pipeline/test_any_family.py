@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stock_models import tiny_config
+from stock_models import tiny_config, tiny_stock
 from support import fold, logits, tensor_hashes
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import llmfold
-from llmfold.errors import CheckpointError, UsageError
+from llmfold.errors import CheckpointError, OutputError, UsageError
+from llmfold.methods.paper import Paper
+from llmfold.models import LayerShape, pieces
+from llmfold.models.stock_shape import StockShape
+from llmfold.pipeline.estimate import memory_needed
 
 SELF = {"method": "self", "num_samples": 16, "sequence_length": 16, "refine": 2}
 
@@ -47,6 +51,50 @@ def test_a_narrower_model_loads_with_names_and_layout_of_its_source(
     assert before.keys() == after.keys()
     assert sum(tensor.numel() for tensor in after.values()) == report.parameters_after < report.parameters_before
     assert logits(tmp_path / "out", torch.tensor([[1, 2, 3]])).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "llama4_text"])
+def test_experts_that_come_one_by_one_give_the_bytes_of_whole_layers(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored one by one, in one tensor, and in one beside a shared expert; merged numbers are those of the report."""
+    tiny_stock(family).model.save_pretrained(tmp_path / "model")
+    options = {"method": "paper", "mlp_ratio": 0.3, "repair": "variance", "fidelity_tokens": 0}
+    monkeypatch.setattr(pieces, "GROUP_PARAMETERS", 1)
+    apart = fold(tmp_path / "model", output=tmp_path / "apart", **options)
+    monkeypatch.setattr(Paper, "by_pieces", False)
+    whole = fold(tmp_path / "model", output=tmp_path / "whole", **options)
+    assert tensor_hashes(tmp_path / "apart") == tensor_hashes(tmp_path / "whole")
+    for one, other in zip(apart.layers, whole.layers, strict=True):
+        assert one["mlp"] == other["mlp"]
+        assert one["mlp"]["couplings"] == len(tiny_stock(family).shape.couplings(LayerShape(48, 4, 2)).neurons)
+
+
+def test_an_expert_that_is_not_written_is_told(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else would say that a tensor is zeros: its digest is taken of what is written."""
+    whole = StockShape.pieces
+    monkeypatch.setattr(pieces, "GROUP_PARAMETERS", 1)
+    monkeypatch.setattr(StockShape, "pieces", lambda self, index: whole(self, index)[1:])
+    with pytest.raises(OutputError, match=r"block_sparse_moe\.experts\.0\.w1\.weight' came out with fewer experts"):
+        fold(models["mixtral"], output=tmp_path / "out", method="paper", mlp_ratio=0.3)
+
+
+def test_the_memory_of_a_fold_is_that_of_a_group_of_experts(tmp_path: Path) -> None:
+    """Sixteen experts take what eight take; the check, which runs whole layers, takes more."""
+    config = CONFIG_MAPPING["mixtral"](
+        hidden_size=1024, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=8
+    )
+
+    def needed(experts: int, **options: Any) -> int:
+        config.num_local_experts = experts
+        config.save_pretrained(tmp_path)
+        return memory_needed(llmfold.plan(tmp_path, method="paper", mlp_ratio=0.25, **options))
+
+    few, many = (needed(n, verify="shapes") for n in (8, 16))
+    assert few == many
+    assert needed(8) < needed(16)
 
 
 def test_the_same_seed_gives_the_same_bytes(models: dict[str, Path], tmp_path: Path) -> None:

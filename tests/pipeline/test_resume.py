@@ -230,8 +230,8 @@ def test_a_source_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
 
 def test_a_source_that_changes_during_the_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = tiny_model(tmp_path / "m", num_hidden_layers=4), tmp_path / "space" / "out"
-    monkeypatch.setattr(run_module.Run, "confirm_layer", run_module.Run.confirm_layer)
-    at_call(run_module.Run, "confirm_layer", 1, lambda: os.utime(source / "model.safetensors", (0, 0)), after=True)
+    monkeypatch.setattr(run_module.Run, "confirm_piece", run_module.Run.confirm_piece)
+    at_call(run_module.Run, "confirm_piece", 1, lambda: os.utime(source / "model.safetensors", (0, 0)), after=True)
     with pytest.raises(CheckpointError, match="changed while it was being read"):
         fold(source, output=out, **OPTIONS)
     assert os.listdir(out.parent) == []

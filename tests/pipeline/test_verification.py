@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from stock_models import tiny_stock
 from support import FAMILIES, edit_json, edit_tensors, fold, tiny_model
 
 from llmfold.checkpoint import Checkpoint
@@ -144,6 +145,45 @@ def test_large_models_are_checked_from_disk(
     from_disk = fold(source, output=space / "disk", max_shard_size=20_000, **OPTIONS).verification
     assert from_disk == in_memory
     assert sorted(os.listdir(space)) == ["disk", "memory"]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "llama4_text"])
+def test_large_models_of_any_family_are_checked_from_disk(
+    tmp_path: Path, space: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Llama 4 asks its embedding where it is before accelerate has read it: it is held in memory."""
+    tiny_stock(family).model.save_pretrained(tmp_path / "m")
+    options = {"method": "paper", "mlp_ratio": 0.3}
+    in_memory = fold(tmp_path / "m", output=space / "memory", **options).verification
+    tried: list[verification.Places] = []
+
+    def spied(*arguments: Any) -> torch.Tensor:
+        tried.append(arguments[-1])
+        return placed(*arguments)
+
+    placed = verification._placed_logits
+    monkeypatch.setattr(verification, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(verification, "_placed_logits", spied)
+    assert fold(tmp_path / "m", output=space / "disk", **options).verification == in_memory
+    ends = {"model.embed_tokens": "disk", "model.layers.0": "disk", "model.layers.1": "disk", "lm_head": "disk"}
+    assert tried[0] == {**ends, "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    assert tried[1:] == ([] if family == "mixtral" else ["auto"])
+
+
+def test_logits_that_differ_only_from_disk_are_computed_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LongCat's router takes the weight of a module inside it, and goes on without one."""
+    tiny_stock("mixtral").model.save_pretrained(tmp_path / "m")
+    placed = verification._placed_logits
+
+    def wrong_from_disk(*arguments: Any) -> torch.Tensor:
+        return placed(*arguments) * (1 if arguments[-1] == "auto" else 2)
+
+    monkeypatch.setattr(verification, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(verification, "_placed_logits", wrong_from_disk)
+    report = fold(tmp_path / "m", output=tmp_path / "out", method="paper", mlp_ratio=0.3)
+    assert report.verification["relative_logit_difference"]["float32"] < 1e-4
 
 
 @pytest.mark.parametrize("tampering", ["a flipped bit", "rope_theta", "head count"])

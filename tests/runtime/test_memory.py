@@ -39,6 +39,22 @@ def test_three_times_the_layers_take_no_more_memory(
     assert growth[1] < 6 * layer
 
 
+@pytest.mark.slow
+def test_three_times_the_experts_take_no_more_memory(
+    tmp_path: Path, experiment: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of two experts, 25 MB, of layers of 59 and 160 MB; the check that follows runs whole layers."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    options = {"method": "paper", "mlp_ratio": 0.25, "verify": "shapes"}
+    found = {n: experiment.measure(tmp_path, 2, 1024, 2048, options, experts=n) for n in (4, 12)}
+    few, many = (each["peak"] - each["base"] for each in found.values())
+    group = 2 * 3 * 1024 * 2048 * 2
+    assert experiment.layer_bytes(1024, 2048, 12) > 6 * group
+    assert few > group, "the measurement saw no group at all"
+    assert many < few + group
+    assert many < experiment.layer_bytes(1024, 2048, 12)
+
+
 def test_the_peak_is_seen_although_it_has_gone() -> None:
     before = anonymous_bytes()
     with PeakMemory() as memory:

@@ -12,6 +12,7 @@ from torch import Tensor
 from llmfold.folding.heads import unit_views
 from llmfold.methods.base import Weights
 from llmfold.models import LayerShape, Role
+from llmfold.models.coupling import GATE, READER, VALUE
 
 WEIGHT_ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -54,8 +55,8 @@ def keep_units(weights: Weights, layer: LayerShape, kept: Units) -> dict[Role, T
     """The layer's tensors with only the ``kept`` units, in the dtype they are stored in."""
     device = weights["gate"].device
     neurons, heads = kept.neurons.to(device), kept.heads.to(device)
-    producers = [role for role in ("gate", "up", "gate_bias", "up_bias") if role in weights]
-    cut = {**weights, **{role: weights[role][neurons] for role in producers}, "down": weights["down"][:, neurons]}
+    producers = [role for role in (*GATE, *VALUE) if role in weights]
+    cut = {**weights, **{role: weights[role][neurons] for role in producers}, READER: weights[READER][:, neurons]}
     for role, view in unit_views(weights, layer, layer.head_units).items():
         rows = view[heads]
         cut[role] = rows.flatten(0, 2).T.contiguous() if role == "o" else rows.flatten(0, 1)

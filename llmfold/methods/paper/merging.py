@@ -8,6 +8,7 @@ from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer
 from llmfold.methods.base import FoldContext, Folded, LayerMethod, Weights
 from llmfold.methods.method import Notify
 from llmfold.models import LayerShape
+from llmfold.models.pieces import Piece
 from llmfold.runtime.oom import on_host_instead
 from llmfold.runtime.seeding import mixed_seed
 
@@ -21,24 +22,24 @@ class PaperMethod(LayerMethod):
 
     def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
         """See :func:`llmfold.folding.layer.fold_layer`."""
-        return next(self.fold_at(index, weights, before, [after]))
+        return next(self.fold_at(Piece(index), weights, before, [after]))
 
     def fold_at(
-        self, index: int, weights: Weights, before: LayerShape, target_shapes: Sequence[LayerShape]
+        self, piece: Piece, weights: Weights, before: LayerShape, target_shapes: Sequence[LayerShape]
     ) -> Iterator[Folded]:
-        """:meth:`fold` to several widths, which share the clustering."""
+        """:meth:`fold` of a layer or a piece of it to several widths, which share the clustering."""
         if all(before == after for after in target_shapes):
             yield from ((dict(weights), LayerRecord()) for _ in target_shapes)
             return
-        config, shape = self._context.config, self._context.shape
-        options = MergeOptions(config.cluster, config.alignment, config.repair, mixed_seed(config.seed, index))
+        config, shape = self._context.config, self._context.shape.of_piece(piece)
+        options = MergeOptions(config.cluster, config.alignment, config.repair, mixed_seed(config.seed, piece.layer))
 
         def begin(device: torch.device) -> tuple[Folded, Iterator[Folded]]:
             moved = {role: tensor.to(device) for role, tensor in weights.items()}
             results = fold_layer(moved, shape, before, target_shapes, options)
             return next(results), results  # the first needs the most memory: all clusters are found with it
 
-        first, others = on_host_instead(begin, self._context.device, f"layer {index}")
+        first, others = on_host_instead(begin, self._context.device, f"layer {piece.layer}")
         yield first
         yield from others
 

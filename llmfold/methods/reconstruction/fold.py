@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llmfold.folding.heads import unit_views
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import FoldContext, Folded, LayerMethod, ReadLayer, Weights
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement, NeuronInputs
@@ -201,6 +202,7 @@ class _Layer:
         self.couplings = owner.shape.couplings(inputs.shape)
         heads = self.couplings.heads
         self._attention_weights = {} if heads is None else heads.view(inputs.weights, inputs.shape)
+        self._reader = heads.reader if heads else ""
         self._unit_size = self._widths.heads * owner.shape.head_dim // max(self._widths.head_units, 1)
         self._train, self._held = split(owner.measurement.size[0], self._options.held_back, chunk)
         self._judged = self._held or self._train
@@ -210,17 +212,19 @@ class _Layer:
 
     def fold(self, stored: Weights, after: LayerShape) -> Folded:
         """The layer at widths ``after``, in the dtypes of ``stored`` or the one that is asked for."""
-        parts: list[tuple[Slots, dict[Role, Tensor]]] = []
+        shapes = dict(self._owner.shape.layer_roles(after))
+        return narrowed(stored, self._parts(stored, after), shapes, after), self._record
+
+    def _parts(self, stored: Weights, after: LayerShape) -> Iterator[tuple[Slots, dict[Role, Tensor]]]:
+        """Folded tensors of each coupling, one after the other."""
         if after.heads != self._widths.heads and self.couplings.heads is not None:
             slots = self.couplings.heads.slots
-            parts.append((slots, self._rounded(slots, stored, self._attention(after))))
+            yield slots, self._rounded(slots, stored, self._attention(after))
         if after.intermediate != self._widths.intermediate:
             for coupling in self.couplings.neurons:
                 folded, record = self._mlp(coupling, self._owner.shape.units(coupling, after))
-                parts.append((coupling.slots, self._rounded(coupling.slots, stored, folded)))
                 self._record.add_mlp(record)
-        shapes = dict(self._owner.shape.layer_roles(after))
-        return narrowed(stored, parts, shapes, after), self._record
+                yield coupling.slots, self._rounded(coupling.slots, stored, folded)
 
     def _rounded(self, slots: Slots, stored: Weights, folded: dict[Role, Tensor]) -> dict[Role, Tensor]:
         """Folded tensors in the dtypes of those stored, or in the one that is asked for."""
@@ -234,7 +238,7 @@ class _Layer:
         """Order in which head units (KV groups with their query heads, or query heads under MQA) go."""
 
         def eliminate() -> Elimination:
-            sums, rows = self._sums("heads", self._inputs.heads).whole, self._attention_weights["o"].T
+            sums, rows = self._sums("heads", self._inputs.heads).whole, self._attention_weights[self._reader].T
             metric = self._metric(sums, "heads")
             seen = rows if metric is None else rows.to(metric) @ metric
             return eliminate_blocks(sums, seen, keep, self._unit_size, SELECTION_RIDGE)
@@ -246,7 +250,7 @@ class _Layer:
 
         def eliminate() -> Elimination:
             inputs = self._inputs.neurons_of(coupling)
-            sums, rows = self._neuron_sums(inputs).whole, inputs.weights["down"].T
+            sums, rows = self._neuron_sums(inputs).whole, inputs.weights[coupling.reader].T
             metric = self._options.metric if self._options.importance is None else self._metric(sums, "neurons")
             return eliminate_units(sums, rows, keep, SELECTION_RIDGE, metric=metric)
 
@@ -296,16 +300,11 @@ class _Layer:
         return sums + extra.scaled(share / (1 - share) * sums.trace / max(extra.trace, 1e-30))
 
     def _attention(self, after: LayerShape) -> dict[Role, Tensor]:
-        kept = self.head_order(self._widths.units_in(after)).kept
-        queries = _features(kept, self._unit_size)
-        picked = {"q": queries, "q_bias": queries}
-        if self._widths.grouped:
-            keys = _features(kept, self._owner.measurement.shape.head_dim)
-            picked.update(k=keys, v=keys, k_bias=keys, v_bias=keys)
-        known = self._attention_weights
-        folded = {role: known[role][rows] for role, rows in picked.items() if role in known}
-        sums = self._sums("heads", self._inputs.heads)
-        refitted = refit_consumer(Consumer("o", known, sums), queries, map(self._head_rows, self._judged))
+        kept, known = self.head_order(self._widths.units_in(after)).kept, self._attention_weights
+        views = unit_views(known, self._widths, self._widths.head_units)
+        folded = {role: view[kept].flatten(0, 1) for role, view in views.items() if role != self._reader}
+        sums, outputs = self._sums("heads", self._inputs.heads), _features(kept, self._unit_size)
+        refitted = refit_consumer(Consumer(self._reader, known, sums), outputs, map(self._head_rows, self._judged))
         self._record.attention = {"before": self._widths.heads, "after": after.heads, **refitted.record}
         self._stages.lap("select")
         return folded | refitted.whole
@@ -313,9 +312,9 @@ class _Layer:
     def _mlp(self, coupling: NeuronCoupling, width: int) -> tuple[dict[Role, Tensor], dict[str, Any]]:
         """A coupling's tensors at ``width`` neurons, and what the report says of it."""
         kept, inputs = self.neuron_order(coupling, width).kept, self._inputs.neurons_of(coupling)
-        producers: list[Role] = [role for role in ("gate", "up", "gate_bias", "up_bias") if role in inputs.weights]
+        reader, producers = coupling.reader, coupling.producers
         folded = {role: inputs.weights[role][kept] for role in producers}
-        learned = inputs.weights.keys() - {*producers, "down", "down_bias"}  # of the activation itself
+        learned = inputs.weights.keys() - {*producers, reader, f"{reader}_bias"}  # of the activation itself
         folded |= {role: inputs.weights[role] for role in learned}
 
         def rows(part: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -323,7 +322,7 @@ class _Layer:
             return inputs.neurons(x), y, w
 
         refitted = refit_consumer(
-            Consumer("down", inputs.weights, self._neuron_sums(inputs)), kept, map(rows, self._judged)
+            Consumer(reader, inputs.weights, self._neuron_sums(inputs)), kept, map(rows, self._judged)
         )
         self._known = {}  # the refinement needs the room
         self._stages.lap("select")
@@ -342,7 +341,7 @@ class _Layer:
     def _head_rows(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
         heads, w = self._inputs.heads(part)
         known = self._attention_weights
-        return heads, F.linear(heads, known["o"], known.get("o_bias")), w
+        return heads, F.linear(heads, known[self._reader], known.get(f"{self._reader}_bias")), w
 
 
 def _features(units: Tensor, size: int) -> Tensor:
