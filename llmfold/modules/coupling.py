@@ -27,14 +27,14 @@ class ChannelSlot:
     kind: Kind
 
     def read(self, tensor: Tensor) -> Tensor:
-        """(units, r, …) of a tensor, its other axes in order."""
-        return tensor.movedim(self.axis, 0)[self.index.to(tensor.device)]
+        """(units, r, …) of a tensor, its other axes in order; in memory they lie as the tensor does."""
+        picked = tensor.index_select(self.axis, self.index.flatten().to(tensor.device))
+        return picked.unflatten(self.axis, self.index.shape).movedim((self.axis, self.axis + 1), (0, 1))
 
     def write(self, tensor: Tensor, values: Tensor) -> Tensor:
         """A copy of the tensor with other values (units, r, …) in the slot's place."""
-        moved = tensor.movedim(self.axis, 0).clone()
-        moved[self.index.to(tensor.device)] = values.to(moved.dtype)
-        return moved.movedim(0, self.axis).contiguous()
+        placed = values.to(tensor.dtype).movedim((0, 1), (self.axis, self.axis + 1)).flatten(self.axis, self.axis + 1)
+        return tensor.index_copy(self.axis, self.index.flatten().to(tensor.device), placed)
 
     def of(self, units: Tensor) -> "ChannelSlot":
         """The slot of some units."""
