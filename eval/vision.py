@@ -5,10 +5,9 @@ r"""Fold convolutional networks by every method and repair at every rate, in one
     python eval/vision.py drift resnet20-cifar10.safetensors cifar10-jpeg-test2000.npz
     python eval/vision.py page
 
-``drift`` asks why Fold-AR collapses: what is left of the variance that BatchNorms give, stage by stage. Networks are
-measured on images 500 to 1,999; what is labelled as using data sees images 0 to 499, without their classes. Cells that
-stand in ``eval/results/vision`` are not measured again. Images are inverted once a network and seed and kept in
-``--work``.
+``drift`` asks why Fold-AR collapses: see ``eval/vision_drift.py``. Networks are measured on images 500 to 1,999; what
+is labelled as using data sees images 0 to 499, without their classes. Cells that stand in ``eval/results/vision`` are
+not measured again. Images are inverted once a network and seed and kept in ``--work``.
 """
 
 import argparse
@@ -22,11 +21,11 @@ import numpy as np
 import torch
 from keeping import store
 from torch import Tensor, nn
-from vision_cells import DRIFT, FOLDER, NAMES, OURS, STAGES, Cell, accuracy
+from vision_cells import FOLDER, OURS, Cell, accuracy
+from vision_drift import drift
 from vision_page import write_page
 
 from llmfold.inversion import InversionOptions, inverted_inputs
-from llmfold.modules.activations import watch_layers
 from llmfold.modules.fold import Method, Repair, by_weights
 from llmfold.modules.operations import multiplications
 from llmfold.modules.plan import ModulePlan, planned
@@ -125,36 +124,6 @@ class Bench:
         if self.missing(cell):
             seen = self.images(cell.seed) if inputs is None else inputs
             self.add(cell, reconstructed(self.dense, plan.couplings.found, plan.widths, seen).eval())
-
-
-DRIFT_RATES, DRIFT_IMAGES = (0.1, 0.25, 0.45), 100
-
-
-def drift(bench: Bench) -> None:
-    """Variance of what BatchNorms give, over that of the dense network on the same images, by stage."""
-    paths = [path for path, part in bench.dense.named_modules() if isinstance(part, nn.BatchNorm2d)]
-    seen = bench.x[:DRIFT_IMAGES]
-    dense, found = _given(bench.dense, paths, seen), {}
-    for rate in DRIFT_RATES:
-        plan = bench.plan(rate)
-        ours = reconstructed(bench.dense, plan.couplings.found, plan.widths, bench.images(0)).eval()
-        networks = {"fold": by_weights(bench.dense, plan, "paper", "none").eval(), NAMES[OURS]: ours}
-        networks["fold + AR"] = by_weights(bench.dense, plan, "paper", "variance").eval()
-        for name, network in networks.items():
-            given = _given(network, paths, seen)
-            for stage in STAGES:
-                ratios = [given[path] / dense[path] for path in paths if path.startswith(stage)]
-                found[f"{name}|{rate:g}|{stage}"] = float(np.exp(np.mean(np.log(ratios))))
-    store(DRIFT, {"network": bench.name, "images": DRIFT_IMAGES, "ratios": found})
-
-
-def _given(network: nn.Module, paths: list[str], x: Tensor) -> dict[str, float]:
-    """Mean variance of the channels that each BatchNorm gives."""
-    found: dict[str, float] = {}
-    watch_layers(
-        network, x, paths, lambda path, _, y: found.update({path: float(y.var((0, 2, 3)).mean())}), batch=len(x)
-    )
-    return found
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from keeping import place
 from numpy.typing import NDArray
-from vision_cells import DRIFT, FOLDER, OURS, RESULTS, STAGES, Cell, accuracy, correct, interval
+from vision_cells import FOLDER, OURS, RESULTS, STAGES, Cell, accuracy, correct, interval
 
 from llmfold.report.plot import Point, Series, line_chart
 
@@ -86,59 +86,142 @@ def lines(title: str, table: Table) -> Iterator[str]:
     yield ""
 
 
-PLOTTED = (("self", "none"), ("paper", "data"), ("paper", "inverted"), ("paper", "variance"), ("ifm", "inverted"))
+ORDER = (
+    (("paper", "none"), ("ifm", "none")),
+    (("paper", "none"), ("magnitude-l1", "none")),
+    (("paper", "none"), ("magnitude-l2", "none")),
+    (("paper", "inverted"), ("ifm", "inverted")),
+    (("paper", "inverted"), ("inn", "inverted")),
+    (("paper", "inverted"), ("magnitude-l1", "inverted")),
+    (("paper", "inverted"), ("magnitude-l2", "inverted")),
+    (("paper", "inverted"), ("paper", "variance")),
+    (("paper", "variance"), ("paper", "none")),
+)
+"""Published: the first is above the second."""
+CHANCE = 0.1
 
 
-def plot(title: str, table: Table) -> str:
-    """Accuracy against channels removed."""
-    series = []
-    for method, repair in (*PLOTTED, ("magnitude-l2", "inverted"), ("self", "data")):
-        name = Cell(method, repair, 0, 0).name
-        points = [Point(r, 100 * float(table.right(name, r).mean())) for r in table.rates if (name, r) in table.rows]
+def order_lines(table: Table) -> Iterator[str]:
+    """Whether the published order is found, rate by rate, and how often where networks still work."""
+    half = accuracy(table.found["dense"]) / 2
+    counts = {works: dict.fromkeys(("above", "below", "neither", "chance"), 0) for works in (True, False)}
+    yield (
+        "Published order, difference in points with its 95 % interval, bold where zero is not in it; “chance” where "
+        "neither network is shown to be above 10 %:\n"
+    )
+    yield "| |" + "".join(f" {100 * rate:g} % |" for rate in table.rates)
+    yield "|---|" + "---:|" * len(table.rates)
+    for pair in ORDER:
+        one, other = (Cell(method, repair, 0, 0).name for method, repair in pair)
+        cells = []
+        for rate in table.rates:
+            if (one, rate) not in table.rows or (other, rate) not in table.rows:
+                cells.append("")
+                continue
+            right = table.right(one, rate), table.right(other, rate)
+            word, text = _ordered(*right)
+            counts[max(r.mean() for r in right) >= half][word] += 1
+            cells.append(text)
+        yield f"| {one} − {other} | " + " | ".join(cells) + " |"
+    parts = []
+    for works, where in ((True, "the better of the two keeps half of the dense accuracy"), (False, "neither does")):
+        found = counts[works]
+        words = f"{found['above']} of {sum(found.values())} show that order, {found['below']} the reverse"
+        parts.append(f"Where {where}, {words}" + (f", {found['chance']} are at chance." if found["chance"] else "."))
+    yield "\n" + " ".join(parts) + "\n"
+
+
+def _ordered(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[str, str]:
+    """What a comparison shows, and its cell."""
+    chance = np.full_like(one, CHANCE)
+    if interval(one, chance)[0] <= 0 and interval(other, chance)[0] <= 0:
+        return "chance", "chance"
+    low, high = interval(one, other)
+    word = "above" if low > 0 else "below" if high < 0 else "neither"
+    mark = "" if word == "neither" else "**"
+    return word, f"{mark}{100 * (one - other).mean():+.1f}{mark} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+PLOTTED = (
+    *((OURS, "none"), ("paper", "data"), ("paper", "inverted"), ("paper", "variance"), ("ifm", "inverted")),
+    *(("magnitude-l2", "inverted"), (OURS, "data")),
+)
+AXES = {"channels": "channels removed", "parameters": "parameters removed", "multiplications": "FLOPs removed"}
+"""What accuracy is drawn against; a multiplication and its addition are two FLOPs."""
+
+
+def plot(title: str, table: Table, axis: str) -> str:
+    """Accuracy against what is removed: of chosen methods against channels, of all against the rest."""
+    names = [Cell(method, repair, 0, 0).name for method, repair in PLOTTED] if axis == "channels" else table.names
+    series, dense = [], table.found["dense"]
+    for name in names:
+        points = []
+        for rate in table.rates:
+            if cells := table.rows.get((name, rate)):
+                gone = rate if axis == "channels" else 1 - cells[0][axis] / dense[axis]
+                values = [100 * accuracy(cell) for cell in cells]
+                spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                points.append(Point(gone, float(np.mean(values)), spread))
         if points:
             series.append(Series(name.replace("*", ""), points))
-    level = ("dense", 100 * accuracy(table.found["dense"]))
-    return line_chart(
-        series, title=f"{title} on CIFAR-10", x_label="channels removed", y_label="accuracy, %", level=level
+    level = ("dense", 100 * accuracy(dense))
+    return line_chart(series, title=f"{title} on CIFAR-10", x_label=AXES[axis], y_label="accuracy, %", level=level)
+
+
+def drift_lines(path: Path) -> Iterator[str]:
+    """The page's part on what is left of variances in one network."""
+    stored = json.loads(path.read_text())
+    title, rows, alone = stored["network"].replace("resnet", "ResNet"), stored["rows"], stored["alone"]
+    yield f"### {title}\n"
+    yield "| network | channels removed | accuracy, % | alone | first stage | second | third |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for key, row in rows.items():
+        name, rate = key.split("|")
+        by_itself = f"{alone[key]:.2f}" if key in alone else ""
+        left = " | ".join(f"{row['left'][stage]:.2f}" for stage in STAGES)
+        yield f"| {name} | {100 * float(rate):g} % | {100 * row['accuracy']:.1f} | {by_itself} | {left} |"
+
+    def at(name: str) -> str:
+        return f"{100 * rows[f'{name}|0.25']['accuracy']:.1f} %"
+
+    third = rows["fold + AR|0.25"]["left"][STAGES[-1]]
+    yield (
+        f"\nAt 25 %, AR leaves {alone['fold + AR|0.25']:.2f} of the variance where one coupling is folded alone, but "
+        f"{third:.2f} in the third stage when all are: its factor, known from the weights of a layer, takes what "
+        "comes in as whole, so what layers before have lost multiplies with depth. Variance is not all: measured "
+        f"variances take the fold from {at('fold')} to {at('fold, variances measured')}, measured means besides to "
+        f"{at('fold, variances and means measured')}, and of means weights say nothing. AR also clusters by rows "
+        "divided by running deviations: on the clusters of the plain fold it gives "
+        f"{at('fold + AR on clusters of the fold')} in place of {at('fold + AR')}.\n"
     )
+    yield f"Measured on {place(stored)}.\n"
 
 
-def write_page() -> None:
-    """Table and plots of all networks."""
-    files = sorted(FOLDER.glob("resnet*.json"))
+def write_page(results: Path = RESULTS) -> None:
+    """Tables and plots of all networks.
+
+    Args:
+        results: folder that holds the measurements in ``vision``, and gets the page.
+    """
+    folder = results / FOLDER.name
+    files = sorted(folder.glob("resnet*.json"))
     if not files:
         sys.exit("nothing has been measured: see --help")
     page = [(Path(__file__).parent / "vision_head.md").read_text(encoding="utf-8")]
     for path in files:
         found = json.loads(path.read_text())
         table, title = Table(found), path.stem.replace("resnet", "ResNet")
-        (FOLDER / f"{path.stem}.svg").write_text(plot(title, table), encoding="utf-8")
         page += lines(title, table)
-        page.append(f"![Accuracy of {title} against channels removed, by method.](vision/{path.stem}.svg)\n")
+        page += order_lines(table)
+        for axis, words in AXES.items():
+            name = f"{path.stem}.svg" if axis == "channels" else f"{path.stem}-{axis}.svg"
+            (folder / name).write_text(plot(title, table, axis), encoding="utf-8")
+            page.append(f"![Accuracy of {title} against {words}, by method.]({folder.name}/{name})\n")
         page.append(f"Measured on {place(found)}.\n")
-    text = "\n".join([*page, *drift_lines()])
-    (RESULTS / "vision.md").write_text(text.rstrip() + "\n", encoding="utf-8")
-
-
-def drift_lines() -> Iterator[str]:
-    """The page's part on what is left of variances."""
-    if not DRIFT.exists():
-        return
-    stored = json.loads(DRIFT.read_text())
-    yield "## Why Fold-AR collapses\n"
-    yield (
-        f"Variance of what BatchNorms give in {stored['network'].replace('resnet', 'ResNet')}, over that of the dense "
-        f"network on the same {stored['images']} images; geometric means by stage, one where nothing is lost.\n"
-    )
-    yield "| network | channels removed | first stage | second | third |"
-    yield "|---|---:|---:|---:|---:|"
-    for name, rate in dict.fromkeys(tuple(key.split("|")[:2]) for key in stored["ratios"]):
-        cells = " | ".join(f"{stored['ratios'][f'{name}|{rate}|{stage}']:.2f}" for stage in STAGES)
-        yield f"| {name} | {100 * float(rate):g} % | {cells} |"
-    yield (
-        "\nAR restores in each layer what averaging takes from it, by the cosine of weights, as if what comes in were "
-        "whole. What the layers before have lost is not seen, so what is missing multiplies with depth. Least squares "
-        "on what the narrower layers really give, with statistics matched on the way, leaves nothing to multiply; it "
-        "also brings back what no statistics can, as the distance from REPAIR shows.\n"
-    )
-    yield f"Measured on {place(stored)}.\n"
+    drifts = sorted(folder.glob("drift-*.json"))
+    if drifts:
+        page.append((Path(__file__).parent / "vision_drift.md").read_text(encoding="utf-8"))
+    for path in drifts:
+        page += drift_lines(path)
+    text = "\n".join(page)
+    (results / "vision.md").write_text(text.rstrip() + "\n", encoding="utf-8")
