@@ -197,6 +197,40 @@ def drift_lines(path: Path) -> Iterator[str]:
     yield f"Measured on {place(stored)}.\n"
 
 
+def tracing_lines(stored: Mapping[str, Any]) -> Iterator[str]:
+    """The page's part on networks of real size."""
+    yield (
+        f"Random weights, images of {stored['pixels']} × {stored['pixels']}; medians of {stored['repeats']} turns in one "
+        "run, in seconds. *Trace*: all couplings. *Plan*: and each tried in float64. *Fold*: from the module to a "
+        f"narrower one, {100 * stored['ratio']:g} % of channels by L2 norms; Torch-Pruning cuts in place.\n"
+    )
+    yield (
+        "| network | parameters | couplings | trace | Torch-Pruning | ratio | plan | fold | Torch-Pruning | ratio |\n"
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    )
+    for name, network in stored["networks"].items():
+        seconds = network["seconds"]
+        cells = []
+        for what in ("trace", "fold"):
+            own, other = seconds[f"llmfold {what}"], seconds[f"Torch-Pruning {what}"]
+            plan = [] if what == "trace" else [f"{seconds['llmfold plan']:.2f}"]
+            cells += [*plan, f"{own:.2f}", f"{other:.2f}", f"{own / other:.1f}"]
+        yield f"| {name} | {network['parameters']:,} | {network['couplings']} | " + " | ".join(cells) + " |"
+    yield (
+        f"\nFolds at {100 * stored['ratio']:g} % of parameters, once: saved, loaded strictly into a module of the "
+        "narrower shapes, and run. Statistics are measured on eight images of noise.\n"
+    )
+    yield "| network | fold | parameters left | seconds | loaded, finite and the same scores |"
+    yield "|---|---|---:|---:|---|"
+    for name, network in stored["networks"].items():
+        for what, fold in network["folds"].items():
+            share = 100 * fold["parameters"] / network["parameters"]
+            word = "yes" if fold["finite"] and fold["same"] else "no"
+            yield f"| {name} | {what} | {share:.1f} % | {fold['seconds']:.1f} | {word} |"
+    yield f"\nCommand: `{stored['command']}`\n"
+    yield f"Measured on {place(stored)}.\n"
+
+
 def write_page(results: Path = RESULTS) -> None:
     """Tables and plots of all networks.
 
@@ -218,6 +252,8 @@ def write_page(results: Path = RESULTS) -> None:
             (folder / name).write_text(plot(title, table, axis), encoding="utf-8")
             page.append(f"![Accuracy of {title} against {words}, by method.]({folder.name}/{name})\n")
         page.append(f"Measured on {place(found)}.\n")
+    if (tracing := folder / "tracing.json").exists():
+        page += ["## Networks of real size\n", *tracing_lines(json.loads(tracing.read_text()))]
     drifts = sorted(folder.glob("drift-*.json"))
     if drifts:
         page.append((Path(__file__).parent / "vision_drift.md").read_text(encoding="utf-8"))
