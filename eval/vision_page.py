@@ -200,7 +200,7 @@ def drift_lines(path: Path) -> Iterator[str]:
 def tracing_lines(stored: Mapping[str, Any]) -> Iterator[str]:
     """The page's part on networks of real size."""
     yield (
-        f"Random weights, images of {stored['pixels']} × {stored['pixels']}; medians of {stored['repeats']} turns in one "
+        f"Random weights, images of {stored['pixels']} × {stored['pixels']}; medians of {stored['repeats']} turns in a "
         "run, in seconds. *Trace*: all couplings. *Plan*: and each tried in float64. *Fold*: from the module to a "
         f"narrower one, {100 * stored['ratio']:g} % of channels by L2 norms; Torch-Pruning cuts in place.\n"
     )
