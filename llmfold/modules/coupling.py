@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Kind = Literal["producer", "norm", "consumer"]
@@ -26,15 +27,25 @@ class ChannelSlot:
     index: Tensor
     kind: Kind
 
+    def fills(self, tensor: Tensor) -> bool:
+        """Whether all positions of the tensor's axis are the units', in order."""
+        size = tensor.shape[self.axis]
+        return self.index.numel() == size and torch.equal(self.index.flatten(), torch.arange(size))
+
     def read(self, tensor: Tensor) -> Tensor:
-        """(units, r, …) of a tensor, its other axes in order; in memory they lie as the tensor does."""
-        picked = tensor.index_select(self.axis, self.index.flatten().to(tensor.device))
+        """(units, r, …) of a tensor, its other axes in order; they lie in memory as in the tensor, or are a view."""
+        whole = self.fills(tensor)
+        picked = tensor if whole else tensor.index_select(self.axis, self.index.flatten().to(tensor.device))
         return picked.unflatten(self.axis, self.index.shape).movedim((self.axis, self.axis + 1), (0, 1))
+
+    def laid(self, values: Tensor) -> Tensor:
+        """Values (units, r, …) as they lie on the axis, one unit after the other."""
+        return values.movedim((0, 1), (self.axis, self.axis + 1)).flatten(self.axis, self.axis + 1).contiguous()
 
     def write(self, tensor: Tensor, values: Tensor) -> Tensor:
         """A copy of the tensor with other values (units, r, …) in the slot's place."""
-        placed = values.to(tensor.dtype).movedim((0, 1), (self.axis, self.axis + 1)).flatten(self.axis, self.axis + 1)
-        return tensor.index_copy(self.axis, self.index.flatten().to(tensor.device), placed)
+        index = self.index.flatten().to(tensor.device)
+        return tensor.index_copy(self.axis, index, self.laid(values.to(tensor.dtype)))
 
     def of(self, units: Tensor) -> "ChannelSlot":
         """The slot of some units."""

@@ -96,11 +96,19 @@ def rewritten(
         values: from the number of a coupling, a slot and its rows (units, r, …) to those of k units.
     """
     result, keep = dict(tensors), staying(tensors, couplings, stay)
+    whole: set[tuple[str, int]] = set()
     for number, (coupling, units) in enumerate(zip(couplings, stay, strict=True)):
         for slot in coupling.slots:
             tensor = result[slot.tensor]
-            result[slot.tensor] = slot.of(units).write(tensor, values(number, slot, slot.read(tensor)))
+            given = values(number, slot, slot.read(tensor))
+            if slot.fills(tensor):
+                result[slot.tensor] = slot.laid(given.to(tensor.dtype))  # cut as it is written
+                whole.add((slot.tensor, slot.axis))
+            else:
+                result[slot.tensor] = slot.of(units).write(tensor, given)
     for (name, axis), mask in keep.items():
+        if (name, axis) in whole:
+            continue
         result[name] = result[name].index_select(axis, mask.nonzero().flatten().to(result[name].device))
     places = {key: mask.cumsum(0) - 1 for key, mask in keep.items()}
 
