@@ -21,8 +21,9 @@ class Table:
         """From a file of results."""
         self.found, self.rows = found, dict[tuple[str, float], list[Mapping[str, Any]]]()
         self.data: set[str] = set()
-        for key, cell in found["cells"].items():
-            parsed = Cell.parsed(key)
+        measured = {Cell.parsed(key): cell for key, cell in found["cells"].items()}
+        for parsed in sorted(measured, key=lambda cell: cell.seed):
+            cell = measured[parsed]
             self.rows.setdefault((parsed.name, parsed.rate), []).append(cell)
             if parsed.uses_data:
                 self.data.add(parsed.name)
@@ -41,6 +42,15 @@ class Table:
         values = [100 * accuracy(cell) for cell in cells]
         spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
         return f"{np.mean(values):.1f}{spread}"
+
+    def above(self, rate: float) -> list[bool]:
+        """By seed, whether ours is above all others of that seed that use no data; some have one seed for all."""
+        ours = Cell(OURS, "none", rate, 0).name
+        others = [self.rows[name, rate] for name in self.names if name != ours and name not in self.data]
+        return [
+            all(interval(correct(cell), correct(of[min(number, len(of) - 1)]))[0] > 0 for of in others)
+            for number, cell in enumerate(self.rows[ours, rate])
+        ]
 
     def best_rival(self, rate: float) -> str | None:
         """Of those that use no data and are not ours; None where not all have been measured."""
@@ -66,8 +76,8 @@ def lines(title: str, table: Table) -> Iterator[str]:
         yield f"| {what} left, % |" + "".join(f" {100 * share:.0f} |" for share in shares)
     yield ""
     yield "Difference of ours, in points, with its 95 % interval:\n"
-    yield "| channels removed | best other without data | ours − it | | REPAIR of the fold | ours − it | |"
-    yield "|---:|---|---:|---|---|---:|---|"
+    yield "| channels removed | best other without data | ours − it | | REPAIR of fold | ours − it | | seeds above |"
+    yield "|---:|---|---:|---|---|---:|---|---:|"
     repair = Cell("paper", "data", 0, 0).name
     for rate in table.rates:
         best = table.best_rival(rate)
@@ -82,6 +92,8 @@ def lines(title: str, table: Table) -> Iterator[str]:
             low, high = interval(one, two)
             word = "above" if low > 0 else "below" if high < 0 else "no difference shown"
             cells += [other, f"{100 * (one - two).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", word]
+        seeds = table.above(rate)
+        cells.append(f"{sum(seeds)} of {len(seeds)}")
         yield "| " + " | ".join(cells) + " |"
     yield ""
 
