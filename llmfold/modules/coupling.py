@@ -36,7 +36,8 @@ class ChannelSlot:
         """(units, r, …) of a tensor, its other axes in order; they lie in memory as in the tensor, or are a view."""
         whole = self.fills(tensor)
         picked = tensor if whole else tensor.index_select(self.axis, self.index.flatten().to(tensor.device))
-        return picked.unflatten(self.axis, self.index.shape).movedim((self.axis, self.axis + 1), (0, 1))
+        apart = torch.unflatten(picked, self.axis, tuple(self.index.shape))
+        return apart.movedim((self.axis, self.axis + 1), (0, 1))
 
     def laid(self, values: Tensor) -> Tensor:
         """Values (units, r, …) as they lie on the axis, one unit after the other."""

@@ -92,8 +92,8 @@ class Ties:
 
     def _alike(self) -> Iterator[tuple[list[int], tuple[ChannelSlot, ...]]]:
         """Units that lie in the same places, with their slots, by the first place."""
-        unit_of = torch.tensor([self.unit(channel) for channel in range(len(self._parent))])
-        held = [unit_of[torch.tensor(place.channels)] for place in self.places]
+        unit_of = torch.tensor([self.unit(channel) for channel in range(len(self._parent))], dtype=torch.int64)
+        held = [unit_of[torch.tensor(place.channels, dtype=torch.int64)] for place in self.places]
         rank, label = _first_seen(held, len(unit_of)), _parted(held, len(unit_of))
         slots: dict[int, list[ChannelSlot]] = {}
         members: dict[int, list[int]] = {}
@@ -103,7 +103,7 @@ class Ties:
             for number in dict.fromkeys(label[sorted_units].tolist()):
                 ours = label[sorted_units] == number
                 if number not in members:
-                    members[number] = sorted_units[ours].unique_consecutive().tolist()
+                    members[number] = list(dict.fromkeys(sorted_units[ours].tolist()))
                 index = order[ours].view(len(members[number]), -1)
                 slots.setdefault(number, []).append(ChannelSlot(place.tensor, place.axis, index, place.kind))
         for number, units_of in members.items():
@@ -112,7 +112,7 @@ class Ties:
 
 def _first_seen(held: Sequence[Tensor], units: int) -> Tensor:
     """(units,) where each first stands in the units of all places, one after the other."""
-    everything = torch.cat(held) if held else torch.empty(0, dtype=torch.int64)
+    everything = torch.cat([torch.empty(0, dtype=torch.int64), *held])
     positions = torch.arange(len(everything))
     return torch.full((units,), len(everything)).scatter_reduce(0, everything, positions, "amin")
 
@@ -121,8 +121,8 @@ def _parted(held: Sequence[Tensor], units: int) -> Tensor:
     """(units,) labels, equal where units lie in the same places equally often: place by place, classes are parted."""
     label, labels = torch.zeros(units, dtype=torch.int64), 1
     for place in held:
-        found, times = place.unique(return_counts=True)
-        kinds, kind = (label[found] * (len(place) + 1) + times).unique(return_inverse=True)
+        found, times = torch.unique(place, return_counts=True)
+        kinds, kind = torch.unique(label[found] * (len(place) + 1) + times, return_inverse=True)
         label[found] = labels + kind
         labels += len(kinds)
     return label
