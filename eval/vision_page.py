@@ -214,8 +214,8 @@ def tracing_lines(stored: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Random weights, images of {stored['pixels']} × {stored['pixels']}; medians of {stored['repeats']} turns in a "
         "run, in seconds. *Trace*: all couplings. *Plan*: and each tried in float64. *Fold*: from the module to a "
-        f"narrower one, {100 * stored['ratio']:g} % of channels by L2 norms; Torch-Pruning cuts in place. The machine did other "
-        "work too: ratios tell more than seconds.\n"
+        f"narrower one, {100 * stored['ratio']:g} % of channels by L2 norms; Torch-Pruning cuts in place. The "
+        "machine did other work too: ratios tell more than seconds.\n"
     )
     yield (
         "| network | parameters | couplings | trace | Torch-Pruning | ratio | plan | fold | Torch-Pruning | ratio |\n"
