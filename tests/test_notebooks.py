@@ -1,4 +1,4 @@
-"""Both notebooks run from start to end, and what they show is committed."""
+"""The notebooks run from start to end, and what they show is committed."""
 
 import sys
 from pathlib import Path
@@ -12,8 +12,9 @@ nbclient = pytest.importorskip("nbclient")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_there_are_two() -> None:
-    assert [path.name for path in NOTEBOOKS] == ["01_fold_a_llama.ipynb", "02_bring_your_own_architecture.ipynb"]
+def test_there_are_three() -> None:
+    names = ["01_fold_a_llama.ipynb", "02_bring_your_own_architecture.ipynb", "03_images.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == names
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Kind = Literal["producer", "norm", "consumer"]
@@ -26,15 +27,26 @@ class ChannelSlot:
     index: Tensor
     kind: Kind
 
+    def fills(self, tensor: Tensor) -> bool:
+        """Whether all positions of the tensor's axis are the units', in order."""
+        size = tensor.shape[self.axis]
+        return self.index.numel() == size and torch.equal(self.index.flatten(), torch.arange(size))
+
     def read(self, tensor: Tensor) -> Tensor:
-        """(units, r, …) of a tensor, its other axes in order."""
-        return tensor.movedim(self.axis, 0)[self.index.to(tensor.device)]
+        """(units, r, …) of a tensor, its other axes in order; they lie in memory as in the tensor, or are a view."""
+        whole = self.fills(tensor)
+        picked = tensor if whole else tensor.index_select(self.axis, self.index.flatten().to(tensor.device))
+        apart = torch.unflatten(picked, self.axis, tuple(self.index.shape))
+        return apart.movedim((self.axis, self.axis + 1), (0, 1))
+
+    def laid(self, values: Tensor) -> Tensor:
+        """Values (units, r, …) as they lie on the axis, one unit after the other."""
+        return values.movedim((0, 1), (self.axis, self.axis + 1)).flatten(self.axis, self.axis + 1).contiguous()
 
     def write(self, tensor: Tensor, values: Tensor) -> Tensor:
         """A copy of the tensor with other values (units, r, …) in the slot's place."""
-        moved = tensor.movedim(self.axis, 0).clone()
-        moved[self.index.to(tensor.device)] = values.to(moved.dtype)
-        return moved.movedim(0, self.axis).contiguous()
+        index = self.index.flatten().to(tensor.device)
+        return tensor.index_copy(self.axis, index, self.laid(values.to(tensor.dtype)))
 
     def of(self, units: Tensor) -> "ChannelSlot":
         """The slot of some units."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a module with other tensors, of other widths perhaps; the module is left as it is."""
-    narrower = copy.deepcopy(module)
+    narrower = copy.deepcopy(module, _left_out(module, tensors))
     for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
         owner = narrower.get_submodule(path)
@@ -32,6 +33,13 @@ def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     for part in narrower.modules():
         _tell_sizes(part)
     return narrower
+
+
+def _left_out(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[int, Any]:
+    """What a copy need not copy, as the memo of ``deepcopy``: tensors that others take the place of, by every name."""
+    own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    copied = {id(tensor) for name, tensor in own if name not in tensors}
+    return {id(tensor): tensor for _, tensor in own if id(tensor) not in copied}
 
 
 def _tell_sizes(layer: nn.Module) -> None:
@@ -88,11 +96,19 @@ def rewritten(
         values: from the number of a coupling, a slot and its rows (units, r, …) to those of k units.
     """
     result, keep = dict(tensors), staying(tensors, couplings, stay)
+    whole: set[tuple[str, int]] = set()
     for number, (coupling, units) in enumerate(zip(couplings, stay, strict=True)):
         for slot in coupling.slots:
             tensor = result[slot.tensor]
-            result[slot.tensor] = slot.of(units).write(tensor, values(number, slot, slot.read(tensor)))
+            given = values(number, slot, slot.read(tensor))
+            if slot.fills(tensor):
+                result[slot.tensor] = slot.laid(given.to(tensor.dtype))  # cut as it is written
+                whole.add((slot.tensor, slot.axis))
+            else:
+                result[slot.tensor] = slot.of(units).write(tensor, given)
     for (name, axis), mask in keep.items():
+        if (name, axis) in whole:
+            continue
         result[name] = result[name].index_select(axis, mask.nonzero().flatten().to(result[name].device))
     places = {key: mask.cumsum(0) - 1 for key, mask in keep.items()}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from llmfold.folding.grouping import Groups
@@ -44,7 +45,7 @@ def folds_exactly(module: nn.Module, couplings: Sequence[ChannelCoupling], input
         groups.append(_pairs(coupling.units, generator))
         tensors = planted(tensors, coupling, groups[-1])
     with torch.no_grad():
-        wanted = outputs(with_tensors(module, tensors), inputs)
+        wanted = _leaves(functional_call(module, dict(tensors), inputs, tie_weights=False))
         try:
             given = outputs(with_tensors(module, merged(tensors, couplings, groups)[0]), inputs)
         except (RuntimeError, ValueError, IndexError, AssertionError):
@@ -72,8 +73,11 @@ def _pairs(units: int, generator: torch.Generator) -> Groups:
 
 def outputs(module: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Floating-point tensors that a module gives, in order."""
-    leaves = pytree.tree_leaves(module(*inputs))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return _leaves(module(*inputs))
+
+
+def _leaves(given: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from llmfold.modules.coupling import ChannelCoupling, ChannelSlot, Couplings, Kind
 
@@ -91,17 +92,37 @@ class Ties:
 
     def _alike(self) -> Iterator[tuple[list[int], tuple[ChannelSlot, ...]]]:
         """Units that lie in the same places, with their slots, by the first place."""
-        at: dict[int, dict[int, list[int]]] = {}
-        for number, place in enumerate(self.places):
-            for position, channel in enumerate(place.channels):
-                at.setdefault(self.unit(channel), {}).setdefault(number, []).append(position)
-        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        for unit, places in at.items():
-            groups.setdefault(tuple((number, len(positions)) for number, positions in places.items()), []).append(unit)
-        for signature, units in groups.items():
-            slots = []
-            for number, _ in signature:
-                place = self.places[number]
-                index = torch.tensor([at[unit][number] for unit in units])
-                slots.append(ChannelSlot(place.tensor, place.axis, index, place.kind))
-            yield units, tuple(sorted(slots, key=lambda slot: slot.kind == "consumer"))
+        unit_of = torch.tensor([self.unit(channel) for channel in range(len(self._parent))], dtype=torch.int64)
+        held = [unit_of[torch.tensor(place.channels, dtype=torch.int64)] for place in self.places]
+        rank, label = _first_seen(held, len(unit_of)), _parted(held, len(unit_of))
+        slots: dict[int, list[ChannelSlot]] = {}
+        members: dict[int, list[int]] = {}
+        for place, units in zip(self.places, held, strict=True):
+            order = rank[units].argsort(stable=True)
+            sorted_units = units[order]
+            for number in dict.fromkeys(label[sorted_units].tolist()):
+                ours = label[sorted_units] == number
+                if number not in members:
+                    members[number] = list(dict.fromkeys(sorted_units[ours].tolist()))
+                index = order[ours].view(len(members[number]), -1)
+                slots.setdefault(number, []).append(ChannelSlot(place.tensor, place.axis, index, place.kind))
+        for number, units_of in members.items():
+            yield units_of, tuple(sorted(slots[number], key=lambda slot: slot.kind == "consumer"))
+
+
+def _first_seen(held: Sequence[Tensor], units: int) -> Tensor:
+    """(units,) where each first stands in the units of all places, one after the other."""
+    everything = torch.cat([torch.empty(0, dtype=torch.int64), *held])
+    positions = torch.arange(len(everything))
+    return torch.full((units,), len(everything)).scatter_reduce(0, everything, positions, "amin")
+
+
+def _parted(held: Sequence[Tensor], units: int) -> Tensor:
+    """(units,) labels, equal where units lie in the same places equally often: place by place, classes are parted."""
+    label, labels = torch.zeros(units, dtype=torch.int64), 1
+    for place in held:
+        found, times = torch.unique(place, return_counts=True)
+        kinds, kind = torch.unique(label[found] * (len(place) + 1) + times, return_inverse=True)
+        label[found] = labels + kind
+        labels += len(kinds)
+    return label

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import ROOT
 from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
@@ -59,3 +60,44 @@ def test_a_narrower_model_loads_in_the_stock_class(name: str) -> None:
         given, wanted = outputs(stock, (X,)), outputs(folded, (X,))
     assert all(torch.equal(one, other) for one, other in zip(given, wanted, strict=True))
     assert isinstance(given[0], Tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_network_of_real_size_is_planned_folded_and_loaded_in_the_stock_class(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import image_networks
+
+    torch.manual_seed(0)
+    build = getattr(image_networks, name)
+    module = build().eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plan = llmfold.plan_module(module, (images,), 0.25, ratio_of="channels")
+    assert len(plan.couplings.found) == {"resnet18": 12, "resnet50": 37}[name]
+    assert set(plan.couplings.kept) == {"classifier.1"}
+    folded = llmfold.fold_module(module, (images,), 0.25, ratio_of="channels", method="paper")
+    assert sum(parameter.numel() for parameter in folded.parameters()) == plan.after
+    sizes = [size * 3 // 4 for size in module.config.hidden_sizes]
+    stock = build(embedding_size=48, hidden_sizes=sizes).eval()
+    stock.load_state_dict(folded.state_dict())
+    with torch.no_grad():
+        scores = stock(images).logits
+        assert torch.equal(scores, folded(images).logits)
+    assert bool(scores.isfinite().all())
+
+
+@pytest.mark.slow
+def test_vgg11_of_real_convolutions_is_folded_by_measured_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import image_networks
+
+    torch.manual_seed(0)
+    module = image_networks.Vgg11Bn(hidden=64).eval()
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    folded = llmfold.fold_module(module, (images,), 0.3, method="paper", repair="statistics", inputs=images)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (module, folded))
+    assert 0.68 * before < after <= 0.7 * before
+    with torch.no_grad():
+        assert bool(folded(images).isfinite().all())
