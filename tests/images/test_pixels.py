@@ -74,6 +74,7 @@ def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(module, "AutoImageProcessor", Absent)
     with pytest.raises(UsageError, match=r"pip install 'llmfold\[images\]'"):
         preprocessing(tmp_path)
+    pytest.importorskip("datasets")  # looks for it once, when it is first imported
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UsageError, match=r"pip install 'llmfold\[images\]'"):
         read_images(str(tmp_path))
