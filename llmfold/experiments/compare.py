@@ -20,7 +20,7 @@ from llmfold.experiments.chart import chart
 from llmfold.experiments.comparing import Comparing, Comparison, Notify, locked
 from llmfold.experiments.results import Row, Run, Spread
 from llmfold.experiments.settings import Settings
-from llmfold.experiments.table import Section, document
+from llmfold.experiments.table import Page, Section, document
 from llmfold.models.tying import stored_shape
 from llmfold.options import public_file
 from llmfold.runtime.devices import pick_device
@@ -113,7 +113,7 @@ class _Comparing(Comparing[Run, Row]):
     def facts(self) -> dict[str, Any]:
         return {"text": {"name": self.text.name, "sha256": self.text.sha256}}
 
-    def page(self, facts: Mapping[str, Any], sections: tuple[Section[Row], ...]) -> str:
+    def page(self, facts: Mapping[str, Any], sections: tuple[Section[Row], ...]) -> Page:
         decoder = self.settings.ratio_of == "decoder"
         perplexity = float(self.results.dense["perplexity"])
         drawn = chart(public_name(self.source), self.text.name, perplexity, self.rows(), decoder=decoder)

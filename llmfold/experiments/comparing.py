@@ -17,8 +17,9 @@ from llmfold.errors import LlmfoldError, OutputError
 from llmfold.evaluation.cache import cache_key
 from llmfold.experiments.results import R, Results, W, summarise
 from llmfold.experiments.settings import Amount, Folds, describe
-from llmfold.experiments.table import Section
+from llmfold.experiments.table import Page, Section
 from llmfold.experiments.variants import Variant
+from llmfold.records.fold import PAGE_FILE
 from llmfold.runtime.storage import write_text
 
 Notify = Callable[[str], None]
@@ -88,8 +89,8 @@ class Comparing(ABC, Generic[R, W]):
         """What was measured on, for compare.json."""
 
     @abstractmethod
-    def page(self, facts: Mapping[str, Any], sections: tuple[Section[W], ...]) -> str:
-        """compare.md; pictures are written beside it."""
+    def page(self, facts: Mapping[str, Any], sections: tuple[Section[W], ...]) -> Page:
+        """What compare.md and report.html say; pictures are written beside them."""
 
     def run(self) -> Comparison[W]:
         """Do every fold that has no result yet."""
@@ -169,7 +170,9 @@ class Comparing(ABC, Generic[R, W]):
             Section(describe(amount), [dense, *(row for row in rows if row.amount == amount)])
             for amount in self.folds.amounts()
         )
-        write_text(output / MARKDOWN_FILE, self.page(self._facts(), sections))
+        page = self.page(self._facts(), sections)
+        write_text(output / MARKDOWN_FILE, page.markdown())
+        write_text(output / PAGE_FILE, page.html([(output / name).read_text("utf-8") for name in page.pictures]))
         return Comparison(output, dense, tuple(rows), sections)
 
 

@@ -15,7 +15,7 @@ from llmfold.experiments.comparing import Comparing, Comparison, Notify, locked
 from llmfold.experiments.image_settings import ImageSettings
 from llmfold.experiments.image_table import ImageRow, ImageRun, charts, document
 from llmfold.experiments.results import Spread
-from llmfold.experiments.table import Section
+from llmfold.experiments.table import Page, Section
 from llmfold.images.config import ImageConfig
 from llmfold.images.kind import image_class
 from llmfold.images.model import open_image_model
@@ -88,7 +88,7 @@ class _Comparing(Comparing[ImageRun, ImageRow]):
     def facts(self) -> dict[str, Any]:
         return {"images": {"name": self.bench.images.name, "sha256": self.bench.images.sha256}}
 
-    def page(self, facts: Mapping[str, Any], sections: tuple[Section[ImageRow], ...]) -> str:
+    def page(self, facts: Mapping[str, Any], sections: tuple[Section[ImageRow], ...]) -> Page:
         drawn = charts(public_name(self.source), self.bench.images.name, self.dense_row(), self.rows())
         pictures = [self.picture(name, chart) for name, chart in drawn.items()]
         return document(facts, self.results.dense["protocol"], sections, [name for name in pictures if name])

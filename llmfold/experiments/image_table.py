@@ -8,7 +8,7 @@ from rich.console import RenderableType
 
 from llmfold.experiments.chart import lines_of
 from llmfold.experiments.results import AnyRow, AnyRun, Spread
-from llmfold.experiments.table import DEVIATIONS, Columns, Section, mean, page_of, spread, terminal_of
+from llmfold.experiments.table import DEVIATIONS, Columns, Page, Section, mean, page_of, spread, terminal_of
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart
 from llmfold.report.rows import ABSENT
 
@@ -104,8 +104,8 @@ _SHORT = {
 
 def document(
     facts: Mapping[str, Any], protocol: Sequence[str], sections: Sequence[Section[ImageRow]], pictures: Sequence[str]
-) -> str:
-    """The page of a comparison of image models, compare.md.
+) -> Page:
+    """The page of a comparison of image models.
 
     Args:
         facts: model, command, versions and machine, as in compare.json.

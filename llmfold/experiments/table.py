@@ -23,6 +23,31 @@ class Section(Generic[W]):
     rows: Sequence[W]
 
 
+@dataclass(frozen=True)
+class Page:
+    """The page of a comparison of any kind.
+
+    Attributes:
+        comparison: model, command, versions and machine, as in compare.json.
+        notes: in whole sentences.
+        tables: of each a heading, its rows, the heading of columns first, and what failed.
+        pictures: file names of charts beside it.
+    """
+
+    comparison: Mapping[str, Any]
+    notes: Sequence[str]
+    tables: Sequence[tuple[str, list[list[str]], list[str]]]
+    pictures: Sequence[str]
+
+    def markdown(self) -> str:
+        """With pictures beside it."""
+        return render("comparison.md", **vars(self))
+
+    def html(self, charts: Sequence[str]) -> str:
+        """With ``charts``, the SVG of its pictures, in it."""
+        return render("comparison.html", **vars(self), charts=charts)
+
+
 Columns = Mapping[str, Callable[[W], str]]
 """Heading and content of every column."""
 
@@ -96,8 +121,8 @@ def document(
     *,
     decoder: bool,
     picture: str | None,
-) -> str:
-    """The page of a comparison, compare.md: its tables with everything that a reader needs to check them.
+) -> Page:
+    """The page of a comparison: its tables with everything that a reader needs to check them.
 
     Args:
         facts: model, command, versions and machine, as in compare.json.
@@ -105,9 +130,6 @@ def document(
         sections: one table for every amount.
         decoder: whether fractions are of the decoder layers' parameters.
         picture: file name of the chart, if there is one.
-
-    Returns:
-        Markdown.
     """
     notes = [f"Perplexity: {dense['protocol']}.", "Excess log-ppl: log(perplexity / dense perplexity)."]
     if dense["fidelity_protocol"]:
@@ -125,10 +147,10 @@ def page_of(
     columns: Columns[W],
     notes: Sequence[str],
     pictures: Sequence[str],
-) -> str:
+) -> Page:
     """The page of a comparison of any kind: pictures, tables, and notes in whole sentences."""
     tables = [(section.heading, _rows(section, columns), _failures(section)) for section in sections]
-    return render("comparison.md", comparison=facts, notes=notes, tables=tables, pictures=pictures)
+    return Page(facts, notes, tables, pictures)
 
 
 def terminal(section: Section[Row], *, decoder: bool) -> RenderableType:

@@ -50,7 +50,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, fail_at: int = -1, error: BaseExce
 def test_writes_table_picture_and_data_and_nothing_else(settings: Callable[..., Settings], space: Path) -> None:
     found = compare(settings())
     assert sorted(os.listdir(space)) == ["table"]
-    assert sorted(os.listdir(space / "table")) == ["compare.json", "compare.md", "compare.svg"]
+    assert sorted(os.listdir(space / "table")) == ["compare.json", "compare.md", "compare.svg", "report.html"]
     lines = [line for line in (space / "table" / "compare.md").read_text().splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines] == ["| method", "| dense", "| paper", "| random"]
     paper, random = found.rows
@@ -163,7 +163,8 @@ def test_a_ratio_out_of_reach_is_a_row_and_several_ratios_make_lines(
 def test_nothing_measured_leaves_no_picture(settings: Callable[..., Settings], space: Path) -> None:
     found = compare(settings(mlp_ratio=(), ratio=(0.99,), methods="paper", seeds=1))
     assert found.rows[0].perplexity is None
-    assert sorted(os.listdir(space / "table")) == ["compare.json", "compare.md"]
+    assert sorted(os.listdir(space / "table")) == ["compare.json", "compare.md", "report.html"]
+    assert "<svg" not in (space / "table" / "report.html").read_text()
 
 
 def test_without_fidelity_its_columns_are_empty(settings: Callable[..., Settings], space: Path) -> None:
@@ -177,7 +178,7 @@ def test_outside_text_is_named_and_no_folder_is(
 ) -> None:
     options = {"methods": "wanda-sp,random", "data": str(prose), "num_samples": 2, "seeds": 1}
     compare(settings(**options))
-    for name in ("compare.md", "compare.json", "compare.svg"):
+    for name in ("compare.md", "compare.json", "compare.svg", "report.html"):
         content = (space / "table" / name).read_text()
         assert "outside text: prose.txt" in content
         assert all(str(folder) not in content for folder in (space, prose.parent, reader.parent))

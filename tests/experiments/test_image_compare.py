@@ -83,7 +83,7 @@ def test_numbers_are_those_of_the_fold(
 ) -> None:
     found = compare_images(settings(keep=True, methods="magnitude-l2"))
     assert sorted(os.listdir(space / "table")) == [
-        *("compare-multiplications.svg", "compare.json", "compare.md", "compare.svg")
+        *("compare-multiplications.svg", "compare.json", "compare.md", "compare.svg", "report.html")
     ]
     (run,) = read(space)["runs"]
     fold = space / "table-models" / "magnitude-l2-ratio-0.2-seed-0"
@@ -116,7 +116,9 @@ def test_all_seeds_of_all_methods_at_all_ratios(
     assert "images inverted from the model's own running statistics" in page
     assert "cosine" not in page
     for name, words in (("compare.svg", "parameters"), ("compare-multiplications.svg", "multiplications")):
-        assert f"fraction of {words} removed" in (space / "table" / name).read_text()
+        picture = (space / "table" / name).read_text()
+        assert f"fraction of {words} removed" in picture
+        assert picture in (space / "table" / "report.html").read_text()
     assert not (space / "table-models").exists()
 
 
