@@ -7,6 +7,8 @@ from llmfold.commands.model_kind import add_image_choices, by_kind, options_for
 from llmfold.commands.parser import finish, print_progress
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llmfold.experiments.image_settings import ImageSettings
     from llmfold.experiments.settings import Settings
 
@@ -73,16 +75,20 @@ def _text(settings: "Settings", *, quiet: bool, debug: bool) -> None:
     if not quiet:
         for section in comparison.sections:
             print_table(terminal(section, decoder=settings.ratio_of == "decoder"))
-        print(f"written: {comparison.output / 'compare.md'}, compare.json and compare.svg beside it")
+        print(_written(comparison.output))
 
 
 def _images(settings: "ImageSettings", *, quiet: bool, debug: bool) -> None:
     from llmfold.experiments.image_compare import compare_images
-    from llmfold.experiments.image_table import CHART_FILES, terminal
+    from llmfold.experiments.image_table import terminal
     from llmfold.report.console import print_table
 
     comparison = compare_images(settings, (lambda _: None) if quiet else print_progress, debug=debug)
     if not quiet:
         for section in comparison.sections:
             print_table(terminal(section))
-        print(f"written: {comparison.output / 'compare.md'}, compare.json and {', '.join(CHART_FILES)} beside it")
+        print(_written(comparison.output))
+
+
+def _written(output: "Path") -> str:
+    return f"written: {output / 'report.html'}; compare.md, compare.json and pictures beside it"
