@@ -85,6 +85,8 @@ def test_widths_by_layer_need_trust_in_transformers_and_are_refused_by_others(tm
         ({"hidden_act": "gelu"}, "llama.cpp", "gelu"),
         ({"rope_scaling": {"type": "longrope"}}, "llama.cpp", "longrope"),
         ({"partial_rotary_factor": 0.5}, "llama.cpp", "partial_rotary_factor"),
+        ({"model_type": "qwen3_moe"}, "llama.cpp", "norm_topk_prob"),
+        ({"model_type": "qwen3_moe", "norm_topk_prob": True, "mlp_only_layers": [1]}, "llama.cpp", "one width"),
         ({"architectures": ["NobodysForCausalLM"]}, "vllm", "NobodysForCausalLM"),
     ],
 )
@@ -92,6 +94,11 @@ def test_what_an_engine_refuses(tmp_path: Path, config: dict[str, Any], engine: 
     verdict = verdicts(tmp_path / "m", **config)[engine]
     assert not verdict.loads
     assert word in verdict.why
+
+
+@pytest.mark.parametrize("config", [{"model_type": "mixtral"}, {"model_type": "qwen3_moe", "norm_topk_prob": True}])
+def test_mixtures_of_experts_are_exported(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert verdicts(tmp_path / "m", **config)["llama.cpp"].loads
 
 
 def test_a_qwen2_of_other_heads_and_biases_is_a_deci_and_its_output_bias_is_none_of_a_qwen3(tmp_path: Path) -> None:
