@@ -17,7 +17,7 @@ import cases  # type: ignore[import-not-found]
 import environments  # type: ignore[import-not-found]
 import matrix  # type: ignore[import-not-found]
 from agreement import compare  # type: ignore[import-not-found]
-from calling import call  # type: ignore[import-not-found]
+from calling import call, seconds_spent  # type: ignore[import-not-found]
 from rows import Row  # type: ignore[import-not-found]
 from runner import MARK  # type: ignore[import-not-found]
 
@@ -127,6 +127,7 @@ def test_a_model_that_ends_its_process_ends_no_other(tmp_path: Path, monkeypatch
     assert answers["first"]["greedy"] == answers["last"]["greedy"] == [1]
     assert answers["fails"]["error"] == "ValueError: no such class"
     assert "ended with 3" in answers["dies"]["error"]
+    assert 0 < seconds_spent(tmp_path / "log") < 60
 
 
 def test_what_has_been_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

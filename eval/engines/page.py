@@ -33,11 +33,11 @@ def page(
     rows: Sequence[Row],
     todo: Sequence[Case],
     engines: Sequence[Engine],
-    days: Mapping[str, str],
+    asked: Mapping[str, str],
     machine: str,
     command: str,
 ) -> str:
-    """The page as Markdown; ``days`` tells by keys of engines when each was last asked."""
+    """The page as Markdown; ``asked`` tells by keys of engines when each was asked, and how long."""
     parts = [
         _ABOUT.format(
             tie=TIE,
@@ -51,7 +51,7 @@ def page(
     ]
     for engine in engines:
         parts += ["", f"## {engine.title}\n", *_engine(engine, [row for row in rows if row.engine == engine])]
-        parts += ["", f"Last asked on {days[engine.key]}."] if engine.key in days else []
+        parts += ["", asked[engine.key]] if engine.key in asked else []
     parts += ["", f"Machine: {machine}.", "", "```bash", command, "```", ""]
     return "\n".join(parts)
 
