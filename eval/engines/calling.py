@@ -69,8 +69,9 @@ def _run(
         start = time.monotonic()
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=engine.seconds * len(jobs), env=own, check=False
-            )
+                command, capture_output=True, text=True, timeout=engine.seconds * len(jobs), env=own, check=False,
+                cwd=scratch,  # where engines may leave logs of their own
+            )  # fmt: skip
             out, err, ended = done.stdout, done.stderr, f"its process ended with {done.returncode}: "
             ended += " ".join(err.split())[-_SHOWN:]
         except subprocess.TimeoutExpired as late:
