@@ -175,7 +175,7 @@ def test_matrices_of_experts_are_stacked_by_their_numbers(tmp_path: Path) -> Non
 def test_experts_whose_weights_are_not_shares_are_refused(tmp_path: Path) -> None:
     chosen = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     folder = speak(tiny_model(tmp_path / "tiny", "Qwen3Moe", vocab_size=300, norm_topk_prob=False, **chosen))
-    with pytest.raises(CheckpointError, match="norm_topk_prob in config.json is false"):
+    with pytest.raises(CheckpointError, match="norm_topk_prob in config"):
         export(folder, tmp_path / "m.gguf")
 
 
