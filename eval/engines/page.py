@@ -26,7 +26,9 @@ with other work, so that ratios near one say nothing. Folds are quick ones that 
 load, not how good a fold is. llmfold removes no whole blocks, so no such folder is here. llama.cpp reads files that
 `llmfold export gguf` writes of the folders.
 """
-_UNASKED = 'Rows that say "not run" were not asked in the runs that this page is of: what doctor says of them is not checked.\n'
+_UNASKED = """Rows that say "not run" were not asked in the runs that this page is of: what doctor says of them is not
+checked.
+"""
 
 
 def page(
