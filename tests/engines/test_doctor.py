@@ -56,15 +56,16 @@ def test_files_of_float32_are_computed_in_half_by_vllm(tmp_path: Path) -> None:
 
 
 def test_widths_by_layer_need_trust_in_transformers_and_are_refused_by_others(tmp_path: Path) -> None:
-    found = verdicts(
-        tmp_path / "m",
-        architectures=["FoldedLlamaForCausalLM"],
-        auto_map={"AutoModelForCausalLM": "modeling_llmfold.FoldedLlamaForCausalLM"},
-        per_layer_config={"0": {"intermediate_size": 3}},
-    )
+    code = {
+        "architectures": ["FoldedLlamaForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_llmfold.FoldedLlamaForCausalLM"},
+    }
+    found = verdicts(tmp_path / "m", **code, per_layer_config={"0": {"intermediate_size": 3}})
     assert found["transformers"].flag == found["transformers-4.57"].flag == "trust_remote_code=True"
     assert not found["vllm"].loads
-    assert not found["onnx"].loads
+    assert found["onnx"].flag == "trust_remote_code=True"
+    heads = {str(i): {"num_attention_heads": 8 - i, "num_key_value_heads": 8 - i} for i in range(2)}
+    assert "heads" in verdicts(tmp_path / "m", **code, per_layer_config=heads)["onnx"].why
     assert "deci" in found["llama.cpp"].why
 
 
