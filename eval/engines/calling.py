@@ -16,7 +16,7 @@ from runner import MARK
 Answers = dict[str, Mapping[str, Any]]
 LATE = "not done after"
 _SHOWN = 300
-_RAN = re.compile(r"^== (\d+\.\d) s: ", re.M)
+_RAN = re.compile(r"^== (\d+\.\d+) s: ", re.M)
 
 
 def call(engine: Engine, environments: Path, jobs: Sequence[Mapping[str, Any]], log: Path) -> Answers:
@@ -78,7 +78,7 @@ def _run(
             out, err = (_text(stream) for stream in (late.stdout, late.stderr))
             ended = f"{LATE} {engine.seconds * len(jobs)} s"
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"== {time.monotonic() - start:.1f} s: {' '.join(command)}\n{out}\n{err}\n")
+        file.write(f"== {time.monotonic() - start:.2f} s: {' '.join(command)}\n{out}\n{err}\n")
     # A line without an end is one of a process that was ended while it wrote.
     return [json.loads(line[len(MARK) :]) for line in _whole_lines(out) if line.startswith(MARK)], ended
 
