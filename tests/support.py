@@ -59,9 +59,10 @@ def tiny_model(
 ) -> Path:
     """Save a random model of ``family`` with its weights in about ``shards`` files; returns ``folder``.
 
-    Every parameter is drawn anew, biases and norm gains too, so that none of them can be forgotten unnoticed.
+    A family is one of ``PREFIX``, or what transformers begins its classes with. Every parameter is drawn anew, biases
+    and norm gains too, so that none of them can be forgotten unnoticed.
     """
-    prefix = PREFIX[family]
+    prefix = PREFIX.get(family, family)
     config = getattr(transformers, f"{prefix}Config")(**{**_DEFAULTS, **config_overrides})
     model: PreTrainedModel = getattr(transformers, f"{prefix}ForCausalLM")(config)
     generator = torch.Generator().manual_seed(seed)

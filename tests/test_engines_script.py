@@ -16,8 +16,9 @@ import blocks  # type: ignore[import-not-found]
 import cases  # type: ignore[import-not-found]
 import environments  # type: ignore[import-not-found]
 import matrix  # type: ignore[import-not-found]
+import quantisers  # type: ignore[import-not-found]
 from agreement import compare  # type: ignore[import-not-found]
-from calling import call  # type: ignore[import-not-found]
+from calling import call, seconds_spent  # type: ignore[import-not-found]
 from rows import Row  # type: ignore[import-not-found]
 from runner import MARK  # type: ignore[import-not-found]
 
@@ -127,6 +128,7 @@ def test_a_model_that_ends_its_process_ends_no_other(tmp_path: Path, monkeypatch
     assert answers["first"]["greedy"] == answers["last"]["greedy"] == [1]
     assert answers["fails"]["error"] == "ValueError: no such class"
     assert "ended with 3" in answers["dies"]["error"]
+    assert 0 < seconds_spent(tmp_path / "log") < 60
 
 
 def test_what_has_been_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +164,26 @@ def test_every_engine_of_the_matrix_has_rules_and_every_block_an_engine() -> Non
     found = list(blocks.blocks(blocks.PAGE.read_text(encoding="utf-8")))
     assert {block.engine for block in found} <= set(ENGINES)
     assert blocks.PAGE.read_text(encoding="utf-8").count("<!--engine:") == len(found)
+
+
+def test_the_page_of_quantisers_has_what_was_done_and_why_not(tmp_path: Path) -> None:
+    models = {"dense": tmp_path / "a", "folded": tmp_path / "b"}
+    tools = (quantisers.PLAIN, *quantisers.TOOLS)
+    answers = {
+        tool.key: {
+            job["name"]: {"error": "ValueError: no | such group"}
+            if job["group"] == 128
+            else {"perplexity": 26.444, "version": "1.2"}
+            for job in quantisers.jobs(tool, models, tmp_path)
+        }
+        for tool in tools
+    }
+    windows = quantisers.Windows(np.zeros((1, 2)), 2, "one window")
+    page = quantisers.page_of(models, answers, windows, "python it")
+    assert "| dense | as it is, in float32 |  |  | 26.44 |" in page
+    assert "| folded | llm-compressor | GPTQ | 128 | not done |" in page
+    assert "- dense; folded: llm-compressor, GPTQ, groups of 128: ValueError: no / such group" in page
+    assert "GPTQModel 1.2" in page
 
 
 @pytest.mark.slow

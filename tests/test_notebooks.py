@@ -12,9 +12,9 @@ nbclient = pytest.importorskip("nbclient")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_there_are_three() -> None:
-    names = ["01_fold_a_llama.ipynb", "02_bring_your_own_architecture.ipynb", "03_images.ipynb"]
-    assert [path.name for path in NOTEBOOKS] == names
+def test_there_are_four() -> None:
+    names = ["01_fold_a_llama", "02_bring_your_own_architecture", "03_images", "04_after_folding"]
+    assert [path.stem for path in NOTEBOOKS] == names
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from runner import MARK
 Answers = dict[str, Mapping[str, Any]]
 LATE = "not done after"
 _SHOWN = 300
+_RAN = re.compile(r"^== (\d+\.\d+) s: ", re.M)
 
 
 def call(engine: Engine, environments: Path, jobs: Sequence[Mapping[str, Any]], log: Path) -> Answers:
@@ -48,6 +51,11 @@ def recorded(log: Path) -> Answers:
     return {line["name"]: line for line in found if "begins" not in line}
 
 
+def seconds_spent(log: Path) -> float:
+    """Seconds that the processes lasted whose print a file holds, from start to end, all of them together."""
+    return sum(map(float, _RAN.findall(log.read_text(encoding="utf-8")))) if log.exists() else 0.0
+
+
 def _run(
     engine: Engine, environments: Path, jobs: Sequence[Mapping[str, Any]], log: Path
 ) -> tuple[list[dict[str, Any]], str]:
@@ -58,17 +66,19 @@ def _run(
         path = Path(scratch) / "jobs.json"
         path.write_text(json.dumps(jobs))
         command = [str(engine.python(environments)), str(engine.script), str(path)]
+        start = time.monotonic()
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=engine.seconds * len(jobs), env=own, check=False
-            )
+                command, capture_output=True, text=True, timeout=engine.seconds * len(jobs), env=own, check=False,
+                cwd=scratch,  # where engines may leave logs of their own
+            )  # fmt: skip
             out, err, ended = done.stdout, done.stderr, f"its process ended with {done.returncode}: "
             ended += " ".join(err.split())[-_SHOWN:]
         except subprocess.TimeoutExpired as late:
             out, err = (_text(stream) for stream in (late.stdout, late.stderr))
             ended = f"{LATE} {engine.seconds * len(jobs)} s"
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"== {' '.join(command)}\n{out}\n{err}\n")
+        file.write(f"== {time.monotonic() - start:.2f} s: {' '.join(command)}\n{out}\n{err}\n")
     # A line without an end is one of a process that was ended while it wrote.
     return [json.loads(line[len(MARK) :]) for line in _whole_lines(out) if line.startswith(MARK)], ended
 

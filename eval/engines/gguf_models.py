@@ -51,6 +51,17 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma": ("Gemma", {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True}),
     "phi3 (q, k, v and gate, up fused)": ("Phi3", {}),
+    "mixtral, 2 of 4 experts": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
+    "qwen3_moe, 3 of 12 experts": (
+        "Qwen3Moe",
+        {
+            "num_experts": 12,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 64,
+            "head_dim": 32,
+            "norm_topk_prob": True,
+        },
+    ),
 }
 
 

@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from agreement import compare
-from calling import Answers, call, recorded
+from calling import Answers, call, recorded, seconds_spent
 from cases import ROOT, Case, build, cases, tokenizer_ids
 from environments import ENGINES, Engine, make, ready
 from page import page
@@ -100,12 +100,13 @@ def _log(engine: Engine, work: Path, spoil: bool) -> Path:
     return work / f"log-{'spoiled-' * spoil}{engine.key}.txt"
 
 
-def _days(engines: Sequence[Engine], work: Path, spoil: bool) -> dict[str, str]:
-    """When each engine was last asked (UTC), by its key."""
+def _asked(engines: Sequence[Engine], work: Path, spoil: bool) -> dict[str, str]:
+    """When each engine was last asked (UTC), and how long its processes lasted, by its key."""
     logs = {engine.key: _log(engine, work, spoil) for engine in engines}
     return {
-        k: datetime.fromtimestamp(log.stat().st_mtime, timezone.utc).date().isoformat()
-        for k, log in logs.items()
+        key: f"Last asked on {datetime.fromtimestamp(log.stat().st_mtime, timezone.utc).date()}; its processes lasted "
+        f"{seconds_spent(log) / 60:.0f} minutes in all."
+        for key, log in logs.items()
         if log.exists()
     }
 
@@ -209,8 +210,8 @@ def main() -> int:
     rows = [r for engine, a in zip(engines, answers, strict=True) for r in rows_of(engine, todo, a, verdicts, found)]
     (work / "rows.json").write_text(json.dumps([row.plain() for row in rows], indent=1))
     if options.page:
-        days = _days(engines, work, options.spoil)
-        options.page.write_text(page(rows, todo, engines, days, machine_words(), _command(options)), encoding="utf-8")
+        asked = _asked(engines, work, options.spoil)
+        options.page.write_text(page(rows, todo, engines, asked, machine_words(), _command(options)), encoding="utf-8")
     wrong = judge(rows, spoil=options.spoil)
     print(*wrong, sep="\n")
     return 1 if wrong else 0

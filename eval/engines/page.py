@@ -24,8 +24,10 @@ random Qwen2, which has one of another family. In every row `llmfold doctor` mus
 Tokens a second are of greedy text, one sequence, beside the dense model's in the same run; the machine was shared
 with other work, so that ratios near one say nothing. Folds are quick ones that remove little: they show that folders
 load, not how good a fold is. llmfold removes no whole blocks, so no such folder is here. llama.cpp reads files that
-`llmfold export gguf` writes of the folders. Rows that say "not run" were not asked in the runs that this page is of:
-what doctor says of them is not checked.
+`llmfold export gguf` writes of the folders.
+"""
+_UNASKED = """Rows that say "not run" were not asked in the runs that this page is of: what doctor says of them is not
+checked.
 """
 
 
@@ -33,11 +35,11 @@ def page(
     rows: Sequence[Row],
     todo: Sequence[Case],
     engines: Sequence[Engine],
-    days: Mapping[str, str],
+    asked: Mapping[str, str],
     machine: str,
     command: str,
 ) -> str:
-    """The page as Markdown; ``days`` tells by keys of engines when each was last asked."""
+    """The page as Markdown; ``asked`` tells by keys of engines when each was asked, and how long."""
     parts = [
         _ABOUT.format(
             tie=TIE,
@@ -46,12 +48,13 @@ def page(
             mean32=MEAN_TOLERANCE["float32"],
             mean16=MEAN_TOLERANCE["bfloat16"],
         ),
+        *([_UNASKED] if any(row.skipped for row in rows) else []),
         "## What loads\n",
         *_overview(rows, todo, engines),
     ]
     for engine in engines:
         parts += ["", f"## {engine.title}\n", *_engine(engine, [row for row in rows if row.engine == engine])]
-        parts += ["", f"Last asked on {days[engine.key]}."] if engine.key in days else []
+        parts += ["", asked[engine.key]] if engine.key in asked else []
     parts += ["", f"Machine: {machine}.", "", "```bash", command, "```", ""]
     return "\n".join(parts)
 
@@ -95,11 +98,11 @@ def _engine(engine: Engine, rows: Sequence[Row]) -> list[str]:
     for row in rows:
         lines.append(_line(row.case.model.name, row.case.variant, row.case.dtype, *_cells(row, speeds)))
     reasons = dict.fromkeys(
-        f"{row.case.model.name}, {row.case.variant}, {row.case.dtype}: {_plain(row.answer['error'])}"
+        f"{row.case.model.name}, {row.case.variant}, {row.case.dtype}: {plain(row.answer['error'])}"
         for row in rows
         if not row.loads and not row.skipped
     )
-    faults = [f"{row.case.name}: {_plain(fault)}" for row in rows for fault in (row.agreement or row).faults]
+    faults = [f"{row.case.name}: {plain(fault)}" for row in rows for fault in (row.agreement or row).faults]
     if reasons:
         lines += ["", "What the engine says of those that it does not load:", "", *(f"- {each}" for each in reasons)]
     if faults:
@@ -123,9 +126,9 @@ def _said(row: Row) -> str:
     if row.verdict is None:
         return ""
     if not row.verdict.loads:
-        return f"no: {_plain(row.verdict.why)}"
+        return f"no: {plain(row.verdict.why)}"
     flag = f"with {row.verdict.flag}" if row.verdict.flag else "loads"
-    return flag if row.verdict.agrees else f"{flag}, wrongly: {_plain(row.verdict.why)}"
+    return flag if row.verdict.agrees else f"{flag}, wrongly: {plain(row.verdict.why)}"
 
 
 def _speed(row: Row) -> float | None:
@@ -133,7 +136,8 @@ def _speed(row: Row) -> float | None:
     return len(row.answer["greedy"]) / seconds if seconds else None
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text that can stand in a table."""
     return text.replace("|", "/").replace("<", "‹").replace(">", "›")
 
 

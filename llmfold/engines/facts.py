@@ -71,6 +71,13 @@ class Facts:
         return bool(self.config.get("per_layer_config"))
 
     @property
+    def heads_by_layer(self) -> bool:
+        """Whether the widths of single layers are told, and layers differ in their heads."""
+        told = self.config.get("per_layer_config")
+        layers = [layer for layer in told.values() if isinstance(layer, dict)] if isinstance(told, dict) else []
+        return len({(layer.get("num_attention_heads"), layer.get("num_key_value_heads")) for layer in layers}) > 1
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether there are files that a tokenizer is read from."""
         return any(name in self.files for name in _TOKENIZER_FILES)

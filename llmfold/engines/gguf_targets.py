@@ -3,7 +3,7 @@
 Both ``llmfold export gguf`` and ``llmfold doctor`` decide by this, so torch is not imported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,11 @@ from llmfold.errors import CheckpointError
 
 _OWN_SCALES = ("attention_factor", "mscale", "mscale_all_dim")
 """Keys of YaRN whose values llama.cpp does not take from the file."""
+_WITH_BIAS = {
+    "qkv": ("q_proj", "k_proj", "v_proj", "qkv_proj"),
+    "o": ("o_proj",),
+    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj"),
+}
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,13 @@ class Form:
 
     Attributes:
         family: as transformers names it.
-        uniform: whether all layers have the same widths.
+        uniform: whether all layers have the same widths and are built alike.
         fills: whether the heads of every layer are together as wide as the hidden state.
         biases: which of ``qkv``, ``o`` and ``mlp`` have one.
         tied: whether the embedding is the head.
         activation: of the MLP, as the config names it; None for the one that the family has by itself.
         rope: rotary parameters, with ``rope_type``; ``partial_rotary_factor`` where the config has one.
+        shares: whether the weights of the experts of a token sum to one; true where there are no experts.
     """
 
     family: str
@@ -34,6 +40,13 @@ class Form:
     tied: bool
     activation: str | None
     rope: Mapping[str, Any]
+    shares: bool = True
+
+
+def biases_among(names: Iterable[str]) -> frozenset[str]:
+    """Which of ``qkv``, ``o`` and ``mlp`` have a bias, by the names of a checkpoint's tensors."""
+    there = {name.rsplit(".", 2)[-2] for name in names if name.endswith(".bias") and name.count(".") > 1}
+    return frozenset(part for part, layers in _WITH_BIAS.items() if not there.isdisjoint(layers))
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,8 @@ class Target:
             return f"has no bias on {refused[-1]}"
         if not self.head and not form.tied:
             return "uses the embedding as its head, and this model has another"
+        if not form.shares:
+            return "divides the weights of a token's experts by their sum, and norm_topk_prob in config.json is false"
         return None
 
     def misturns(self, rope: Mapping[str, Any]) -> str | None:
@@ -94,6 +109,8 @@ _TARGETS = {
     # A Qwen2 of other widths is a Llama with biases.
     "qwen2": (Target("qwen2", any_heads=False, biases=frozenset({"qkv"})), _DECI),
     "qwen3": (Target("qwen3"),),
+    "qwen3_moe": (Target("qwen3moe"),),
+    "mixtral": (Target("llama", neighbours=True, frequencies=True),),
     "gemma": (Target("gemma", gain=1.0, head=False, activations=("gelu", "gelu_pytorch_tanh")),),
     "phi3": (Target("phi3", any_heads=False),),
 }

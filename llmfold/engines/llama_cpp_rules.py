@@ -1,17 +1,12 @@
 """Rules of llama.cpp, for files of ``llmfold export gguf``: those by which it decides, on config and headers."""
 
 from llmfold.engines.facts import Facts
-from llmfold.engines.gguf_targets import Form, target_of
+from llmfold.engines.gguf_targets import Form, biases_among, target_of
 from llmfold.engines.verdict import Verdict, refused
 from llmfold.errors import CheckpointError
 
 EXPORT = "llmfold export gguf"
 _HEAD = "lm_head.weight"
-_WITH_BIAS = {
-    "qkv": ("q_proj", "k_proj", "v_proj", "qkv_proj"),
-    "o": ("o_proj",),
-    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj"),
-}
 
 
 def llama_cpp(facts: Facts) -> Verdict:
@@ -29,15 +24,16 @@ def llama_cpp(facts: Facts) -> Verdict:
 
 def _form(facts: Facts) -> Form:
     config = facts.config
-    ends = {name: tuple(f"{layer}.bias" for layer in layers) for name, layers in _WITH_BIAS.items()}
+    alike = not config.get("mlp_only_layers") and config.get("decoder_sparse_step", 1) == 1
     return Form(
         family=facts.model_type,
-        uniform=not facts.by_layer,
+        uniform=alike and not facts.by_layer,
         fills=facts.heads_fill_hidden,
-        biases=frozenset(name for name, end in ends.items() if any(each.endswith(end) for each in facts.tensors)),
+        biases=biases_among(facts.tensors),
         tied=_HEAD not in facts.tensors or bool(config.get("tie_word_embeddings", True)),
         activation=config.get("hidden_activation") or config.get("hidden_act"),
         rope={"partial_rotary_factor": config.get("partial_rotary_factor"), **_rope(facts)},
+        shares=bool(config.get("norm_topk_prob", facts.model_type != "qwen3_moe")),
     )
 
 

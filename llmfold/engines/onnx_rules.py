@@ -8,8 +8,8 @@ from llmfold.engines.verdict import Verdict, refused, refused_heads
 
 def onnx(facts: Facts) -> Verdict:
     """ONNX Runtime."""
-    if facts.by_layer or facts.remote_code:
-        return refused("layers differ in width, for which optimum has no export")
+    if facts.heads_by_layer:
+        return refused("layers differ in heads, and optimum makes the cache of all layers alike")
     if not knows("onnx", facts.model_type):
         return refused(f"optimum does not export {facts.model_type}")
     heads = refused_heads(facts, "optimum")

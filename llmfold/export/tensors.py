@@ -3,16 +3,21 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gguf
+import torch
 from torch import Tensor
 
-from llmfold.checkpoint import Checkpoint
+from llmfold.checkpoint import Checkpoint, TensorInfo
 from llmfold.engines.gguf_targets import Target
 from llmfold.errors import CheckpointError
+from llmfold.export.encoding import stored_type
 from llmfold.models import EMBEDDING, HEAD, ModelShape
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
+_EXPERT = re.compile(r"(\.experts)\.(\d+)(\.\w+\.weight)$")
+_ROUTER = "ffn_gate_inp.weight"
 _SUFFIXES = (".weight", ".bias")
 _ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
 Change = Callable[[Tensor], Tensor]
@@ -20,12 +25,28 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the file: its name there, the stored one that it is made of, its shape, and what is done to it."""
+    """A tensor of the file.
+
+    Attributes:
+        name: in the file.
+        stored: the tensors that it is made of: one, or a matrix of every expert, in their order.
+        shape: in the file; of experts' matrices a third axis, the first, counts them.
+        change: what is done to each.
+    """
 
     name: str
-    stored: str
+    stored: tuple[str, ...]
     shape: tuple[int, ...]
     change: Change
+
+    def read(self, checkpoint: Checkpoint) -> Tensor:
+        """The tensor as it goes into the file, in the dtype that is stored."""
+        found = [self.change(checkpoint.read(name)) for name in self.stored]
+        return (found[0] if len(found) == 1 else torch.stack(found)).reshape(self.shape)
+
+    def type(self, wanted: str) -> Any:
+        """How it is stored where matrices are stored as ``wanted``; what chooses experts stays float32."""
+        return stored_type(self.shape, "f32" if self.name.endswith(_ROUTER) else wanted)
 
 
 def pieces_of(checkpoint: Checkpoint, shape: ModelShape, target: Target) -> list[Piece]:
@@ -35,20 +56,25 @@ def pieces_of(checkpoint: Checkpoint, shape: ModelShape, target: Target) -> list
         CheckpointError: a tensor for which the architecture has no place.
     """
     names = gguf.get_tensor_name_map(_ARCHITECTURES[target.architecture], len(shape.layers))
-    pieces = []
+    parts: dict[str, list[TensorInfo]] = {}
     for info in checkpoint.tensors.values():
-        meant = info.name
+        meant = _EXPERT.sub(r"\1\3", info.name)
         if shape.tied and meant == HEAD:
             if EMBEDDING in checkpoint.tensors:
                 continue
             meant = EMBEDDING
+        parts.setdefault(meant, []).append(info)
+    pieces = []
+    for meant, infos in parts.items():
         name = names.get_name(meant, try_suffixes=_SUFFIXES)
         if name is None:
             raise CheckpointError(
-                f"tensor {info.name!r} has no place in llama.cpp's architecture {target.architecture}: this model "
+                f"tensor {infos[0].name!r} has no place in llama.cpp's architecture {target.architecture}: this model "
                 "cannot be exported"
             )
-        pieces.append(Piece(name, info.name, tuple(info.shape), _change(meant, shape, target)))
+        stored = tuple(info.name for info in sorted(infos, key=lambda info: _expert(info.name) or 0))
+        counted = () if _expert(stored[0]) is None else (len(stored),)
+        pieces.append(Piece(name, stored, (*counted, *infos[0].shape), _change(meant, shape, target)))
     return pieces
 
 
@@ -64,6 +90,12 @@ def interleaved(rows: Tensor, heads: int) -> Tensor:
     """
     halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
     return halves.transpose(1, 2).reshape(rows.shape)
+
+
+def _expert(name: str) -> int | None:
+    """Number of the expert that a stored tensor is of; None where it is of none."""
+    found = _EXPERT.search(name)
+    return int(found[2]) if found else None
 
 
 def _change(name: str, shape: ModelShape, target: Target) -> Change:

@@ -64,6 +64,8 @@ class _Model:
     context: int
     eps: float
     pieces: list[Piece]
+    chosen: int
+    """Experts that a token passes, where there are any."""
 
 
 def export_gguf(settings: ExportSettings, say: Callable[[str], None]) -> Exported:
@@ -85,7 +87,7 @@ def export_gguf(settings: ExportSettings, say: Callable[[str], None]) -> Exporte
     model = _open(Checkpoint.open(source.folder), public_name(source))
     vocabulary = read_vocabulary(source.folder, model.shape.vocabulary, settings.pre)
     kind = resolved_type(settings.type, model.checkpoint.dtype)
-    needed = sum(stored_bytes(piece.shape, stored_type(piece.shape, kind)) for piece in model.pieces)
+    needed = sum(stored_bytes(piece.shape, piece.type(kind)) for piece in model.pieces)
     missing = needed + _HEADER - free_bytes(path.parent)
     if missing > 0:
         raise OutputError(f"the disk that holds {path.parent} is full: free {missing} bytes, or choose another output")
@@ -115,12 +117,13 @@ def _open(checkpoint: Checkpoint, name: str) -> _Model:
     shape = stored_shape(checkpoint)
     shape.check_stored(checkpoint.shapes)
     stock = stock_config(checkpoint.config)
-    form = form_of(shape, stock)
+    form = form_of(shape, stock, checkpoint.tensors)
     target = target_of(form)
     rotary = rotary_of(form.rope, stock, shape)
     pieces = pieces_of(checkpoint, shape, target)
     context = context_length(stock, shape)
-    return _Model(name, checkpoint, shape, target, rotary, context, float(stock.rms_norm_eps), pieces)
+    chosen = int(getattr(stock, "num_experts_per_tok", 0))
+    return _Model(name, checkpoint, shape, target, rotary, context, float(stock.rms_norm_eps), pieces, chosen)
 
 
 def _notes(model: _Model, vocabulary: Vocabulary, kind: str) -> tuple[str, ...]:
@@ -130,7 +133,7 @@ def _notes(model: _Model, vocabulary: Vocabulary, kind: str) -> tuple[str, ...]:
             f"the context is {model.context} tokens, the model's sliding window: llama.cpp attends to everything, "
             "which is the same up to there"
         )
-    odd = [piece.shape[-1] for piece in model.pieces if kind == "q8_0" and _type_name(piece, kind) == "F16"]
+    odd = [piece.shape[-1] for piece in model.pieces if kind == "q8_0" and piece.type(kind).name == "F16"]
     if odd:
         notes.append(
             f"{len(odd)} tensors whose rows (of {max(odd)}) do not divide by 32 are stored as f16: see --multiple-of"
@@ -140,10 +143,6 @@ def _notes(model: _Model, vocabulary: Vocabulary, kind: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _type_name(piece: Piece, kind: str) -> str:
-    return str(stored_type(piece.shape, kind).name)
-
-
 def _write(path: Path, model: _Model, vocabulary: Vocabulary, kind: str) -> None:
     writer = gguf.GGUFWriter(None, model.target.architecture)
     try:
@@ -151,24 +150,23 @@ def _write(path: Path, model: _Model, vocabulary: Vocabulary, kind: str) -> None
         _add_vocabulary(writer, vocabulary)
         factors = model.rotary.factors
         if factors is not None:
-            _announce(writer, _FREQUENCIES, tuple(factors.shape), "f32")
+            _announce(writer, _FREQUENCIES, tuple(factors.shape), stored_type(tuple(factors.shape), "f32"))
         for piece in model.pieces:
-            _announce(writer, piece.name, piece.shape, kind)
+            _announce(writer, piece.name, piece.shape, piece.type(kind))
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         if factors is not None:
             writer.write_tensor_data(factors.numpy())
         for piece in model.pieces:
-            tensor = piece.change(model.checkpoint.read(piece.stored))
-            writer.write_tensor_data(encode(tensor, stored_type(piece.shape, kind), piece.stored))
+            tensor = piece.read(model.checkpoint)
+            writer.write_tensor_data(encode(tensor, piece.type(kind), piece.stored[0]))
     finally:
         writer.close()
 
 
-def _announce(writer: Any, name: str, shape: tuple[int, ...], kind: str) -> None:
-    """Tell the writer of a tensor that will come."""
-    stored = stored_type(shape, kind)
+def _announce(writer: Any, name: str, shape: tuple[int, ...], stored: Any) -> None:
+    """Tell the writer of a tensor that will come, and how it is stored."""
     writer.add_tensor_info(name, shape, None, stored_bytes(shape, stored), raw_dtype=stored)
 
 
@@ -188,6 +186,11 @@ def _add_model(writer: Any, model: _Model, kind: str) -> None:
     for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
         add(shape.head_dim)
     writer.add_layer_norm_rms_eps(model.eps)
+    experts = {piece.shape[0] for piece in model.pieces if len(piece.shape) == 3}
+    if experts:
+        writer.add_expert_count(*experts)
+        writer.add_expert_used_count(model.chosen)
+        writer.add_expert_feed_forward_length(shape.layers[0].intermediate)
     _add_rotary(writer, model.rotary)
 
 

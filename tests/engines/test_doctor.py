@@ -56,15 +56,16 @@ def test_files_of_float32_are_computed_in_half_by_vllm(tmp_path: Path) -> None:
 
 
 def test_widths_by_layer_need_trust_in_transformers_and_are_refused_by_others(tmp_path: Path) -> None:
-    found = verdicts(
-        tmp_path / "m",
-        architectures=["FoldedLlamaForCausalLM"],
-        auto_map={"AutoModelForCausalLM": "modeling_llmfold.FoldedLlamaForCausalLM"},
-        per_layer_config={"0": {"intermediate_size": 3}},
-    )
+    code = {
+        "architectures": ["FoldedLlamaForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_llmfold.FoldedLlamaForCausalLM"},
+    }
+    found = verdicts(tmp_path / "m", **code, per_layer_config={"0": {"intermediate_size": 3}})
     assert found["transformers"].flag == found["transformers-4.57"].flag == "trust_remote_code=True"
     assert not found["vllm"].loads
-    assert not found["onnx"].loads
+    assert found["onnx"].flag == "trust_remote_code=True"
+    heads = {str(i): {"num_attention_heads": 8 - i, "num_key_value_heads": 8 - i} for i in range(2)}
+    assert "heads" in verdicts(tmp_path / "m", **code, per_layer_config=heads)["onnx"].why
     assert "deci" in found["llama.cpp"].why
 
 
@@ -85,6 +86,8 @@ def test_widths_by_layer_need_trust_in_transformers_and_are_refused_by_others(tm
         ({"hidden_act": "gelu"}, "llama.cpp", "gelu"),
         ({"rope_scaling": {"type": "longrope"}}, "llama.cpp", "longrope"),
         ({"partial_rotary_factor": 0.5}, "llama.cpp", "partial_rotary_factor"),
+        ({"model_type": "qwen3_moe"}, "llama.cpp", "norm_topk_prob"),
+        ({"model_type": "qwen3_moe", "norm_topk_prob": True, "mlp_only_layers": [1]}, "llama.cpp", "one width"),
         ({"architectures": ["NobodysForCausalLM"]}, "vllm", "NobodysForCausalLM"),
     ],
 )
@@ -92,6 +95,11 @@ def test_what_an_engine_refuses(tmp_path: Path, config: dict[str, Any], engine: 
     verdict = verdicts(tmp_path / "m", **config)[engine]
     assert not verdict.loads
     assert word in verdict.why
+
+
+@pytest.mark.parametrize("config", [{"model_type": "mixtral"}, {"model_type": "qwen3_moe", "norm_topk_prob": True}])
+def test_mixtures_of_experts_are_exported(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert verdicts(tmp_path / "m", **config)["llama.cpp"].loads
 
 
 def test_a_qwen2_of_other_heads_and_biases_is_a_deci_and_its_output_bias_is_none_of_a_qwen3(tmp_path: Path) -> None:

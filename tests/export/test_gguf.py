@@ -148,6 +148,37 @@ def test_families(family: str, options: dict[str, Any], architecture: str, tmp_p
     assert ("blk.0.attn_q_norm.weight" in written) == (family == "qwen3")
 
 
+def experts(folder: Path, **options: Any) -> Path:
+    """A Mixtral that speaks, each token of which passes two of its twelve experts."""
+    chosen = {"num_local_experts": 12, "num_experts_per_tok": 2, "sliding_window": None}
+    return speak(tiny_model(folder, "Mixtral", vocab_size=300, **chosen, **options))
+
+
+def test_matrices_of_experts_are_stacked_by_their_numbers(tmp_path: Path) -> None:
+    from support import tensors
+
+    folder = experts(tmp_path / "tiny", intermediate_size=64)
+    reader = export(folder, tmp_path / "m.gguf", type="q8_0")
+    assert value(reader, "general.architecture") == "llama"
+    assert value(reader, "llama.expert_count") == 12
+    assert value(reader, "llama.expert_used_count") == 2
+    assert value(reader, "llama.expert_feed_forward_length") == 64
+    stored, written = tensors(folder), weights(reader)
+    assert written["blk.0.ffn_gate_inp.weight"].tensor_type.name == "F32"
+    for name, ours in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
+        stack = written[f"blk.1.ffn_{name}_exps.weight"]
+        assert stack.tensor_type.name == "Q8_0"
+        theirs = [stored[f"model.layers.1.block_sparse_moe.experts.{i}.{ours}.weight"] for i in range(12)]
+        torch.testing.assert_close(dequantised(stack), torch.stack(theirs), atol=0.01, rtol=0)
+
+
+def test_experts_whose_weights_are_not_shares_are_refused(tmp_path: Path) -> None:
+    chosen = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    folder = speak(tiny_model(tmp_path / "tiny", "Qwen3Moe", vocab_size=300, norm_topk_prob=False, **chosen))
+    with pytest.raises(CheckpointError, match="norm_topk_prob in config"):
+        export(folder, tmp_path / "m.gguf")
+
+
 def test_widths_by_layer_that_no_architecture_holds_are_refused(tmp_path: Path) -> None:
     folder = speak(tiny_model(tmp_path / "tiny", "qwen3", vocab_size=300))
     folded = tmp_path / "folded"

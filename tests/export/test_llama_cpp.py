@@ -42,11 +42,12 @@ def test_folds_of_the_demo(form: str, proof: Any, tmp_path: Path) -> None:
     assert good, rows
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(5))
 def test_random_models_of_other_families(number: int, proof: Any, tmp_path: Path) -> None:
     from gguf_models import RANDOM, random_model
 
-    names = ("qwen3", "qwen2, heads wider than the hidden state", "llama, positions as Llama 3")
+    names = ["qwen3", "qwen2, heads wider than the hidden state", "llama, positions as Llama 3"]
+    names += [name for name in RANDOM if "experts" in name]
     folder = random_model(tmp_path / "random", *RANDOM[names[number]])
     rows, good = proof.measure(proof.Case("random", folder, "gpt-2"), tmp_path)
     assert good, rows
