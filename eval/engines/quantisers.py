@@ -35,7 +35,7 @@ SEQUENCES = 32
 """Sequences of 256 tokens that are calibrated on."""
 DENSE = "dense"
 FOLDS: dict[str, dict[str, Any]] = {
-    "folded, 20% of the decoder": {"ratio": 0.2, "ratio_of": "decoder", "attention_ratio": 0.0},
+    "folded, 384 of 512 neurons": {"mlp_ratio": 0.25, "attention_ratio": 0.0},
     "folded, widths by layer": {"layers": {"0-1": {"mlp": 0.125}, "2-3": {"mlp": 0.25}, "4-5": {"mlp": 0.375}}},
 }
 _QUICK = {"method": "self", "effort": "quick", "multiple_of": 64, "fidelity_tokens": 0, "quiet": True}
