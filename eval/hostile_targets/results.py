@@ -11,8 +11,8 @@ from hostile_targets.world import World
 from llmfold.checkpoint import Journal
 from llmfold.config import FoldConfig as Options
 from llmfold.evaluation.cache import ResultCache
-from llmfold.experiments.results import Results, Run, summarise
-from llmfold.experiments.variants import parse_variants
+from llmfold.experiments.results import Results, Row, Run, summarise
+from llmfold.experiments.variants import Variant, parse_variants
 from llmfold.hub.push import check_finished
 from llmfold.recipe import load_recipe
 
@@ -35,7 +35,7 @@ def recipe(world: World, _: object) -> None:
 
 
 def _variants(world: World, text: str) -> None:
-    for variant in parse_variants(text):
+    for variant in parse_variants(text, Variant):
         Options(model="m", ratio=0.2, **variant.fold_options("x.txt"))
 
 
@@ -74,8 +74,8 @@ RUN = Run("key", "paper", {"ratio": 0.2}, 0, None, "no data", 9.0, 0.1, 0.2, 0.9
 
 
 def _comparison(world: World, _: object) -> None:
-    results = Results.load(world.case)
-    rows = [summarise([run]) for run in results.runs.values()]
+    results = Results.load(world.case, Run)
+    rows = [summarise([run], Row) for run in results.runs.values()]
     results.save({}, rows)
 
 

@@ -25,7 +25,8 @@ from llmfold.data import plain_text
 from llmfold.data.plain_text import read_plain_text
 from llmfold.data.tokens import token_ids
 from llmfold.experiments.results import Results
-from llmfold.experiments.variants import parse_variants
+from llmfold.experiments.results import Run as FoldRun
+from llmfold.experiments.variants import Variant, parse_variants
 from llmfold.jsonfile import MAX_DEPTH, MAX_JSON_BYTES, parse_object
 from llmfold.options import public_file
 from llmfold.recipe import load_recipe
@@ -173,7 +174,7 @@ def test_values_that_yaml_cannot_make(tmp_path: Path, value: str) -> None:
         load_recipe(tmp_path / "recipe.yaml")
     if "," not in value and ":" not in value:
         with pytest.raises(UsageError, match="--methods"):
-            parse_variants(f"paper:seed={value}")
+            parse_variants(f"paper:seed={value}", Variant)
 
 
 def test_an_alias_that_stands_for_little_is_read(tmp_path: Path) -> None:
@@ -235,7 +236,7 @@ def test_reports_and_results(tmp_path: Path, content: str) -> None:
     with pytest.raises(OutputError, match=r"report\.json cannot be read"):
         load_record(tmp_path)
     with pytest.raises(UsageError, match="no comparison that can be continued"):
-        Results.load(tmp_path)
+        Results.load(tmp_path, FoldRun)
 
 
 @pytest.mark.parametrize("field", ["perplexity", "seed", "method", "amount"])
@@ -243,7 +244,7 @@ def test_a_run_holds_texts_and_numbers(tmp_path: Path, field: str) -> None:
     run = {"key": "k", "method": "paper", "amount": {"ratio": 0.2}, "seed": 0, field: ["x"]}
     (tmp_path / "compare.json").write_text(json.dumps({"format": 1, "dense": {}, "runs": [run]}))
     with pytest.raises(UsageError, match="no comparison that can be continued"):
-        Results.load(tmp_path)
+        Results.load(tmp_path, FoldRun)
 
 
 class _Evil:
