@@ -46,7 +46,9 @@ def _plan(folds: ImageFolds) -> None:
 
     first = folds.configs[0]
     source = resolve(first.model, revision=first.revision, weights=False)
-    model = (open_image_model if has_weights(source.folder) else open_without_weights)(source, folds.image_class)
+    model = (open_image_model if has_weights(source.folder) else open_without_weights)(
+        source, folds.image_class, heads=first.attention_ratio
+    )
     for config in folds.configs:
         print_table(image_plan_table(plan_image(model, config)))
 
@@ -71,13 +73,14 @@ def _fold(folds: ImageFolds, target: "Target | None", *, quiet: bool) -> None:
         check_login(target)
     for config in configs:
         check_replaceable(resolved(config.output_path), config.overwrite)
-    model = open_image_model(locate(configs[0].model, configs[0].revision), folds.image_class)
+    first = configs[0]
+    model = open_image_model(locate(first.model, first.revision), folds.image_class, heads=first.attention_ratio)
     plans = [plan_image(model, config) for config in configs]
     with listener_class(quiet=quiet, lines=True)() as listener:
         if not quiet:
             for plan in plans:
                 print_table(image_plan_table(plan))
-        inputs = cache(partial(inputs_for, model, configs[0], listener))
+        inputs = cache(partial(inputs_for, model, first, listener))
         records = [fold_image(model, plan, listener, save_report, inputs) for plan in plans]
     if not quiet:
         for record in records:

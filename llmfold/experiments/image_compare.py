@@ -1,7 +1,7 @@
 """``llmfold compare`` of an image model: accuracy against parameters and multiplications, method by method."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor
@@ -76,7 +76,8 @@ class _Comparing(Comparing[ImageRun, ImageRow]):
                 self.inputs[key] = inputs_for(self.model, config, Listener())
             return self.inputs[key]
 
-        record = fold_image(self.model, plan_image(self.model, config), Listener(), save_record, seen)
+        model = replace(self.model, heads=config.attention_ratio)
+        record = fold_image(model, plan_image(model, config), Listener(), save_record, seen)
         scores, close = self.bench.measure(config.output_path, program=True)
         seconds = sum(spent for stage, spent in record.seconds.items() if stage not in _NOT_THE_FOLD)
         return {"data": record.data["data"], "seconds": seconds, **_numbers(scores, close, self._dense)}

@@ -56,6 +56,12 @@ class ImageConfig:
         MUCH,
         "parameters",
     )
+    attention_ratio: float = option(
+        "fraction of attention heads to remove, where the stock class takes fewer of the same width, as ViT does",
+        FRACTION,
+        MUCH,
+        0.0,
+    )
     seed: int = option("seed of everything random", integer(0, 2**63, shown="2^63"), HOW, 0)
     device: str = option("torch device where inputs are inverted (default: auto, CUDA when present)", TEXT, HOW, "auto")
     dtype: str = option("dtype written (default: auto, as stored)", choice(*DTYPES), HOW, "auto")

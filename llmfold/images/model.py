@@ -32,6 +32,7 @@ class ImageModel:
         inputs: positional arguments of its forward pass, random.
         checkpoint: its weights, None where it was opened without.
         layout: from stored names to the module's, likewise.
+        heads: fraction of the heads of every attention that goes.
     """
 
     source: Source
@@ -42,11 +43,12 @@ class ImageModel:
     inputs: tuple[Tensor, ...]
     checkpoint: Checkpoint | None = None
     layout: Layout | None = None
+    heads: float = 0.0
 
     @cached_property
     def couplings(self) -> Couplings:
         """Couplings that the probe confirms; raises UsageError where there are none."""
-        return tried_couplings(self.module, self.inputs)
+        return tried_couplings(self.module, self.inputs, heads=self.heads > 0)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,12 +59,13 @@ class ImageModel:
         return told if isinstance(told, torch.dtype) else torch.float32
 
 
-def open_image_model(source: Source, name: str) -> ImageModel:
+def open_image_model(source: Source, name: str, *, heads: float = 0.0) -> ImageModel:
     """Open a model with its weights, all of them checked against its stock class.
 
     Args:
         source: whose folder holds config and safetensors.
         name: of the stock class.
+        heads: fraction of the heads of every attention that goes.
 
     Raises:
         CheckpointError: something is missing, damaged, unsafe or not what the class has.
@@ -79,10 +82,10 @@ def open_image_model(source: Source, name: str) -> ImageModel:
     inputs = example_inputs(kind, config, source.folder)
     tensors = layout.load(layout.groups, checkpoint.read)
     module.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, assign=True)
-    return ImageModel(source, checkpoint.config, kind, config, module, inputs, checkpoint, layout)
+    return ImageModel(source, checkpoint.config, kind, config, module, inputs, checkpoint, layout, heads)
 
 
-def open_without_weights(source: Source, name: str) -> ImageModel:
+def open_without_weights(source: Source, name: str, *, heads: float = 0.0) -> ImageModel:
     """The model of a config alone, with random weights: enough to plan.
 
     Raises:
@@ -93,4 +96,5 @@ def open_without_weights(source: Source, name: str) -> ImageModel:
     kind = stock_class(name, raw)
     config = read_config(kind, raw)
     module = build(kind, config, weights=True)
-    return ImageModel(source, raw, kind, config, module, example_inputs(kind, config, source.folder))
+    inputs = example_inputs(kind, config, source.folder)
+    return ImageModel(source, raw, kind, config, module, inputs, heads=heads)

@@ -122,6 +122,11 @@ def _held(model: ImageModel, config: ImageConfig, named: set[str]) -> StockWidth
     keys = width_keys(model) if config.ratio else []
     if not config.ratio:
         return stock_widths(model, [], 0.0)
+    if not keys and model.heads:
+        raise UsageError(
+            f"--attention-ratio {model.heads:g}: {model.kind.__name__} takes no fewer heads of the same width by its "
+            "config, or none would go; leave it out"
+        )
     if not keys:
         return None
     if config.ratio_of == "parameters":

@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from transformers import PretrainedConfig
 
 from llmfold.errors import CheckpointError
 from llmfold.images.model import ImageModel
@@ -12,6 +14,7 @@ from llmfold.modules.coupling import ChannelCoupling
 from llmfold.modules.plan import narrowed_shapes
 
 _KEYS = ("embedding_size", "hidden_sizes", "intermediate_size")
+_HEADS, _HEAD_WIDTH = "num_attention_heads", "head_dim"
 _TRIED = 0.5
 """Fraction at which keys are tried."""
 Shapes = Mapping[str, tuple[int, ...]]
@@ -26,14 +29,19 @@ class Key:
         part: the config inside the config that has it, None for the config itself.
         name: as config.json spells it.
         value: as the class reads it.
+        beside: other keys of the same config that must be told once this one changes, and their values.
+        fraction: of it that goes whatever is asked for; None where that decides.
     """
 
     part: str | None
     name: str
     value: Value
+    beside: Mapping[str, int] = field(default_factory=dict)
+    fraction: float | None = None
 
     def less(self, fraction: float) -> Value:
-        """The value with a fraction of every width gone; at least one stays."""
+        """The value with a fraction of every width gone, or its own; at least one stays."""
+        fraction = fraction if self.fraction is None else self.fraction
         if isinstance(self.value, int):
             return _less(self.value, fraction)
         return [_less(width, fraction) for width in self.value]
@@ -63,6 +71,9 @@ def width_keys(model: ImageModel) -> list[Key]:
     """Keys that together hold the widths of all couplings, and of nothing else; none where there are no such keys."""
     found = []
     for part, config in parts_of(model.config).items():
+        heads = getattr(config, _HEADS, None)
+        if model.heads and isinstance(heads, int):
+            found.append(Key(part, _HEADS, heads, _head_width(config), model.heads))
         for name in _KEYS:
             value = getattr(config, name, None)
             if isinstance(value, int):
@@ -74,6 +85,11 @@ def width_keys(model: ImageModel) -> list[Key]:
     units = {coupling.name: coupling.units for coupling in model.couplings.found}
     holds = tried is not None and all(width < units[name] for name, width in tried.widths.items())
     return effective if holds else []
+
+
+def _head_width(config: PretrainedConfig) -> dict[str, int]:
+    """The width of a head, which a class divides out of other keys where it is not told."""
+    return {_HEAD_WIDTH: getattr(config, _HEAD_WIDTH, None) or config.hidden_size // config.num_attention_heads}
 
 
 def _matters(model: ImageModel, key: Key) -> bool:
@@ -111,14 +127,15 @@ def _width(coupling: ChannelCoupling, before: Shapes, after: Shapes) -> int | No
 
 def _set(raw: dict[str, Any], key: Key, value: Value) -> None:
     """Put a value where config.json has the key, also where an older release has written a part twice."""
+    values = {key.name: value, **key.beside}
     if key.part is None:
-        raw[key.name] = value
+        raw.update(values)
         return
     places = [name for name in (key.part, f"{key.part}_dict") if isinstance(raw.get(name), dict)]
     for place in places:
-        raw[place][key.name] = value
+        raw[place].update(values)
     if not places:
-        raw[key.part] = {key.name: value}
+        raw[key.part] = values
 
 
 def _less(width: int, fraction: float) -> int:

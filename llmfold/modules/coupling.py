@@ -61,11 +61,13 @@ class ChannelCoupling:
         name: of the first module that makes them.
         units: how many.
         slots: where they lie; consumers last.
+        heads: whether the units are heads of an attention.
     """
 
     name: str
     units: int
     slots: tuple[ChannelSlot, ...]
+    heads: bool = False
 
     def of_kind(self, *kinds: Kind) -> tuple[ChannelSlot, ...]:
         """Slots of some kinds."""

@@ -35,6 +35,7 @@ def fold_module(
     widths: Mapping[str, int] | None = None,
     inputs: Tensor | None = None,
     clustering: ClusterMethod = "hartigan",
+    heads: bool = False,
 ) -> nn.Module:
     """A narrower copy of a module: channels and neurons that ``torch.export`` shows to be free become fewer.
 
@@ -56,6 +57,7 @@ def fold_module(
         widths: units of single couplings by name, in place of what the ratio gives.
         inputs: (n, …) real inputs to measure on; the result then depends on data.
         clustering: of ``paper``.
+        heads: whether whole heads of attentions go too, queries, keys and values of one together.
 
     Returns:
         The narrower module, in evaluation. It is of the class of the module; where channels are padded with zeros, it
@@ -66,7 +68,7 @@ def fold_module(
     """
     _check(method, repair)
     dense = with_projections(with_tensors(module, {}).eval(), example_inputs)
-    plan = planned(module, dense, example_inputs, ratio, ratio_of, widths)
+    plan = planned(module, dense, example_inputs, ratio, ratio_of, widths, heads=heads)
     if plan.unchanged:
         return with_tensors(module, {}).eval()
     if inputs is None and measures(method, repair):

@@ -48,10 +48,11 @@ def plan_module(
     *,
     ratio_of: RatioOf = "parameters",
     widths: Mapping[str, int] | None = None,
+    heads: bool = False,
 ) -> ModulePlan:
     """Widths that a fold by these options would have; see :func:`llmfold.modules.fold.fold_module`."""
     dense = with_projections(with_tensors(module, {}).eval(), example_inputs)
-    return planned(module, dense, example_inputs, ratio, ratio_of, widths)
+    return planned(module, dense, example_inputs, ratio, ratio_of, widths, heads=heads)
 
 
 def planned(
@@ -61,6 +62,8 @@ def planned(
     ratio: float,
     ratio_of: RatioOf,
     widths: Mapping[str, int] | None,
+    *,
+    heads: bool = False,
 ) -> ModulePlan:
     """The plan of a module, given also as :func:`with_projections` gives it.
 
@@ -71,7 +74,7 @@ def planned(
         raise UsageError(f"ratio must be at least 0 and below 1, got {ratio:g}")
     if ratio_of not in ("parameters", "channels"):
         raise UsageError(f"ratio_of must be parameters or channels, got {ratio_of!r}")
-    couplings = tried_couplings(projected, example_inputs)
+    couplings = tried_couplings(projected, example_inputs, heads=heads)
     tensors = {name: parameter.detach() for name, parameter in projected.named_parameters()}
     before = sum(parameter.numel() for parameter in module.parameters())
     if ratio_of == "channels" or not ratio:
@@ -89,9 +92,17 @@ def planned(
     return dataclasses.replace(plan, after=after)
 
 
-def tried_couplings(module: nn.Module, example_inputs: Sequence[Any]) -> Couplings:
-    """Couplings of a module in evaluation that the probe confirms; raises UsageError where there are none."""
-    couplings = confirmed(module, couplings_of(module, example_inputs), example_inputs)
+def tried_couplings(module: nn.Module, example_inputs: Sequence[Any], *, heads: bool = False) -> Couplings:
+    """Couplings of a module in evaluation that the probe confirms; raises UsageError where there are none.
+
+    Heads of attentions are kept unless ``heads``.
+    """
+    traced = couplings_of(module, example_inputs)
+    if not heads:
+        kept = {c.name: "heads of an attention stay unless they are asked for" for c in traced.found if c.heads}
+        found = tuple(c for c in traced.found if not c.heads)
+        traced = dataclasses.replace(traced, found=found, kept={**traced.kept, **kept})
+    couplings = confirmed(module, traced, example_inputs)
     if not couplings.found:
         reasons = "; ".join(f"{name}: {why}" for name, why in couplings.kept.items()) or "it has no channels"
         raise UsageError(f"nothing in the module can be narrowed ({reasons})")

@@ -203,7 +203,35 @@ def _reshaped(op: Operation) -> Layout | None:
         if size == after[axis]:
             each = size // before[axis]
             return Layout(axis, tuple(c for c in read.channels for _ in range(each)))
-    return None
+    return _split(op, read)
+
+
+def _split(op: Operation, read: Layout) -> Layout | None:
+    """An axis taken apart in two: what lies along the second is one unit, as the neurons of a head are."""
+    before, after, axis = op.shape(0), op.given, read.axis
+    if after[axis] == 1 or (*before[: axis + 1], *before[axis + 1 :]) != (
+        *after[:axis],
+        math.prod(after[axis : axis + 2]),
+        *after[axis + 2 :],
+    ):
+        return None
+    each = after[axis + 1]
+    first = read.channels[::each]
+    op.ties.tie(read.channels, tuple(channel for channel in first for _ in range(each)))
+    return Layout(axis, first)
+
+
+def _attention(op: Operation) -> Layout | None:
+    """Queries, keys and values of (batch, heads, positions, width): each head is a unit, alone with its own."""
+    layouts, mask = [op.layout(number) for number in range(3)], op.argument(3, None)
+    heads = [layout.channels for layout in layouts if layout is not None and layout.axis == len(op.given) - 3]
+    by_head = isinstance(mask, fx.Node) and len(op.shape(3)) > 2 and op.shape(3)[-3] != 1
+    if len({len(channels) for channels in heads}) != 1 or len(heads) < 3 or by_head:
+        return None
+    for channels in heads[1:]:
+        op.ties.tie(heads[0], channels)
+    op.ties.heads.update(heads[0])
+    return layouts[0]
 
 
 def _permuted(op: Operation) -> Layout | None:
@@ -281,6 +309,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("mean", "sum"), _reduced),
     **dict.fromkeys(("transpose", "swapaxes"), _transposed),
     "linear": _linear,
+    "scaled_dot_product_attention": _attention,
     "batch_norm": _batch_norm,
     "pad": _padded,
     "constant_pad_nd": _padded,

@@ -28,12 +28,14 @@ class Ties:
         made: channels by the module that makes them, in the order of the trace.
         frozen: by channel, why it must stay.
         norms: by path of a BatchNorm, that of the layer whose output it alone reads.
+        heads: channels that are whole heads of an attention.
     """
 
     places: list[Place] = field(default_factory=list)
     made: dict[str, tuple[int, ...]] = field(default_factory=dict)
     frozen: dict[int, str] = field(default_factory=dict)
     norms: dict[str, str] = field(default_factory=dict)
+    heads: set[int] = field(default_factory=set)
     _parent: list[int] = field(default_factory=list)
 
     def make(self, count: int, name: str) -> tuple[int, ...]:
@@ -78,6 +80,7 @@ class Ties:
             for channel in channels:
                 names.setdefault(self.unit(channel), name)
         frozen = {self.unit(channel): why for channel, why in self.frozen.items()}
+        heads = {self.unit(channel) for channel in self.heads}
         found: list[ChannelCoupling] = []
         kept: dict[str, str] = {}
         for units, slots in self._alike():
@@ -87,7 +90,9 @@ class Ties:
                 kept.setdefault(name, why)
             elif len(units) > 1:
                 same = sum(c.name.partition("#")[0] == name for c in found)
-                found.append(ChannelCoupling(f"{name}#{same + 1}" if same else name, len(units), slots))
+                found.append(
+                    ChannelCoupling(f"{name}#{same + 1}" if same else name, len(units), slots, units[0] in heads)
+                )
         return Couplings(tuple(found), kept, self.norms)
 
     def _alike(self) -> Iterator[tuple[list[int], tuple[ChannelSlot, ...]]]:

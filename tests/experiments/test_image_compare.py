@@ -161,7 +161,10 @@ def test_variants() -> None:
     found = parse_variants("self,paper:cluster=kmeans,paper,ifm:repair=statistics,magnitude-l1", ImageVariant)
     assert [variant.random for variant in found] == [True, True, False, True, False]
     assert [variant.label for variant in found][1] == "paper:cluster=kmeans"
-    for text, words in {"flap": "choose from self, paper, ifm", "paper:refine=0": "may set cluster"}.items():
+    for text, words in {
+        "flap": "choose from self, paper, ifm",
+        "paper:refine=0": "may set attention_ratio, cluster",
+    }.items():
         with pytest.raises(UsageError, match=words):
             parse_variants(text, ImageVariant)
 

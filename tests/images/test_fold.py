@@ -46,10 +46,10 @@ def run(model: nn.Module, *inputs: Tensor) -> Tensor:
         return outputs(model, inputs)[0]
 
 
-def with_duplicates(model: PreTrainedModel, *inputs: Tensor) -> PreTrainedModel:
+def with_duplicates(model: PreTrainedModel, *inputs: Tensor, heads: bool = False) -> PreTrainedModel:
     """The model with every second unit of every coupling made, and read, as the one before it."""
     tensors = tensors_of(model)
-    for coupling in tried_couplings(model, inputs).found:
+    for coupling in tried_couplings(model, inputs, heads=heads).found:
         source = torch.arange(coupling.units) // 2 * 2
         for slot in coupling.slots:
             tensors[slot.tensor] = slot.write(tensors[slot.tensor], slot.read(tensors[slot.tensor])[source])
@@ -73,6 +73,23 @@ def test_planted_duplicates_go_without_a_trace_and_the_stock_class_loads_the_res
     assert torch.allclose(run(reloaded(out), pixels()), wanted, atol=1e-5 * float(wanted.abs().max()))
     plan = json.loads((out / "report.json").read_text())["plan"]
     assert all(2 * each["after"] == each["before"] for each in plan["couplings"])
+
+
+def test_heads_go_where_they_are_asked_for_and_the_class_takes_fewer(llmfold: Cli, tmp_path: Path) -> None:
+    dense = with_duplicates(image_model("vit"), pixels(), heads=True)
+    folder, out = saved(tmp_path / "dense", dense), tmp_path / "out"
+    wide = dense.config.hidden_size // dense.config.num_attention_heads
+    options = ("--ratio", 0.5, "--ratio-of", "channels", "--method", "paper", "--attention-ratio", 0.5)
+    code, stdout, stderr = llmfold("--model", folder, *options, "--output", out)
+    assert code == 0, stderr
+    assert "loads as ViTForImageClassification" in " ".join(stdout.split())
+    config = json.loads((out / "config.json").read_text())
+    assert (2 * config["num_attention_heads"], config["head_dim"]) == (dense.config.num_attention_heads, wide)
+    wanted = run(dense, pixels())
+    assert torch.allclose(run(reloaded(out), pixels()), wanted, atol=1e-5 * float(wanted.abs().max()))
+    tower = saved(tmp_path / "tower", image_model("tower"))
+    code, _, stderr = llmfold("plan", "--model", tower, *options)
+    assert (code, "CLIPVisionModel takes no fewer heads" in stderr) == (2, True)
 
 
 def test_a_whole_clip_is_narrowed_in_both_towers(llmfold: Cli, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_units_planted_twice_fold_exactly_and_only_what_is_free_is_found(name: s
     if name == "resnet":
         assert {coupling.units for coupling in found.found} == {8, 16}
     else:
-        assert [coupling.units for coupling in found.found] == [24, 24]
-        assert all("fc1" in c.name or "intermediate" in c.name or "mlp" in c.name for c in found.found)
+        assert [(coupling.units, coupling.heads) for coupling in found.found] == [(2, True), (24, False)] * 2
+        assert ["mlp" in coupling.name for coupling in found.found] == [False, True] * 2
     assert folds_exactly(module.double(), found.found, (X.double(),))
 
 
@@ -60,6 +60,19 @@ def test_a_narrower_model_loads_in_the_stock_class(name: str) -> None:
         given, wanted = outputs(stock, (X,)), outputs(folded, (X,))
     assert all(torch.equal(one, other) for one, other in zip(given, wanted, strict=True))
     assert isinstance(given[0], Tensor)
+
+
+@pytest.mark.parametrize("method", ["self", "paper", "magnitude-l2"])
+def test_heads_go_where_they_are_asked_for(method: llmfold.modules.fold.Method) -> None:
+    module = model("vit", num_attention_heads=4)
+    kept = llmfold.plan_module(module, (X,), 0.25, ratio_of="channels").couplings.kept
+    assert sum("heads of an attention" in why for why in kept.values()) == 2
+    folded = llmfold.fold_module(module, (X,), 0.25, ratio_of="channels", method=method, heads=True)
+    stock = model("vit", num_attention_heads=3, head_dim=4, intermediate_size=18)
+    stock.load_state_dict(folded.state_dict())
+    with torch.no_grad():
+        given, wanted = outputs(stock, (X,)), outputs(folded, (X,))
+    assert torch.equal(given[0], wanted[0])
 
 
 @pytest.mark.slow
