@@ -109,3 +109,12 @@ def test_scaling_keeps_all_but_theta() -> None:
 )
 def test_a_source_whose_rotary_parameters_older_releases_miss_is_told(config: dict[str, Any], told: bool) -> None:
     assert bool(source_notes(config)) == told
+
+
+def test_words_that_the_newest_refuses_beside_its_own_are_left_out() -> None:
+    layers = {
+        "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional"},
+        "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+    }
+    raw = {"model_type": "gemma4_text", "rope_parameters": layers}
+    assert older_rope(raw) == {}
