@@ -32,7 +32,8 @@ _NOT_THE_FOLD = ("check", "invert")
 def compare_images(
     settings: ImageSettings, notify: Notify = lambda _: None, *, debug: bool = False
 ) -> Comparison[ImageRow]:
-    """Fold with every method and seed, measure all, and write compare.md, compare.json and two pictures.
+    """Fold with every method and seed, measure all, and write report.html, compare.md, compare.json and two
+    pictures.
 
     What is said of :func:`llmfold.experiments.compare.compare` holds here.
     """
@@ -58,7 +59,7 @@ class _Comparing(Comparing[ImageRun, ImageRow]):
             device=pick_device(settings.device),
             batch=settings.batch_size,
         )
-        self.model = open_image_model(self.source, name)
+        self.models = {0.0: open_image_model(self.source, name)}
         self.inputs: dict[tuple[int, str], Tensor | None] = {}
         self.dense_key = cache_key(self.checkpoint.fingerprint(), self.bench.key)
 
@@ -70,13 +71,19 @@ class _Comparing(Comparing[ImageRun, ImageRow]):
         return self.settings.work(config)
 
     def measured(self, config: ImageConfig) -> dict[str, Any]:
+        heads = config.attention_ratio
+        if heads not in self.models:
+            self.models[heads] = replace(self.models[0.0], heads=heads)
+        model = self.models[heads]
+
         def seen() -> Tensor | None:
+            if not config.measures:
+                return None
             key = (config.seed, config.device)
             if key not in self.inputs:
-                self.inputs[key] = inputs_for(self.model, config, Listener())
+                self.inputs[key] = inputs_for(model, config, Listener())
             return self.inputs[key]
 
-        model = replace(self.model, heads=config.attention_ratio)
         record = fold_image(model, plan_image(model, config), Listener(), save_record, seen)
         scores, close = self.bench.measure(config.output_path, program=True)
         seconds = sum(spent for stage, spent in record.seconds.items() if stage not in _NOT_THE_FOLD)

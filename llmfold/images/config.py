@@ -79,11 +79,16 @@ class ImageConfig:
             )
         if self.cluster != "hartigan" and self.method != "paper":
             raise UsageError(f"--cluster is used by --method paper, not by {self.method}; leave it out")
-        if self.device != "auto" and not runs_inputs(self.method, self.repair):
+        if self.device != "auto" and not self.measures:
             raise UsageError(
                 "--device is used by --method self and --repair statistics, which invert inputs; leave it out"
             )
         self.shard_bytes  # noqa: B018 - refuse a malformed size now
+
+    @property
+    def measures(self) -> bool:
+        """Whether inputs are run through the model."""
+        return runs_inputs(self.method, self.repair)
 
     @property
     def shard_bytes(self) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llmfold.errors import UsageError
-from llmfold.images.config import ImageConfig, runs_inputs
+from llmfold.images.config import ImageConfig
 from llmfold.images.model import ImageModel
 from llmfold.inversion.deep import batch_norms
 from llmfold.modules.fold import own_inputs
@@ -22,15 +22,10 @@ Time and memory go with the square. Accuracy of ResNet20 on CIFAR-10, one seed, 
 """
 
 
-def does_measure(config: ImageConfig) -> bool:
-    """Whether inputs are run through the model."""
-    return runs_inputs(config.method, config.repair)
-
-
 def check_measures(model: ImageModel, config: ImageConfig) -> None:
     """Raise UsageError for what the options would measure on, or repair, and the model has not."""
     name = model.kind.__name__
-    if does_measure(config) and len(model.inputs) > 1:
+    if config.measures and len(model.inputs) > 1:
         wanted = f"--method {config.method}" if config.method == "self" else f"--repair {config.repair}"
         raise UsageError(f"{wanted} makes images to measure on, and {name} reads text too: pass --method paper")
     if config.repair in ("variance", "statistics") and not batch_norms(model.module):
@@ -61,7 +56,7 @@ def implied_inputs(model: ImageModel, config: ImageConfig, notify: Callable[[str
 
 def data_words(model: ImageModel, config: ImageConfig) -> str:
     """What was looked at beside the weights, for the report."""
-    if not does_measure(config):
+    if not config.measures:
         return "none"
     if batch_norms(model.module):
         return "no outside data: images inverted from the model's own running statistics"

@@ -1,6 +1,6 @@
 """An image model that is opened: its stock class, its weights where they are there, its couplings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -80,9 +80,14 @@ def open_image_model(source: Source, name: str, *, heads: float = 0.0) -> ImageM
         raise missing(absent)
     checkpoint.side_files()  # refuses those that could not be copied when all is done
     inputs = example_inputs(kind, config, source.folder)
-    tensors = layout.load(layout.groups, checkpoint.read)
-    module.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, assign=True)
+    module.load_state_dict(in_single_precision(layout, checkpoint.read), assign=True)
     return ImageModel(source, checkpoint.config, kind, config, module, inputs, checkpoint, layout, heads)
+
+
+def in_single_precision(layout: Layout, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """All tensors of the module, weights in float32 and counters as they are; ``read`` takes names of the files."""
+    tensors = layout.load(layout.groups, read)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def open_without_weights(source: Source, name: str, *, heads: float = 0.0) -> ImageModel:

@@ -16,8 +16,8 @@ from llmfold.checkpoint.side_files import without_paths
 from llmfold.environment import versions
 from llmfold.folder_files import CONFIG_FILE
 from llmfold.images.config import ImageConfig
-from llmfold.images.measuring import data_words, does_measure, implied_inputs
-from llmfold.images.model import ImageModel
+from llmfold.images.measuring import data_words, implied_inputs
+from llmfold.images.model import ImageModel, in_single_precision
 from llmfold.images.plan import ImagePlan
 from llmfold.images.program import PROGRAM_FILE, save_program
 from llmfold.images.verification import verify_image
@@ -103,7 +103,7 @@ def fold_image(
 
 def inputs_for(model: ImageModel, config: ImageConfig, listener: Listener) -> Tensor | None:
     """What folds of a model by options of one method and seed measure on; None where they measure nothing."""
-    return implied_inputs(model, config, listener.stage) if does_measure(config) else None
+    return implied_inputs(model, config, listener.stage) if config.measures else None
 
 
 def _narrower(model: ImageModel, plan: ImagePlan, seen: Tensor | None, listener: Listener) -> nn.Module:
@@ -114,7 +114,7 @@ def _narrower(model: ImageModel, plan: ImagePlan, seen: Tensor | None, listener:
         model.module,
         plan.module,
         options.method,
-        options.repair,
+        cast(Any, plan.repair),
         seen,
         clustering=options.cluster,
         seed=options.seed,
@@ -138,8 +138,7 @@ def _stored(model: ImageModel, narrower: nn.Module, config: ImageConfig) -> dict
 def _as_written(model: ImageModel, narrower: nn.Module, stored: Mapping[str, Tensor]) -> nn.Module:
     """The narrower model with weights as they are in the files, rounded to their dtype, in float32."""
     assert model.layout is not None
-    tensors = model.layout.load(model.layout.groups, stored.__getitem__)
-    return with_tensors(narrower, {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}).eval()
+    return with_tensors(narrower, in_single_precision(model.layout, stored.__getitem__)).eval()
 
 
 def _write_tensors(folder: Path, stored: Mapping[str, Tensor], config: ImageConfig) -> dict[str, str]:

@@ -101,6 +101,11 @@ def test_numbers_are_those_of_the_fold(
     assert found.dense.accuracy.mean == dense["top1"]["value"]
 
 
+def test_a_method_that_measures_nothing_takes_no_images_from_the_next(settings: Callable[..., ImageSettings]) -> None:
+    found = compare_images(settings(methods="paper,self", seeds=1))
+    assert [row.errors for row in found.rows] == [(), ()]
+
+
 def test_all_seeds_of_all_methods_at_all_ratios(
     settings: Callable[..., ImageSettings], inversions: list[int], space: Path
 ) -> None:
