@@ -119,9 +119,9 @@ def _held(model: ImageModel, config: ImageConfig, named: set[str]) -> StockWidth
     Raises:
         UsageError: it has keys, and none of its models are small enough.
     """
-    keys = width_keys(model) if config.ratio else []
-    if not config.ratio:
+    if not (config.ratio or model.heads):
         return stock_widths(model, [], 0.0)
+    keys = width_keys(model)
     if not keys and model.heads:
         raise UsageError(
             f"--attention-ratio {model.heads:g}: {model.kind.__name__} takes no fewer heads of the same width by its "

@@ -87,6 +87,8 @@ def test_heads_go_where_they_are_asked_for_and_the_class_takes_fewer(llmfold: Cl
     assert (2 * config["num_attention_heads"], config["head_dim"]) == (dense.config.num_attention_heads, wide)
     wanted = run(dense, pixels())
     assert torch.allclose(run(reloaded(out), pixels()), wanted, atol=1e-5 * float(wanted.abs().max()))
+    assert llmfold("--model", folder, "--ratio", 0, *options[4:], "--output", tmp_path / "heads")[0] == 0
+    assert json.loads((tmp_path / "heads" / "config.json").read_text())["num_attention_heads"] == 1
     tower = saved(tmp_path / "tower", image_model("tower"))
     code, _, stderr = llmfold("plan", "--model", tower, *options)
     assert (code, "CLIPVisionModel takes no fewer heads" in stderr) == (2, True)
