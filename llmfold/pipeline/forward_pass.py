@@ -32,7 +32,8 @@ def forward_pass_seconds(context: Context, tokens: int, length: int, device: tor
     some = min(length, rows, max(_LEAST_TOKENS, int(_PROBE_FLOPS / layer_flops(shape, layer, 1, length))))
     affordable = int(_PROBE_FLOPS / layer_flops(shape, layer, some, some))
     sequences = max(1, min(CHUNK, rows // some, tokens // some, affordable))
-    stack = next((piece.roles for piece in shape.pieces(0) if piece.experts), None) or frozenset()
+    experts = (coupling for coupling in shape.couplings(layer).neurons if coupling.expert is not None)
+    stack = {slot.tensor for coupling in experts for slot in coupling.slots.values()}
     weights = {
         role: torch.full(size[1:] if role in stack else size, 1e-3, device=device).expand(size)
         for role, size in shape.layer_roles(layer)

@@ -175,7 +175,8 @@ class Run:
 
     def confirm_piece(self, piece: Piece) -> None:
         """Raise CheckpointError if the files of a piece of a layer changed since the run began."""
-        for name in self.shape.names_in(piece):
+        by_shard = {self.checkpoint.tensors[name].shard: name for name in self.shape.names_in(piece)}
+        for name in by_shard.values():
             self.checkpoint.confirm(name)
 
     def write_piece(self, piece: Piece, weights: dict[Role, Tensor]) -> dict[str, str]:
