@@ -37,24 +37,24 @@ def run(options: dict[str, Any]) -> None:
         UsageError: the model is for images, of which the rules know nothing.
         CheckpointError: it is no folder of a model, or a file of it cannot be read.
     """
-    from llmfold.engines import doctor  # reads its lists, which other commands need not
-    from llmfold.engines.facts import read_facts
+    from llmfold.engines import read_facts, verdicts  # reads its lists, which other commands need not
     from llmfold.errors import UsageError
     from llmfold.images.kind import image_class
 
-    name = image_class(read_facts(options["folder"]).config)
+    facts = read_facts(options["folder"])
+    name = image_class(facts.config)
     if name is not None:
         raise UsageError(f"doctor knows engines of language models, and {options['folder']} holds a {name}")
-    verdicts = doctor(options["folder"])
+    found = verdicts(facts)
     if "json" in options:
         import dataclasses
         import json
 
-        print(json.dumps({key: dataclasses.asdict(verdict) for key, verdict in verdicts.items()}, indent=2))
+        print(json.dumps({key: dataclasses.asdict(verdict) for key, verdict in found.items()}, indent=2))
         return
     if options.get("quiet"):
         return
     from llmfold.report.console import print_table
     from llmfold.report.engine_table import engine_table
 
-    print_table(engine_table(verdicts))
+    print_table(engine_table(found))

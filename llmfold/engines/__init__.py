@@ -4,4 +4,5 @@ from llmfold.engines.facts import Facts as Facts
 from llmfold.engines.facts import read_facts as read_facts
 from llmfold.engines.table import ENGINES as ENGINES
 from llmfold.engines.table import doctor as doctor
+from llmfold.engines.table import verdicts as verdicts
 from llmfold.engines.verdict import Verdict as Verdict

@@ -38,5 +38,9 @@ def doctor(folder: Path) -> dict[str, Verdict]:
     Raises:
         CheckpointError: it is no folder of a model, or a file of it cannot be read.
     """
-    facts = read_facts(folder)
+    return verdicts(read_facts(folder))
+
+
+def verdicts(facts: Facts) -> dict[str, Verdict]:
+    """What every engine does with a model of such facts, by the keys of ``ENGINES``."""
     return {key: engine.rules(facts) for key, engine in ENGINES.items()}
