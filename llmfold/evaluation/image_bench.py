@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from llmfold.checkpoint import Checkpoint
 from llmfold.data.labelled import LabelledImages, read_images
@@ -18,7 +17,8 @@ from llmfold.images.kind import CLASSIFIER, image_class
 from llmfold.images.pixels import Preprocessing, class_numbers, preprocessing
 from llmfold.images.program import PROGRAM_FILE, load_program
 from llmfold.images.stock import parts_of, quiet_load, read_config, stock_class
-from llmfold.models.refusals import reason
+from llmfold.inversion.deep import float_tensors
+from llmfold.models.refusals import reason, reported
 from llmfold.modules.operations import multiplications
 
 _DECIDING = ("llmfold", "torch", "transformers", "pillow")
@@ -157,8 +157,7 @@ class Runnable:
         """(n, width) scores of classes, or embeddings: the first of its outputs that is one vector an image."""
         features: Any = getattr(self.module, "get_image_features", None)
         given = features(pixel_values=pixels) if features else self.module(pixels)
-        tensors = [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor) and x.is_floating_point()]
-        found = next((x for x in tensors if x.ndim > 1 and x[0].numel() == x.shape[1]), None)
+        found = next((x for x in float_tensors(given) if x.ndim > 1 and x[0].numel() == x.shape[1]), None)
         if found is None:
             raise CheckpointError("the model gives no vector for an image, so there is nothing to compare")
         return found.flatten(1)
@@ -193,9 +192,7 @@ def load_image_model(folder: Path, device: torch.device, *, program: bool) -> Ru
         raise
     except Exception as error:  # transformers raises many kinds for a model that it cannot load
         raise CheckpointError(f"transformers cannot load {folder.name} ({reason(error)})") from error
-    for problem, names in info.items():
-        if names:
-            raise CheckpointError(
-                f"{folder.name}: transformers reports {problem.replace('_', ' ')}: {min(map(str, names))}"
-            )
+    complaint = reported(info)
+    if complaint:
+        raise CheckpointError(f"{folder.name}: {complaint}")
     return Runnable(model.to(device), device, sum(each.numel() for each in model.parameters()))

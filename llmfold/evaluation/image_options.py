@@ -1,13 +1,12 @@
 """What to measure of an image model, and how: options of ``llmfold eval`` in one frozen dataclass."""
 
-import shlex
 from dataclasses import dataclass
 
 from llmfold.errors import UsageError
-from llmfold.evaluation.measuring import MEASURING, options_in_order
+from llmfold.evaluation.measuring import MEASURING, evaluation_command
 from llmfold.evaluation.options import WHAT
 from llmfold.kinds import SWITCH, TEXT, integer
-from llmfold.options import check_options, command_words, option, public_file
+from llmfold.options import check_options, option
 
 IMAGES = "images"
 IMAGE_HEADING = {IMAGES: "image models"}
@@ -47,5 +46,4 @@ class ImageEvaluationSettings(ImageMeasuring):
 
     def command(self) -> str:
         """The command line of this evaluation, files and folders by their names only."""
-        words = command_words(options_in_order(self), vars(self), lambda _, value: public_file(str(value)))
-        return shlex.join(["llmfold", "eval", *words])
+        return evaluation_command(self)

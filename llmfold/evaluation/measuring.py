@@ -1,12 +1,13 @@
 """Options of whatever measures perplexity and fidelity, and how they are spelled."""
 
+import shlex
 from dataclasses import Field, dataclass
 from typing import Any
 
 from llmfold.config import COMPUTE_DTYPE
 from llmfold.evaluation.defaults import FIDELITY_TOKENS
 from llmfold.kinds import TEXT, integer
-from llmfold.options import Option, option, options_of
+from llmfold.options import Option, command_words, option, options_of, public_file
 
 MEASURING = "measuring"
 HEADING = {MEASURING: "how to measure"}
@@ -15,6 +16,12 @@ HEADING = {MEASURING: "how to measure"}
 def options_in_order(cls: Any) -> "list[tuple[Field[Any], Option]]":
     """Options of a dataclass, those of measuring behind those of the command itself."""
     return sorted(options_of(cls), key=lambda pair: pair[1].group == MEASURING)
+
+
+def evaluation_command(settings: Any) -> str:
+    """The command line of an evaluation, files and folders by their names only."""
+    words = command_words(options_in_order(settings), vars(settings), lambda _, value: public_file(str(value)))
+    return shlex.join(["llmfold", "eval", *words])
 
 
 def compute_dtype(default: str) -> Any:

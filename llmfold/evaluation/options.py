@@ -1,16 +1,15 @@
 """What to measure, and how: the options of ``llmfold eval`` in one frozen dataclass."""
 
 import argparse
-import shlex
 from dataclasses import dataclass
 
 from llmfold.config import SPEED
 from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import AUTO
-from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, options_in_order
+from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, evaluation_command
 from llmfold.kinds import ANYTHING, SWITCH, TEXT, Kind, integer, is_integer
-from llmfold.options import check_options, command_words, option, public_file
+from llmfold.options import check_options, option
 
 WHAT, TIMED = "what", "timed"
 GROUPS = {WHAT: "what to measure", **HEADING, TIMED: "the task speed"}
@@ -67,5 +66,4 @@ class EvaluationSettings(Measuring):
 
     def command(self) -> str:
         """The command line of this evaluation, files and folders by their names only."""
-        words = command_words(options_in_order(self), vars(self), lambda _, value: public_file(str(value)))
-        return shlex.join(["llmfold", "eval", *words])
+        return evaluation_command(self)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llmfold.errors import VerificationError
 from llmfold.images.program import PROGRAM_FILE, load_program
 from llmfold.images.stock import quiet_load
+from llmfold.models.refusals import reported
 from llmfold.modules.probe import outputs
 from llmfold.pipeline.verification import TOLERANCES, logit_difference, read_back, transformers_must
 
@@ -60,8 +61,8 @@ def _stock(folder: Path, kind: type[Any]) -> nn.Module:
     """The folder in its stock class, loaded strictly, in float32."""
     with transformers_must("load the folded checkpoint"):
         model, info = quiet_load(kind, folder)
-    for problem, names in info.items():
-        if names:
-            raise VerificationError(f"transformers reports {problem.replace('_', ' ')}: {sorted(map(str, names))[0]}")
+    complaint = reported(info)
+    if complaint:
+        raise VerificationError(complaint)
     loaded: nn.Module = model
     return loaded

@@ -45,10 +45,9 @@ def batch_norms(module: nn.Module) -> list[Norm]:
     return [m for m in module.modules() if isinstance(m, Norm) and m.running_mean is not None]
 
 
-def first_output(given: Any) -> Tensor | None:
-    """The first floating-point tensor of whatever a module gives: class scores, of a classifier."""
-    leaves = pytree.tree_leaves(given)
-    return next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
+def float_tensors(given: Any) -> list[Tensor]:
+    """The floating-point tensors of whatever a module gives, in order: class scores first, of a classifier."""
+    return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def inverted_inputs(
@@ -85,7 +84,7 @@ def inverted_inputs(
         for step in range(options.steps):
             notify(f"inverting images: {step:,} of {options.steps:,}")
             distances.clear()
-            scores = first_output(module(_shifted(x, generator)))
+            scores = next(iter(float_tensors(module(_shifted(x, generator)))), None)
             loss = options.statistics * torch.stack(distances).sum()
             if options.labels and scores is not None:
                 classes = torch.arange(options.count, device=device) % scores.shape[1]

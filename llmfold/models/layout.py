@@ -135,8 +135,9 @@ class Layout:
         shape, *others = group.parameters.values()
         if others or shape[:1] != (experts,):
             return False
-        if group.converter is None or _turns_by_shape(group):
+        if _lies_in_one(group):
             return all(self.stored[name][:1] == (experts,) for name, _ in group.stored)
+        assert group.converter is not None
         first = group.converter.operations[0]
         if not isinstance(first, MergeModulelist) or first.dim or any(len(n) != experts for n in _names(group)):
             return False
@@ -147,7 +148,7 @@ class Layout:
         """Some experts of the parameters of groups that :meth:`can_part`, by name."""
         made: dict[str, Tensor] = {}
         for group in groups:
-            if group.converter is None or _turns_by_shape(group):
+            if _lies_in_one(group):
                 name = group.stored[-1][0]
                 part = read(name, experts)
                 as_stored = self.stored[name][1:] == group.parameters[group.target][1:]
@@ -180,7 +181,7 @@ class Layout:
         """As :meth:`store`, of some experts; where they lie in one tensor, their part of its first axis."""
         stored: dict[str, Tensor] = {}
         for group in groups:
-            if group.converter is None or _turns_by_shape(group):
+            if _lies_in_one(group):
                 stored |= self.store([group], parameters)
                 continue
             # Transformers numbers what it is given from zero.
@@ -214,6 +215,11 @@ class Layout:
                 "another ratio, or --multiple-of"
             )
         return {name: turned}
+
+
+def _lies_in_one(group: Group) -> bool:
+    """Whether the parameter of a group is one stored tensor, as it is or turned by its shape."""
+    return group.converter is None or _turns_by_shape(group)
 
 
 def _turns_by_shape(group: Group) -> bool:

@@ -1,5 +1,7 @@
 """Sentences for what a model's class has no place for, misses or refuses."""
 
+from collections.abc import Collection, Mapping
+
 from llmfold.errors import CheckpointError
 
 
@@ -14,6 +16,12 @@ def not_part(name: str, class_name: str) -> CheckpointError:
 def missing(name: str) -> CheckpointError:
     """A tensor of the class is not stored."""
     return CheckpointError(f"tensor {name} is missing from the checkpoint: download the model again")
+
+
+def reported(info: Mapping[str, Collection[object]]) -> str | None:
+    """The first complaint in what transformers says of its loading, None where there is none."""
+    complaints = ((kind.replace("_", " "), names) for kind, names in info.items() if names)
+    return next((f"transformers reports {words}: {min(map(str, names))}" for words, names in complaints), None)
 
 
 def reason(error: Exception) -> str:

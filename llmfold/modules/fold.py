@@ -10,7 +10,7 @@ from llmfold.clustering import cluster
 from llmfold.clustering.cluster import Method as ClusterMethod
 from llmfold.errors import UsageError
 from llmfold.folding.grouping import Groups
-from llmfold.inversion.deep import InversionOptions, batch_norms, first_output, inverted_inputs
+from llmfold.inversion.deep import InversionOptions, batch_norms, float_tensors, inverted_inputs
 from llmfold.modules.baselines import closest_pairs, magnitude, resampled
 from llmfold.modules.coupling import ChannelCoupling
 from llmfold.modules.narrow import merged, selected, tensors_of, with_tensors
@@ -174,7 +174,7 @@ def own_inputs(
 
 def _scores(module: nn.Module, example: Tensor) -> bool:
     with torch.no_grad():
-        given = first_output(module(example))
+        given = next(iter(float_tensors(module(example))), None)
     return given is not None and given.ndim == 2
 
 

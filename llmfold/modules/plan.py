@@ -87,9 +87,8 @@ def planned(
             known = ", ".join(f"{c.name} (1 to {c.units})" for c in couplings.found)
             raise UsageError(f"no width {width} for {name}: the module has {known}")
         chosen[name] = width
-    plan = ModulePlan(couplings, chosen, before, before)
-    after = before if plan.unchanged else parameters(couplings.found, tensors, chosen)
-    return dataclasses.replace(plan, after=after)
+    same = all(chosen[c.name] == c.units for c in couplings.found)
+    return ModulePlan(couplings, chosen, before, before if same else parameters(couplings.found, tensors, chosen))
 
 
 def tried_couplings(module: nn.Module, example_inputs: Sequence[Any], *, heads: bool = False) -> Couplings:

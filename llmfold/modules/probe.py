@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from llmfold.folding.grouping import Groups
+from llmfold.inversion.deep import float_tensors
 from llmfold.modules.coupling import ChannelCoupling, Couplings
 from llmfold.modules.narrow import merged, tensors_of, with_tensors
 
@@ -45,7 +45,7 @@ def folds_exactly(module: nn.Module, couplings: Sequence[ChannelCoupling], input
         groups.append(_pairs(coupling.units, generator))
         tensors = planted(tensors, coupling, groups[-1])
     with torch.no_grad():
-        wanted = _leaves(functional_call(module, dict(tensors), inputs, tie_weights=False))
+        wanted = float_tensors(functional_call(module, dict(tensors), inputs, tie_weights=False))
         try:
             given = outputs(with_tensors(module, merged(tensors, couplings, groups)[0]), inputs)
         except (RuntimeError, ValueError, IndexError, AssertionError):
@@ -73,11 +73,7 @@ def _pairs(units: int, generator: torch.Generator) -> Groups:
 
 def outputs(module: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Floating-point tensors that a module gives, in order."""
-    return _leaves(module(*inputs))
-
-
-def _leaves(given: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return float_tensors(module(*inputs))
 
 
 def _double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from llmfold.models.auto_class import auto_class, from_folder
 from llmfold.models.casting import not_finite
 from llmfold.models.context import Context
 from llmfold.models.family_settings import family_settings
+from llmfold.models.refusals import reported
 from llmfold.models.stock_shape import StockShape
 from llmfold.models.tying import running_shape
 from llmfold.pipeline.estimate import CHECKED_IN_MEMORY_BYTES
@@ -83,13 +84,14 @@ def verify(
     # The check runs on the host. A half dtype that is emulated there says no more than float32, and takes far longer.
     computed = compute_dtype(plan.config.compute_dtype, torch.device("cpu"), plan.tensors[0].dtype)
     dtypes = {dtype_name(dtype): dtype for dtype in (torch.float32, computed)}
+    places = {dtype: _places(plan, dtype) for dtype in dtypes.values()}
 
     def logits(name: str) -> tuple[Tensor]:
         if name == _OWN:
             with _reading():
                 checkpoint = Checkpoint.open(folder)
             return (streamed_logits(checkpoint, running_shape(checkpoint), tokens),)
-        return (_stock_logits(folder, tokens, dtypes[name], plan, _places(plan, dtypes[name])),)
+        return (_stock_logits(folder, tokens, dtypes[name], plan, places[dtypes[name]]),)
 
     passes = [_OWN, *dtypes]
     computed_here: dict[str, tuple[Tensor]] = {}
@@ -98,7 +100,7 @@ def verify(
     compared = zip(dtypes.items(), others, strict=True)
 
     def difference(x: Tensor, dtype: torch.dtype) -> float:
-        found, left = logit_difference(x, reference, dtype), _places(plan, dtype)[1:]
+        found, left = logit_difference(x, reference, dtype), places[dtype][1:]
         if found <= TOLERANCES[dtype] or not left:
             return found
         return logit_difference(_stock_logits(folder, tokens, dtype, plan, left), reference, dtype)
@@ -273,9 +275,9 @@ def _placed_logits(folder: Path, tokens: Tensor, dtype: torch.dtype, plan: FoldP
             model, info = from_folder(
                 folder, remote_code=plan.needs_remote_code, dtype=dtype, output_loading_info=True, **placement
             )
-        for kind, names in info.items():
-            if names:
-                raise VerificationError(f"transformers reports {kind.replace('_', ' ')}: {sorted(map(str, names))[0]}")
+        complaint = reported(info)
+        if complaint:
+            raise VerificationError(complaint)
         try:
             with transformers_must("run the folded checkpoint"), torch.inference_mode():
                 logits = _logits(model, tokens)
