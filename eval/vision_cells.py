@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 RESULTS = Path(__file__).parent / "results"
 FOLDER = RESULTS / "vision"
-DRIFT_RATES = (0.1, 0.25, 0.45)
 STAGES = ("layer1", "layer2", "layer3")
 OURS = "self"
 NAMES = {
@@ -58,11 +57,6 @@ class Cell:
         if self.method == OURS:
             return f"**{NAMES[OURS]}**" if self.repair == "none" else "self on 500 real images"
         return NAMES[self.method] + NAMES[self.repair]
-
-
-def drift_file(network: str) -> Path:
-    """Where ``drift`` keeps what it measured of a network."""
-    return FOLDER / f"drift-{network}.json"
 
 
 def correct(found: Mapping[str, Any]) -> NDArray[np.float64]:

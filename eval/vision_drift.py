@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from keeping import store
 from torch import Tensor, nn
-from vision_cells import DRIFT_RATES, NAMES, OURS, STAGES, accuracy, drift_file
+from vision_cells import FOLDER, NAMES, OURS, STAGES, accuracy
 
 from llmfold.clustering import cluster
 from llmfold.folding.grouping import Groups
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vision import Bench
 
 IMAGES = 100
+RATES = (0.1, 0.25, 0.45)
 AR: tuple[tuple[str, Repair], ...] = (("fold", "none"), ("fold + AR", "variance"))
 
 
@@ -33,7 +34,7 @@ def drift(bench: "Bench") -> None:
     norms = [path for path, part in bench.dense.named_modules() if isinstance(part, nn.BatchNorm2d)]
     dense = _given(bench.dense, norms, bench.x[:IMAGES])
     rows, alone = {}, {}
-    for rate in DRIFT_RATES:
+    for rate in RATES:
         plan = bench.plan(rate)
         for name, network in _networks(bench, plan):
             given = _given(network, norms, bench.x[:IMAGES])
@@ -45,7 +46,7 @@ def drift(bench: "Bench") -> None:
             print(f"{bench.name} {name} {rate:g}: {rows[f'{name}|{rate:g}']}", flush=True)
         for name, repair in AR:
             alone[f"{name}|{rate:g}"] = _alone(bench, plan, repair, dense)
-    store(drift_file(bench.name), {"network": bench.name, "images": IMAGES, "rows": rows, "alone": alone})
+    store(FOLDER / f"drift-{bench.name}.json", {"network": bench.name, "images": IMAGES, "rows": rows, "alone": alone})
 
 
 def _networks(bench: "Bench", plan: ModulePlan) -> Iterator[tuple[str, nn.Module]]:

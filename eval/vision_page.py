@@ -29,6 +29,8 @@ class Table:
                 self.data.add(parsed.name)
         self.rates = sorted({rate for _, rate in self.rows})
         self.names = list(dict.fromkeys(name for name, _ in self.rows))
+        ours = Cell(OURS, "none", 0, 0).name
+        self.rivals = [name for name in self.names if name != ours and name not in self.data]
 
     def right(self, name: str, rate: float) -> NDArray[np.float64]:
         """(images,) mean over seeds of being right."""
@@ -45,20 +47,17 @@ class Table:
 
     def above(self, rate: float) -> list[bool]:
         """By seed, whether ours is above all others of that seed that use no data; some have one seed for all."""
-        ours = Cell(OURS, "none", rate, 0).name
-        others = [self.rows[name, rate] for name in self.names if name != ours and name not in self.data]
+        others = [self.rows[name, rate] for name in self.rivals]
         return [
             all(interval(correct(cell), correct(of[min(number, len(of) - 1)]))[0] > 0 for of in others)
-            for number, cell in enumerate(self.rows[ours, rate])
+            for number, cell in enumerate(self.rows[Cell(OURS, "none", rate, 0).name, rate])
         ]
 
     def best_rival(self, rate: float) -> str | None:
-        """Of those that use no data and are not ours; None where not all have been measured."""
-        ours = Cell(OURS, "none", rate, 0).name
-        rivals = [name for name in self.names if name != ours and name not in self.data]
-        if any((name, rate) not in self.rows for name in rivals):
+        """Of the rivals, the most accurate; None where not all have been measured."""
+        if any((name, rate) not in self.rows for name in self.rivals):
             return None
-        return max(rivals, key=lambda name: float(self.right(name, rate).mean()), default=None)
+        return max(self.rivals, key=lambda name: float(self.right(name, rate).mean()), default=None)
 
 
 def lines(title: str, table: Table) -> Iterator[str]:

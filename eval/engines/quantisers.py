@@ -75,10 +75,14 @@ def jobs(tool: Engine, models: dict[str, Path], work: Path) -> list[dict[str, An
     calibration = next(folder for name, folder in models.items() if name != DENSE) / "llmfold_tokens.npy"
     files = {"calibration": str(calibration), "windows": str(work / "windows.npy"), "sequences": SEQUENCES}
     return [
-        {"name": f"{name} | {way} | {group}", "folder": str(folder), "way": way, "group": group, **files}
+        {"name": _key(name, way, group), "folder": str(folder), "way": way, "group": group, **files}
         for name, folder in models.items()
         for way, group in WAYS[tool.key]
     ]
+
+
+def _key(model: str, way: str, group: int | None) -> str:
+    return f"{model} | {way} | {group}"
 
 
 def page_of(models: dict[str, Path], answers: dict[str, Answers], windows: Windows, command: str) -> str:
@@ -99,7 +103,7 @@ def page_of(models: dict[str, Path], answers: dict[str, Answers], windows: Windo
     for model in models:
         for tool in (PLAIN, *TOOLS):
             for way, group in WAYS[tool.key]:
-                answer = answers[tool.key][f"{model} | {way} | {group}"]
+                answer = answers[tool.key][_key(model, way, group)]
                 if "error" in answer:
                     errors.setdefault(f"{tool.title}, {way}, groups of {group}: {answer['error']}", []).append(model)
                 said = f"{answer['perplexity']:.2f}" if "perplexity" in answer else "not done"

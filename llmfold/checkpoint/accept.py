@@ -8,8 +8,10 @@ from llmfold.errors import CheckpointError
 
 OWN_MODULE = "modeling_llmfold"
 """Module of the modelling file that llmfold writes."""
-_RECOMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
-_POSITIONS = ".embeddings.position_ids"
+_RECOMPUTED = (
+    *("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"),
+    ".embeddings.position_ids",
+)
 _COUNTER = ".num_batches_tracked"
 _CAUSAL_MASKS = (".attn.bias", ".attention.bias")
 _MASK_FILLS = (".attn.masked_bias", ".attention.masked_bias")
@@ -33,7 +35,7 @@ def is_legacy_buffer(name: str, shape: tuple[int, ...]) -> bool:
     """
     if name.endswith(_CAUSAL_MASKS):
         return len(shape) == 4 and shape[:2] == (1, 1)
-    return name.endswith((*_RECOMPUTED, _POSITIONS)) or (name.endswith(_MASK_FILLS) and shape == ())
+    return name.endswith(_RECOMPUTED) or (name.endswith(_MASK_FILLS) and shape == ())
 
 
 def stock_name(name: str) -> str:

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
         "compare",
         usage="llmfold compare --model MODEL --ratio R[,R2] --methods A,B --text FILE --output DIR [options]",
         help="methods side by side in one table",
-        description="Fold a model by several methods and measure all alike: compare.md, compare.json, compare.svg.",
+        description="Fold a model by several methods and measure all alike: tables, pictures and report.html.",
         epilog=_EPILOG,
     )
     add_options(parser, Settings, GROUPS, required=False)  # which are, is asked of the model

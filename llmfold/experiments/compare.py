@@ -31,7 +31,7 @@ _DECIDING = ("llmfold", "torch", "transformers")
 
 
 def compare(settings: Settings, notify: Notify = lambda _: None, *, debug: bool = False) -> Comparison[Row]:
-    """Fold with every method and seed, evaluate all, and write compare.md, compare.json and compare.svg.
+    """Fold with every method and seed, evaluate all, and write report.html, compare.md, compare.json and compare.svg.
 
     Results that compare.json already holds for the same model, options and versions are used again, so an interrupted
     comparison goes on where it stopped. A fold that fails becomes a row with its reason.

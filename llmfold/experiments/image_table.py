@@ -11,6 +11,7 @@ from llmfold.experiments.results import AnyRow, AnyRun, Spread
 from llmfold.experiments.table import DEVIATIONS, Columns, Page, Section, mean, page_of, spread, terminal_of
 from llmfold.report.plot import Bar, Point, Series, bar_chart, line_chart
 from llmfold.report.rows import ABSENT
+from llmfold.report.words import sentence_case
 
 CHART_FILES = {"compare.svg": ("parameters", "removed"), "compare-multiplications.svg": ("multiplications", "saved")}
 """Pictures by file: what they are drawn against, in words and as a number of a row."""
@@ -113,7 +114,7 @@ def document(
         sections: one table for every ratio.
         pictures: file names of charts.
     """
-    notes = [f"{words[:1].upper()}{words[1:]}." for words in protocol]
+    notes = [f"{sentence_case(words)}." for words in protocol]
     notes += [DEVIATIONS, "Seconds: of the fold, without its reload check, and without inverting images once a seed."]
     return page_of(facts, sections, _filled(_COLUMNS, sections), notes, pictures)
 

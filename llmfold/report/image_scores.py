@@ -9,6 +9,7 @@ from llmfold.evaluation.image_scores import ImageEvaluation, ImageScores, Share
 from llmfold.report.console import rich_table
 from llmfold.report.rendering import render
 from llmfold.report.rows import ABSENT
+from llmfold.report.words import sentence_case
 
 
 def rows(evaluation: ImageEvaluation) -> list[list[str]]:
@@ -44,7 +45,7 @@ def percent(share: Share | None, form: str = ".2f") -> str:
 
 def notes(evaluation: ImageEvaluation) -> list[str]:
     """How everything was measured, a sentence each."""
-    return [f"{words[:1].upper()}{words[1:]}." for words in evaluation.protocol]
+    return [f"{sentence_case(words)}." for words in evaluation.protocol]
 
 
 def document(evaluation: ImageEvaluation) -> str:

@@ -11,7 +11,7 @@ from llmfold.report.markdown import code, megabytes, percent
 from llmfold.report.plot import Bar, bar_chart
 from llmfold.report.rendering import listed, render
 from llmfold.report.rows import arrow, main_stages, stage_rows
-from llmfold.report.words import check_words, data_words, fold_command
+from llmfold.report.words import check_words, data_words, fold_command, sentence_case
 from llmfold.sizes import human_bytes, human_count, human_seconds
 
 _PRUNING = ("inn", "magnitude-l1", "magnitude-l2")
@@ -67,7 +67,7 @@ def card_values(report: FoldRecord) -> dict[str, Any]:
         "report": report,
         "verb": "Folded" if merges(config["method"]) else "Pruned",
         "program": PROGRAM_FILE,
-        "done": METHODS[config["method"]][:1].upper() + METHODS[config["method"]][1:],
+        "done": sentence_case(METHODS[config["method"]]),
         "widths": width_rows(plan),
         "kept": kept_words(plan["kept"]),
         "options": [("option", "value"), *((name, str(value)) for name, value in rows.items())],

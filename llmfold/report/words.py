@@ -11,6 +11,11 @@ from llmfold.registry import methods
 _NOT_OF_THE_RESULT = ("output", "overwrite", "verify", *AFTERWARDS)
 
 
+def sentence_case(words: str) -> str:
+    """Words with a capital at their head."""
+    return words[:1].upper() + words[1:]
+
+
 def method_words(name: str) -> str:
     """What a method does; of one that is not installed here, its name."""
     known = methods().get(name)
