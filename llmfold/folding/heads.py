@@ -8,27 +8,28 @@ from torch import Tensor
 from llmfold.folding.alignment import HeadGroups, PairwiseAligner
 from llmfold.folding.grouping import Groups, merge_rows, scale_rows, work_dtype
 from llmfold.models import LayerShape, Role
+from llmfold.models.coupling import HEAD_VALUE, KEY, QUERY, HeadCoupling
 
-GROUP_ROLES = ("q", "k", "v", "q_bias", "k_bias", "v_bias")
 
-
-def unit_views(weights: Mapping[Role, Tensor], layer: LayerShape, units: int) -> dict[Role, Tensor]:
+def unit_views(
+    heads: HeadCoupling, weights: Mapping[Role, Tensor], layer: LayerShape, units: int
+) -> dict[Role, Tensor]:
     """View the projections by unit, the unit first.
 
     A unit is a key/value group with its query heads; where ``units`` exceeds the KV heads (MQA) it is a query head, and
-    k and v, which all units share, are left out.
+    keys and values, which all units share, are left out.
 
     Returns:
-        q, k, v (and their biases) as (units, rows, …), o as (units, heads per unit, head_dim, hidden).
+        Producers among ``weights`` as (units, rows, …), the consumer as (units, heads per unit, head_dim, hidden).
     """
-    shared = units != layer.kv_heads
+    shared = (*KEY, *HEAD_VALUE) if units != layer.kv_heads else ()
     views = {}
-    for role in GROUP_ROLES:
-        if role in weights and not (shared and role[0] in "kv"):
+    for role in heads.producers:
+        if role in weights and role not in shared:
             tensor = weights[role]
             views[role] = tensor.view(units, tensor.shape[0] // units, *tensor.shape[1:])
-    o = weights["o"]
-    views["o"] = o.T.reshape(units, layer.heads // units, -1, o.shape[0])
+    reader = weights[heads.reader]
+    views[heads.reader] = reader.T.reshape(units, layer.heads // units, -1, reader.shape[0])
     return views
 
 
@@ -37,25 +38,36 @@ def unit_rows(views: Mapping[Role, Tensor]) -> list[Tensor]:
     return [view.reshape(view.shape[0], -1) for view in views.values()]
 
 
-def head_groups(views: Mapping[Role, Tensor], layer: LayerShape, *, qk_norm: bool) -> HeadGroups:
+def joined(heads: HeadCoupling, role: Role, rows: Tensor) -> Tensor:
+    """What a role's tensor is when units (k, …) of its view are put together, as it is stored."""
+    return rows.flatten(0, 2).T.contiguous() if role == heads.reader else rows.flatten(0, 1)
+
+
+def head_groups(heads: HeadCoupling, views: Mapping[Role, Tensor], layer: LayerShape, *, qk_norm: bool) -> HeadGroups:
     """The units of :func:`unit_views` as groups to align, biases appended as a column, in the dtype of computation."""
 
-    def rows(role: Role) -> Tensor:
-        weight = views[role].to(work_dtype(views[role].dtype))
-        bias = views.get(role + "_bias")
+    def rows(roles: tuple[Role, Role]) -> Tensor:
+        weight, bias = views[roles[0]], views.get(roles[1])
+        weight = weight.to(work_dtype(weight.dtype))
         return weight if bias is None else torch.cat((weight, bias.to(weight.dtype)[..., None]), -1)
 
-    q, o = rows("q"), views["o"].to(work_dtype(views["o"].dtype))
+    q, o = rows(QUERY), views[heads.reader].to(work_dtype(views[heads.reader].dtype))
     q = q.view(q.shape[0], layer.group_size, -1, q.shape[-1])
-    return HeadGroups(q, rows("k"), rows("v"), o.transpose(2, 3), qk_norm)
+    return HeadGroups(q, rows(KEY), rows(HEAD_VALUE), o.transpose(2, 3), qk_norm)
 
 
 def merge_heads(
-    weights: Mapping[Role, Tensor], views: Mapping[Role, Tensor], groups: Groups, *, scale: Tensor | None = None
+    heads: HeadCoupling,
+    weights: Mapping[Role, Tensor],
+    views: Mapping[Role, Tensor],
+    groups: Groups,
+    *,
+    scale: Tensor | None = None,
 ) -> dict[Role, Tensor]:
-    """Merge each cluster of units into one: q, k and v averaged, o summed.
+    """Merge each cluster of units into one: producers averaged, consumers summed.
 
     Args:
+        heads: which roles they have.
         weights: the attention's tensors by role.
         views: the same by unit, possibly aligned; see :func:`unit_views`.
         groups: partition of the units.
@@ -65,21 +77,22 @@ def merge_heads(
         The attention's tensors; a unit that stands alone keeps its bits.
     """
     merged = dict(weights)
-    scaled = ("v", "v_bias") if "v" in views else ("o",)
+    scaled = HEAD_VALUE if views.keys() & set(HEAD_VALUE) else (heads.reader,)
     for role, view in views.items():
-        rows = merge_rows(view, groups, mean=role != "o").to(weights[role].dtype)
+        rows = merge_rows(view, groups, mean=role != heads.reader).to(weights[role].dtype)
         if scale is not None and role in scaled:
             rows = scale_rows(rows, groups, scale)
-        merged[role] = rows.flatten(0, 2).T.contiguous() if role == "o" else rows.flatten(0, 1)
+        merged[role] = joined(heads, role, rows)
     return merged
 
 
 def aligned_views(
-    views: Mapping[Role, Tensor], groups: Groups, aligner: PairwiseAligner, distances: Tensor
+    heads: HeadCoupling, views: Mapping[Role, Tensor], groups: Groups, aligner: PairwiseAligner, distances: Tensor
 ) -> dict[Role, Tensor]:
     """Turn every member of a merged cluster onto the cluster's medoid; units that stand alone are left as they are.
 
     Args:
+        heads: which roles they have.
         views: units as of :func:`unit_views`.
         groups: partition of the units.
         aligner: holds the balanced units.
@@ -95,15 +108,15 @@ def aligned_views(
         members = groups.members(group)
         medoid = int(members[distances[members][:, members].sum(1).argmin()])
         for unit in members.tolist():
-            _store(turned, unit, aligner.turn(unit, aligner.align(medoid, unit)))
+            _store(heads, turned, unit, aligner.turn(unit, aligner.align(medoid, unit)))
     return turned
 
 
-def _store(views: dict[Role, Tensor], unit: int, group: HeadGroups) -> None:
+def _store(heads: HeadCoupling, views: dict[Role, Tensor], unit: int, group: HeadGroups) -> None:
     """Write one turned group back into the views, splitting the bias column off again."""
-    for role, rows in (("q", group.q[0].flatten(0, 1)), ("k", group.k[0]), ("v", group.v[0])):
+    for (role, bias), rows in ((QUERY, group.q[0].flatten(0, 1)), (KEY, group.k[0]), (HEAD_VALUE, group.v[0])):
         width = views[role].shape[-1]
         views[role][unit] = rows[..., :width]
-        if role + "_bias" in views:
-            views[role + "_bias"][unit] = rows[..., width]
-    views["o"][unit] = group.o[0].transpose(1, 2)
+        if bias in views:
+            views[bias][unit] = rows[..., width]
+    views[heads.reader][unit] = group.o[0].transpose(1, 2)

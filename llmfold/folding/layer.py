@@ -137,10 +137,10 @@ def _merge_mlp(mlp: Weights, clustering: Clustering, options: MergeOptions, time
     factors = gauge_factors(mlp, groups) if options.align == "gauge" else None
     scale = None
     if options.repair == "variance":
-        gate, up, down = value_rows(mlp)
+        scaling, values, columns = value_rows(mlp)
         inverse = None if factors is None else 1 / factors
-        scales = [None] * len(gate) + [factors] * len(up) + [inverse] * len(down)
-        scale = variance_scale(gate + up + down, groups, scales)
+        scales = [None] * len(scaling) + [factors] * len(values) + [inverse] * len(columns)
+        scale = variance_scale(scaling + values + columns, groups, scales)
         timer.lap("repair")
     merged = merge_neurons(mlp, groups, factors=factors, scale=scale)
     timer.lap("merge")
@@ -158,6 +158,7 @@ class _Units:
         before: LayerShape,
         options: MergeOptions,
     ) -> None:
+        self._heads = heads
         self._attention = {} if heads is None else heads.view(weights, before)
         self._shape, self._before, self._options = shape, before, options
         self._count = before.head_units
@@ -166,13 +167,13 @@ class _Units:
 
     def clusters(self, heads: Sequence[int], timer: StageTimer) -> dict[int, Clustering]:
         """Clusters by the number of query heads that are left; none where no heads are at hand."""
-        if not heads or not self._attention:
+        if not heads or self._heads is None:
             return {}
         options, before = self._options, self._before
-        self._views = unit_views(self._attention, before, self._count)
+        self._views = unit_views(self._heads, self._attention, before, self._count)
         widths = [h * self._count // before.heads for h in heads]
         if options.align == "gauge" and self._before.grouped:
-            groups = head_groups(self._views, before, qk_norm=self._shape.architecture.qk_norm)
+            groups = head_groups(self._heads, self._views, before, qk_norm=self._shape.architecture.qk_norm)
             aligner = PairwiseAligner(balance(groups))
             self._aligned = aligner, aligner.distances()
             timer.lap("align")
@@ -185,9 +186,11 @@ class _Units:
 
     def merge(self, clustering: Clustering, timer: StageTimer) -> dict[Role, Tensor]:
         """Merge by one of the partitions."""
-        groups = Groups(clustering.labels)
-        views = self._views if self._aligned is None else aligned_views(self._views, groups, *self._aligned)
+        assert self._heads is not None
+        groups, views = Groups(clustering.labels), self._views
+        if self._aligned is not None:
+            views = aligned_views(self._heads, views, groups, *self._aligned)
         scale = variance_scale(unit_rows(views), groups) if self._options.repair == "variance" else None
-        merged = merge_heads(self._attention, views, groups, scale=scale)
+        merged = merge_heads(self._heads, self._attention, views, groups, scale=scale)
         timer.lap("merge")
         return merged

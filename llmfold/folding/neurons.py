@@ -16,14 +16,14 @@ _TINY = 1e-30
 
 def neuron_rows(weights: Mapping[Role, Tensor]) -> list[Tensor]:
     """Features of the n neurons as blocks, never concatenated: producers' rows, consumer's columns, biases."""
-    gate, value, read = value_rows(weights)
-    return [*gate[:1], *value[:1], *read, *gate[1:], *value[1:]]
+    scaling, values, columns = value_rows(weights)
+    return [*scaling[:1], *values[:1], *columns, *scaling[1:], *values[1:]]
 
 
 def value_rows(weights: Mapping[Role, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Blocks of the gate, of the value that it scales (each with its bias), and of the consumer's columns."""
-    gate, value = ([weights[role] for role in roles if role in weights] for roles in (GATE, VALUE))
-    return _columns(gate), _columns(value), [weights[READER].T]
+    scaling, values = ([weights[role] for role in roles if role in weights] for roles in (GATE, VALUE))
+    return _columns(scaling), _columns(values), [weights[READER].T]
 
 
 def _columns(blocks: list[Tensor]) -> list[Tensor]:
@@ -31,7 +31,7 @@ def _columns(blocks: list[Tensor]) -> list[Tensor]:
 
 
 def gauge_distances(weights: Mapping[Role, Tensor]) -> Tensor:
-    """Squared distances between neurons that do not see how scale and sign are split between up row and down column.
+    """Squared distances between neurons that do not see how scale and sign are split between value and consumer.
 
     A neuron adds ``silu(g·x) (u·x) D``, so (u, D) and (s u, D / s) are the same neuron for any s. Both are balanced to
     ‖u‖ = ‖D‖, and a pair is compared under the better of its two signs:
@@ -40,20 +40,20 @@ def gauge_distances(weights: Mapping[Role, Tensor]) -> Tensor:
     Returns:
         (n, n) float32 (float64 for float64), symmetric, zero diagonal.
     """
-    gate, up, down = value_rows(weights)
-    scale = _balance(up, down)
-    values = gram(up).mul_(scale).mul_(scale[:, None])
-    values += gram(down).div_(scale).div_(scale[:, None])
-    values = values.abs_().add_(gram(gate))
-    norms = values.diagonal().clone()
-    values.mul_(-2).add_(norms).add_(norms[:, None]).clamp_(min=0)
+    scaling, values, columns = value_rows(weights)
+    scale = _balance(values, columns)
+    products = gram(values).mul_(scale).mul_(scale[:, None])
+    products += gram(columns).div_(scale).div_(scale[:, None])
+    products = products.abs_().add_(gram(scaling))
+    norms = products.diagonal().clone()
+    products.mul_(-2).add_(norms).add_(norms[:, None]).clamp_(min=0)
     # Rounding has made the two halves differ.
-    return mirror(values.fill_diagonal_(0))
+    return mirror(products.fill_diagonal_(0))
 
 
-def _balance(up: list[Tensor], down: list[Tensor]) -> Tensor:
-    """(n,) factor of the up rows that balances ‖u‖ = ‖D‖; one for neurons that are dead on either side."""
-    u_norm, d_norm = _norms(up), _norms(down)
+def _balance(values: list[Tensor], columns: list[Tensor]) -> Tensor:
+    """(n,) factor of the value's rows that balances ‖u‖ = ‖D‖; one for neurons that are dead on either side."""
+    u_norm, d_norm = _norms(values), _norms(columns)
     alive = (u_norm > _TINY) & (d_norm > _TINY)
     return torch.where(alive, (d_norm / u_norm.clamp_min(_TINY)).sqrt(), torch.ones_like(u_norm))
 
@@ -63,23 +63,23 @@ def _norms(blocks: list[Tensor]) -> Tensor:
 
 
 def gauge_factors(weights: Mapping[Role, Tensor], groups: Groups) -> Tensor:
-    """Factor s of every neuron that turns it to its cluster's gauge: up rows times s, down columns over s.
+    """Factor s of every neuron that turns it to its cluster's gauge: the value's rows times s, the consumer's over s.
 
     Scales balance ‖u‖ = ‖D‖; the sign agrees with the cluster's strongest member.
 
     Returns:
         (n,) in the dtype of computation; one for neurons that stand alone.
     """
-    _, up, down = value_rows(weights)
-    factors = _balance(up, down)
-    strength = (_norms(up) * _norms(down)).cpu()
+    _, values, columns = value_rows(weights)
+    factors = _balance(values, columns)
+    strength = (_norms(values) * _norms(columns)).cpu()
     merged = torch.zeros(len(strength), dtype=torch.bool)
     for group in groups.merged.tolist():
         members = groups.members(group)
         merged[members] = True
         reference = members[strength[members].argmax()]
         joint = factors[members] * factors[reference]
-        agreement = _products(up, members, reference) * joint + _products(down, members, reference) / joint
+        agreement = _products(values, members, reference) * joint + _products(columns, members, reference) / joint
         factors[members] *= torch.where(agreement < 0, -1.0, 1.0).to(factors.dtype)
     return torch.where(merged.to(factors.device), factors, torch.ones_like(factors))
 
@@ -93,19 +93,19 @@ def _products(blocks: list[Tensor], members: Tensor, reference: Tensor) -> Tenso
 def merge_neurons(
     weights: Mapping[Role, Tensor], groups: Groups, *, factors: Tensor | None = None, scale: Tensor | None = None
 ) -> dict[Role, Tensor]:
-    """Merge each cluster of neurons into one: gate and up rows averaged, down columns summed.
+    """Merge each cluster of neurons into one: producers' rows averaged, the consumer's columns summed.
 
     Args:
         weights: the MLP's tensors by role.
         groups: partition of the n neurons into k.
         factors: (n,) change of gauge, see :func:`gauge_factors`.
-        scale: (k,) factor of the merged up rows, see :func:`llmfold.folding.variance.variance_scale`.
+        scale: (k,) factor of the value's merged rows, see :func:`llmfold.folding.variance.variance_scale`.
 
     Returns:
         The MLP's tensors of width k, same dtypes; a neuron that stands alone keeps its bits.
     """
     inverse = None if factors is None else 1 / factors
-    merged = dict(weights)  # the bias of the down projection stays
+    merged = dict(weights)  # the consumer's bias stays
     for role in merged.keys() & set(GATE):
         merged[role] = merge_rows(weights[role], groups, mean=True)
     for role in merged.keys() & set(VALUE):

@@ -16,6 +16,8 @@ from llmfold.models.slots import Slots
 
 GATE, VALUE, READER = ("gate", "gate_bias"), ("up", "up_bias"), "down"
 """Roles of neurons: what scales a neuron, from inside a nonlinearity; the value itself; the matrix that reads it."""
+QUERY, KEY, HEAD_VALUE = ("q", "q_bias"), ("k", "k_bias"), ("v", "v_bias")
+"""Roles of heads: a query head's own rows; rows that all query heads of a group share, of its key and of its value."""
 Activation = Callable[[Tensor | None, Tensor], Tensor]
 """From what the gate (None where there is none) and the up projection give, (…, n) each, to the neurons."""
 
@@ -43,8 +45,14 @@ class Coupling:
 
     @property
     def producers(self) -> list[Role]:
-        """Roles of the tensors that make the units, matrices and biases."""
-        return [role for role, slot in self.slots.items() if not slot.consumer]
+        """Roles of the tensors that make the units: matrices, then biases."""
+        roles = [role for role, slot in self.slots.items() if not slot.consumer]
+        return sorted(roles, key=lambda role: not self.slots[role].matrix)
+
+    @property
+    def matrices(self) -> list[Role]:
+        """Roles of the matrices: those that make the units, and the one that reads them."""
+        return [*(role for role in self.producers if self.slots[role].matrix), self.reader]
 
     @property
     def reader(self) -> Role:

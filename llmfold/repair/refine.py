@@ -1,7 +1,7 @@
 """Refinement of a narrowed MLP by gradient steps, so that it gives what the dense one gives on the same inputs.
 
 Block reconstruction as in post-training quantisation (Nagel et al., AdaRound, ICML 2020; Li et al., BRECQ, ICLR 2021):
-Adam (Kingma and Ba 2015) on gate, up and down rows of one layer, on random rows, with steps that shrink to nothing. No
+Adam (Kingma and Ba 2015) on producers and consumer of one MLP, on random rows, with steps that shrink to nothing. No
 label, no other layer and no loss of the model is involved. The closed form is where it starts, and rows that it has
 not seen decide whether it counts.
 """
@@ -18,7 +18,7 @@ from llmfold.models import Role
 from llmfold.repair.least_squares import relative_error
 
 Mlp = dict[Role, Tensor]
-"""Tensors of an MLP by role, float32: gate, up and down, and their biases where there are any."""
+"""Tensors of an MLP by role, float32."""
 
 
 class MlpSamples(Protocol):

@@ -127,7 +127,7 @@ def _done(report: FoldRecord) -> str:
     sentence = facts.sentence or f"Units are removed as the baseline {code(method)} says, for comparison with folding"
     if any((layer.get("mlp") or {}).get("refined_errors") for layer in report.layers):
         steps = f"{report.config['refine']} gradient steps on each layer alone"
-        sentence += f"; gate, up and down rows are refined by {steps}, kept where held-back tokens gain"
+        sentence += f"; MLPs are refined by {steps}, kept where held-back tokens gain"
     return sentence
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from llmfold.models import EMBEDDING, FINAL_NORM, HEAD, LayerShape, ModelShape, tensor_name
+from llmfold.models.coupling import HEAD_VALUE, KEY, QUERY, HeadCoupling
+from llmfold.models.slots import Slot
 from llmfold.models.stock_shape import StockShape
 
 BASE: dict[str, Any] = {
@@ -30,6 +32,16 @@ BASE: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 EXTRA: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}, "qwen2": {}, "qwen3": {}, "llama": {}}
+PLAIN_HEADS = HeadCoupling(
+    {
+        **{role: Slot(role) for role, _ in (QUERY, KEY, HEAD_VALUE)},
+        **{role: Slot(role, matrix=False) for _, role in (QUERY, KEY, HEAD_VALUE)},
+        "o": Slot("o", axis=1, consumer=True),
+    },
+    "self_attn.o_proj",
+    BASE["head_dim"],
+)
+"""Separate projections, with biases where a layer has them."""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from llmfold.folding.alignment import HeadGroups, PairwiseAligner, balance
 from llmfold.folding.grouping import Groups
-from llmfold.folding.heads import _store, aligned_views, head_groups, unit_views
+from llmfold.folding.heads import _store, aligned_views, head_groups, joined, unit_views
 from llmfold.models import LayerShape, ModelShape
 
 from .builders import (
+    PLAIN_HEADS,
     generator,
     layer_output,
     move_group,
@@ -43,7 +44,9 @@ def layer_of(case: str, seed: int = 0) -> Layer:
 
 def groups_of(weights: dict[str, Tensor], shape: ModelShape, layer: LayerShape | None = None) -> HeadGroups:
     layer = layer or shape.layers[0]
-    return head_groups(unit_views(weights, layer, layer.kv_heads), layer, qk_norm=shape.architecture.qk_norm)
+    return head_groups(
+        PLAIN_HEADS, unit_views(PLAIN_HEADS, weights, layer, layer.kv_heads), layer, qk_norm=shape.architecture.qk_norm
+    )
 
 
 def aligner_of(weights: dict[str, Tensor], shape: ModelShape, layer: LayerShape | None = None) -> PairwiseAligner:
@@ -52,13 +55,13 @@ def aligner_of(weights: dict[str, Tensor], shape: ModelShape, layer: LayerShape 
 
 def stored(weights: dict[str, Tensor], layer: LayerShape, groups: HeadGroups) -> dict[str, Tensor]:
     """The layer whose groups are ``groups``, written back through the folder's own way."""
-    views = {role: view.clone() for role, view in unit_views(weights, layer, layer.kv_heads).items()}
+    views = {role: view.clone() for role, view in unit_views(PLAIN_HEADS, weights, layer, layer.kv_heads).items()}
     for unit in range(len(groups)):
         one = HeadGroups(groups.q[[unit]], groups.k[[unit]], groups.v[[unit]], groups.o[[unit]], groups.qk_norm)
-        _store(views, unit, one)
+        _store(PLAIN_HEADS, views, unit, one)
     out = dict(weights)
     for role, view in views.items():
-        out[role] = view.flatten(0, 2).T.contiguous() if role == "o" else view.flatten(0, 1)
+        out[role] = joined(PLAIN_HEADS, role, view)
     return out
 
 
@@ -252,14 +255,14 @@ def test_permuted_copies_of_many_query_heads_are_matched(seed: int) -> None:
 def test_members_are_turned_onto_the_medoid_and_lone_groups_stay(case: str) -> None:
     _, shape, weights = layer_of(case, seed=4)
     layer = shape.layers[0]
-    views = unit_views(weights, layer, layer.kv_heads)
+    views = unit_views(PLAIN_HEADS, weights, layer, layer.kv_heads)
     aligner = aligner_of(weights, shape)
     distances = aligner.distances()
-    turned = aligned_views(views, Groups(torch.tensor([0, 1, 0, 0])), aligner, distances)
+    turned = aligned_views(PLAIN_HEADS, views, Groups(torch.tensor([0, 1, 0, 0])), aligner, distances)
     members = [0, 2, 3]
     medoid = min(members, key=lambda unit: sum(float(distances[unit, other]) for other in members))
     assert all(torch.equal(turned[role][1], views[role][1]) for role in views)
-    groups = head_groups(turned, layer, qk_norm=shape.architecture.qk_norm)
+    groups = head_groups(PLAIN_HEADS, turned, layer, qk_norm=shape.architecture.qk_norm)
     now, balanced = flat(groups), flat(aligner.groups)
     assert torch.allclose(now[medoid], balanced[medoid], atol=1e-9)
     for unit in members:

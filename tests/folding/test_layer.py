@@ -13,6 +13,7 @@ from llmfold.folding.variance import variance_scale
 from llmfold.models import LayerShape, ModelShape
 
 from .builders import (
+    PLAIN_HEADS,
     generator,
     layer_output,
     layer_weights,
@@ -198,8 +199,10 @@ def test_groups_that_stand_alone_keep_their_bits(case: str, align: str, dtype: t
     doubled, wide = group_copies(weights, shape, [2], 20 if align == "gauge" else None, rescale=False)
     folded = fold(doubled, shape, wide, shape.layers[0], align=align, repair="variance")
     assert {t.dtype for t in folded.values()} == {dtype}
-    old = torch.cat([r.float() for r in unit_rows(unit_views(doubled, wide, wide.kv_heads))], 1)
-    new = torch.cat([r.float() for r in unit_rows(unit_views(folded, shape.layers[0], shape.layers[0].kv_heads))], 1)
+    old = torch.cat([r.float() for r in unit_rows(unit_views(PLAIN_HEADS, doubled, wide, wide.kv_heads))], 1)
+    new = torch.cat(
+        [r.float() for r in unit_rows(unit_views(PLAIN_HEADS, folded, shape.layers[0], shape.layers[0].kv_heads))], 1
+    )
     kept = [int((old == row).all(1).sum()) for row in new]
     # Of bit-equal copies the mean and, in one group, the sum over o differ from either.
     assert kept.count(1) == shape.layers[0].kv_heads - 1
@@ -287,7 +290,7 @@ def test_heads_are_averaged_in_q_k_v_and_summed_in_o(kv_heads: int) -> None:
     layer, dim = shape.layers[0], shape.head_dim
     units = 8 if kv_heads == 1 else 4
     labels = torch.arange(units) // 2
-    merged = merge_heads(weights, unit_views(weights, layer, units), Groups(labels))
+    merged = merge_heads(PLAIN_HEADS, weights, unit_views(PLAIN_HEADS, weights, layer, units), Groups(labels))
     for role in ("q", "q_bias") if kv_heads == 1 else ("q", "k", "v", "q_bias", "k_bias", "v_bias"):
         rest = weights[role].shape[1:]
         expected = weights[role].view(units // 2, 2, -1, *rest).mean(1).flatten(0, 1)
@@ -327,7 +330,7 @@ def test_variance_repair_of_neurons_scales_up_rows_alone() -> None:
 def test_variance_of_aligned_heads_is_measured_after_alignment() -> None:
     _, shape, weights = random_layer("llama")
     doubled, wide = group_copies(weights, shape, [0], 20)
-    views = unit_views(doubled, wide, wide.kv_heads)
+    views = unit_views(PLAIN_HEADS, doubled, wide, wide.kv_heads)
     assert float(variance_scale(unit_rows(views), Groups(torch.zeros(5, dtype=torch.int64)))) > 1.2
     plain, repaired = (
         fold(doubled, shape, wide, shape.layers[0], align="gauge", repair=repair) for repair in ("none", "variance")

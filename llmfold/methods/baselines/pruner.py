@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import FoldContext, Folded, LayerMethod, Weights
-from llmfold.methods.baselines.structures import Units, keep_units, top
+from llmfold.methods.baselines.structures import Structures, Units, keep_units, structures_of, top
 from llmfold.models import LayerShape, Role
 
 _NO_DATA = {"data": "none"}
@@ -26,6 +26,10 @@ class Pruner(LayerMethod):
         """
         self.context, self.shape, self._facts = context, context.shape, facts
 
+    def structures(self, index: int) -> Structures:
+        """The couplings of a layer."""
+        return structures_of(self.shape.couplings(self.shape.layers[index]))
+
     def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
         """Importance of every unit of a layer; its stored tensors are on the device."""
         raise NotImplementedError
@@ -40,7 +44,7 @@ class Pruner(LayerMethod):
         moved = {role: tensor.to(self.context.device) for role, tensor in weights.items()}
         scores = self.scores(index, moved, before)
         kept = Units(top(scores.neurons, after.intermediate), top(scores.heads, before.units_in(after)))
-        pruned = self.finish(index, moved, keep_units(moved, before, kept), kept)
+        pruned = self.finish(index, moved, keep_units(moved, self.structures(index), before, kept), kept)
         record = LayerRecord(seconds={"prune": time.perf_counter() - begin})
         if before.intermediate != after.intermediate:
             record.mlp = _describe(scores.neurons, kept.neurons)

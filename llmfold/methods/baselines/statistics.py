@@ -1,4 +1,4 @@
-"""Moments of what enters the output projections of a layer: head outputs before o_proj, neurons before down_proj."""
+"""Moments of what enters the consumers of a layer: the outputs of its heads, and its neurons."""
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Moments:
 def consumer_moments(
     measurement: Measurement, index: int, weights: Weights, before: np.ndarray, after: np.ndarray | None
 ) -> tuple[Moments, Moments]:
-    """Moments of the inputs of o_proj and of down_proj in one pass of a dense layer.
+    """Moments of the inputs of both consumers in one pass of a dense layer.
 
     Args:
         measurement: how rows are attended, and where.

@@ -1,7 +1,7 @@
 """Coupled structures, the units of structured pruning: intermediate neurons, and key/value groups with their heads.
 
-A neuron is its gate row, up row and down column. A group is a key/value head with its query heads: their q, k and v
-rows and o columns; where all query heads share a single key/value head (MQA), a query head is a unit of its own.
+A neuron is its row of every producer and its column of the consumer; so is a group, a key/value head with its query
+heads. Where all query heads share a single key/value head (MQA), a query head is a unit of its own.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmfold.folding.heads import unit_views
+from llmfold.folding.heads import joined, unit_views
 from llmfold.methods.base import Weights
 from llmfold.models import LayerShape, Role
-from llmfold.models.coupling import GATE, READER, VALUE
-
-WEIGHT_ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling
 
 
 @dataclass(frozen=True)
@@ -25,19 +23,40 @@ class Units:
     heads: Tensor
 
 
-def coupled_sums(entries: Weights, layer: LayerShape) -> Units:
+@dataclass(frozen=True)
+class Structures:
+    """The two couplings of a plain layer, whose tensors have one role each."""
+
+    neurons: NeuronCoupling
+    heads: HeadCoupling
+
+    @property
+    def matrices(self) -> list[Role]:
+        """Roles of all matrices."""
+        return [*self.heads.matrices, *self.neurons.matrices]
+
+
+def structures_of(couplings: LayerCouplings) -> Structures:
+    """Those of a plain layer, see :attr:`llmfold.models.stock_shape.StockShape.is_plain`."""
+    (neurons,), heads = couplings.neurons, couplings.heads
+    assert heads is not None
+    return Structures(neurons, heads)
+
+
+def coupled_sums(entries: Weights, structures: Structures, layer: LayerShape) -> Units:
     """Sum one value per weight over every coupled structure; biases are left out.
 
     Args:
-        entries: a tensor of the weight's shape for every role of ``WEIGHT_ROLES``.
+        entries: a tensor of the weight's shape for every matrix of the structures, and of those alone.
+        structures: of the layer.
         layer: widths of the layer.
 
     Returns:
         float64 sums by neuron (n,) and by head unit (units,).
     """
-    neurons = _sum(entries["gate"], 1) + _sum(entries["up"], 1) + _sum(entries["down"], 0)
-    attention = {role: entries[role] for role in ("q", "k", "v", "o")}
-    views = unit_views(attention, layer, layer.head_units)
+    mlp = structures.neurons
+    neurons = torch.stack([_sum(entries[role], int(role != mlp.reader)) for role in mlp.matrices]).sum(0)
+    views = unit_views(structures.heads, entries, layer, layer.head_units)
     heads = torch.stack([_sum(view.flatten(1), 1) for view in views.values()]).sum(0)
     return Units(neurons.cpu(), heads.cpu())
 
@@ -51,15 +70,14 @@ def top(scores: Tensor, keep: int) -> Tensor:
     return scores.argsort(descending=True, stable=True)[:keep].sort().values
 
 
-def keep_units(weights: Weights, layer: LayerShape, kept: Units) -> dict[Role, Tensor]:
+def keep_units(weights: Weights, structures: Structures, layer: LayerShape, kept: Units) -> dict[Role, Tensor]:
     """The layer's tensors with only the ``kept`` units, in the dtype they are stored in."""
-    device = weights["gate"].device
+    mlp, device = structures.neurons, weights[structures.neurons.reader].device
     neurons, heads = kept.neurons.to(device), kept.heads.to(device)
-    producers = [role for role in (*GATE, *VALUE) if role in weights]
-    cut = {**weights, **{role: weights[role][neurons] for role in producers}, READER: weights[READER][:, neurons]}
-    for role, view in unit_views(weights, layer, layer.head_units).items():
-        rows = view[heads]
-        cut[role] = rows.flatten(0, 2).T.contiguous() if role == "o" else rows.flatten(0, 1)
+    cut = {**weights, mlp.reader: weights[mlp.reader][:, neurons]}
+    cut |= {role: weights[role][neurons] for role in mlp.producers}
+    for role, view in unit_views(structures.heads, weights, layer, layer.head_units).items():
+        cut[role] = joined(structures.heads, role, view[heads])
     return cut
 
 

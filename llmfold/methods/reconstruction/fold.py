@@ -202,7 +202,7 @@ class _Layer:
         self.couplings = owner.shape.couplings(inputs.shape)
         heads = self.couplings.heads
         self._attention_weights = {} if heads is None else heads.view(inputs.weights, inputs.shape)
-        self._reader = heads.reader if heads else ""
+        self._reader, self._heads = heads.reader if heads else "", heads
         self._unit_size = self._widths.heads * owner.shape.head_dim // max(self._widths.head_units, 1)
         self._train, self._held = split(owner.measurement.size[0], self._options.held_back, chunk)
         self._judged = self._held or self._train
@@ -301,7 +301,8 @@ class _Layer:
 
     def _attention(self, after: LayerShape) -> dict[Role, Tensor]:
         kept, known = self.head_order(self._widths.units_in(after)).kept, self._attention_weights
-        views = unit_views(known, self._widths, self._widths.head_units)
+        assert self._heads is not None
+        views = unit_views(self._heads, known, self._widths, self._widths.head_units)
         folded = {role: view[kept].flatten(0, 1) for role, view in views.items() if role != self._reader}
         sums, outputs = self._sums("heads", self._inputs.heads), _features(kept, self._unit_size)
         refitted = refit_consumer(Consumer(self._reader, known, sums), outputs, map(self._head_rows, self._judged))

@@ -19,7 +19,7 @@ CONSUMERS = (("o", "heads"), ("down", "neurons"))
 def kept(prepared: Prepared, neurons: Tensor, heads: Tensor) -> tuple[dict[str, Tensor], Units]:
     units = Units(neurons, heads)
     weights = prepared.weights(0)
-    pruned = keep_units(weights, prepared.layer, units)
+    pruned = keep_units(weights, prepared.pruner.structures(0), prepared.layer, units)
     return prepared.pruner.finish(0, weights, pruned, units), units
 
 

@@ -20,7 +20,7 @@ from llmfold.methods.base import FoldContext, Weights
 from llmfold.methods.baselines.flap.replan import check_biases
 from llmfold.methods.baselines.pruner import Pruner
 from llmfold.methods.baselines.statistics import Moments, consumer_moments
-from llmfold.methods.baselines.structures import Units, feature_mask
+from llmfold.methods.baselines.structures import Units, feature_mask, structures_of
 from llmfold.methods.method import Notify
 from llmfold.methods.source import TokenSource, token_source
 from llmfold.models import LayerShape, Role
@@ -49,8 +49,9 @@ def measure_fluctuations(context: FoldContext, source: TokenSource, notify: Noti
         notify(f"layer {index}: fluctuations")
         weights = measurement.wide(context.read_layer(index))
         heads, neurons = consumer_moments(measurement, index, weights, states, states)
-        for part, moments, weight in (("heads", heads, weights["o"]), ("neurons", neurons, weights["down"])):
-            statistics[f"{index}.{part}.metric"] = fluctuation(weight, moments).cpu()
+        couplings = structures_of(context.shape.couplings(context.shape.layers[index]))
+        for part, moments, coupling in (("heads", heads, couplings.heads), ("neurons", neurons, couplings.neurons)):
+            statistics[f"{index}.{part}.metric"] = fluctuation(weights[coupling.reader], moments).cpu()
             statistics[f"{index}.{part}.mean"] = moments.mean.cpu()
     measurement.path(_STATES).unlink()
     return statistics
@@ -78,19 +79,19 @@ class FlapPruner(Pruner):
         if not self.context.config.bias:
             return pruned
         before = self.shape.layers[index]
-        units = before.head_units
-        for role, part, removed in (
-            ("o", "heads", feature_mask(kept.heads, units, before.heads * self.shape.head_dim // units)),
-            ("down", "neurons", feature_mask(kept.neurons, before.intermediate, 1)),
+        units, couplings = before.head_units, self.structures(index)
+        for coupling, part, removed in (
+            (couplings.heads, "heads", feature_mask(kept.heads, units, before.heads * self.shape.head_dim // units)),
+            (couplings.neurons, "neurons", feature_mask(kept.neurons, before.intermediate, 1)),
         ):
             mean = self.statistics[f"{index}.{part}.mean"] * removed
-            weight = weights[role]
+            weight, name = weights[coupling.reader], f"{coupling.reader}_bias"
             bias = weight.double() @ mean.to(weight.device)
-            if role + "_bias" in weights:
-                bias += weights[role + "_bias"].double()
-            pruned[role + "_bias"] = bias.to(weight.dtype)
-        for role in ("q", "k", "v", "gate", "up"):
-            pruned.setdefault(role + "_bias", pruned[role].new_zeros(len(pruned[role])))
+            if name in weights:
+                bias += weights[name].double()
+            pruned[name] = bias.to(weight.dtype)
+        for role in couplings.matrices:
+            pruned.setdefault(f"{role}_bias", pruned[role].new_zeros(len(pruned[role])))
         return pruned
 
 

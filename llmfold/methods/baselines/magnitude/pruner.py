@@ -2,7 +2,7 @@
 
 from llmfold.methods.base import FoldContext, Weights
 from llmfold.methods.baselines.pruner import Pruner
-from llmfold.methods.baselines.structures import WEIGHT_ROLES, Units, coupled_sums
+from llmfold.methods.baselines.structures import Units, coupled_sums
 from llmfold.methods.method import Notify
 from llmfold.models import LayerShape
 
@@ -16,7 +16,9 @@ class MagnitudePruner(Pruner):
 
     def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
         """L2 norms of the structures."""
-        squares = coupled_sums({role: weights[role].float().square() for role in WEIGHT_ROLES}, layer)
+        structures = self.structures(index)
+        entries = {role: weights[role].float().square() for role in structures.matrices}
+        squares = coupled_sums(entries, structures, layer)
         return Units(squares.neurons.sqrt(), squares.heads.sqrt())
 
 

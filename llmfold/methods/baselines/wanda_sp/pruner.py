@@ -47,15 +47,16 @@ class WandaPruner(Pruner):
         assert self._before is not None
         wide = self._measurement.wide(weights)
         heads, neurons = consumer_moments(self._measurement, index, wide, self._before, None)
-        by_feature = feature_scores(wide["o"], heads).view(layer.head_units, -1)
-        return Units(feature_scores(wide["down"], neurons).cpu(), by_feature.sum(1).cpu())
+        readers = self.structures(index)
+        by_feature = feature_scores(wide[readers.heads.reader], heads).view(layer.head_units, -1)
+        return Units(feature_scores(wide[readers.neurons.reader], neurons).cpu(), by_feature.sum(1).cpu())
 
     def finish(self, index: int, weights: Weights, pruned: dict[Role, Tensor], kept: Units) -> dict[Role, Tensor]:
         """Carry the hidden states past the pruned layer."""
         assert self._before is not None
         self._after = self._measurement.states(_name(index + 1), create=True)
-        wide, head_dim = self._measurement.wide(pruned), self.shape.head_dim
-        layer = LayerShape(len(wide["gate"]), len(wide["q"]) // head_dim, len(wide["k"]) // head_dim)
+        wide = self._measurement.wide(pruned)
+        layer = self.shape.layers[index].with_units(len(kept.neurons), len(kept.heads))
         for part in chunks(self._measurement.size[0]):
             x = read(self._before, part, self.context.device)
             write(self._after, part, self._measurement.context.layer(x, wide, index, layer))
