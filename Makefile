@@ -52,6 +52,7 @@ engines: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python eval/engines/matrix.py --install --missing --page eval/results/engines.md
 	HF_HUB_OFFLINE=1 $(BIN)/python eval/engines/matrix.py --spoil --models wiki-llama,random-llama
 	HF_HUB_OFFLINE=1 $(BIN)/python eval/engines/blocks.py build/engines
+	HF_HUB_OFFLINE=1 $(BIN)/python eval/families/older.py --work build/older --environments build/engines --page eval/results/families-older.md
 
 check: lint types test test-slow
 
