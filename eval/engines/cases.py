@@ -15,6 +15,7 @@ Options = Mapping[str, Any]
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "llmfold" / "demo" / "wiki-llama"
 DENSE, SOURCE = "dense", "not touched by llmfold"
+FEWER_BLOCKS = "a block removed before"
 DTYPES = ("float32", "bfloat16")
 _PAPER: Options = {"method": "paper"}
 _WANDA: Options = {"method": "wanda-sp", "data": str(ROOT / "README.md"), "num_samples": 8, "sequence_length": 64}
@@ -80,7 +81,10 @@ MODELS = (
         "random-llama",
         "a random Llama, untied, 8 heads of 64",
         random={"model_type": "llama", **_COMMON, **_HEADS, "num_key_value_heads": 8, "intermediate_size": 1024},
-        folds={NARROWER: _share(0.25), GROUPS: _share(0, 0.5), ODD: _share(0.25, 0.125), ADAPTIVE: _ADAPTIVE},
+        folds={
+            **{NARROWER: _share(0.25), GROUPS: _share(0, 0.5), ODD: _share(0.25, 0.125), ADAPTIVE: _ADAPTIVE},
+            FEWER_BLOCKS: _share(0.25),
+        },
     ),
     Model(
         "random-qwen2",
@@ -172,15 +176,19 @@ def _source(case: Case, smollm2: Path) -> Path:
     """The model that a case is folded from."""
     if case.model.random is None:
         return smollm2 if case.model.name == "smollm2" else DEMO
-    folder = case.folder.parent / "source"
+    fewer = case.variant == FEWER_BLOCKS
+    folder = case.folder.parent / ("source-without-a-block" if fewer else "source")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not (folder / "model.safetensors").exists():
-        _write_random(folder, case.model.random)
+        _write_random(folder, case.model.random, without=1 if fewer else None)
     return folder
 
 
-def _write_random(folder: Path, config: Mapping[str, Any]) -> None:
-    """A random model whose logits are not flat, as ``save_pretrained`` writes it, with the tokenizer of wiki-llama."""
+def _write_random(folder: Path, config: Mapping[str, Any], *, without: int | None = None) -> None:
+    """A random model whose logits are not flat, as ``save_pretrained`` writes it, with the tokenizer of wiki-llama.
+
+    It may lose a block (``without``) first.
+    """
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -193,6 +201,9 @@ def _write_random(folder: Path, config: Mapping[str, Any]) -> None:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
             else:
                 parameter.normal_(std=1.5 / parameter.shape[-1] ** 0.5)
+    if without is not None:
+        del model.model.layers[without]
+        model.config.num_hidden_layers -= 1
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / name, folder / name)
