@@ -312,6 +312,10 @@ class DenseStates:
         before, inside, after = held[_before(index)], held[_inside(index)], held[_before(index + 1)]
         return LayerInputs(measurement, index, weights, before, inside, after, measurement.order(index))
 
+    def after(self, index: int) -> np.memmap:
+        """States after a layer that :meth:`move_to` has come to."""
+        return self._held[_before(index + 1)]
+
     def close(self) -> None:
         """Drop all states."""
         self.measurement.team.wait()

@@ -23,7 +23,7 @@ def kept_neurons(intermediate: int, ratio: float) -> int:
 
 @dataclass(frozen=True)
 class LayerCurves:
-    """Predicted error of one layer by the number of units removed, in relative squared error of the residual stream.
+    """Predicted error of one layer by the number of units removed: in nats, or in relative squared error of the stream.
 
     Attributes:
         neurons: ``neurons[n]`` with n neurons removed, n from 0; beyond its end errors are taken to grow as squares.
@@ -37,6 +37,21 @@ class LayerCurves:
         """Predicted error of narrowing from ``before`` to ``after``; infinite where nothing was measured."""
         heads = before.head_units - before.units_in(after)
         return _at(self.neurons, before.intermediate - after.intermediate) + _at(self.heads, heads)
+
+    def through(self, neurons: "Point", heads: "Point") -> "LayerCurves":
+        """The same scaled so that each goes through a point, where one was measured."""
+        return LayerCurves(_scaled(self.neurons, *neurons), _scaled(self.heads, *heads))
+
+
+Point = tuple[int, float | None]
+"""Units removed, and the error measured there, None where it was not."""
+
+
+def _scaled(curve: list[float], removed: int, error: float | None) -> list[float]:
+    predicted = _at(curve, removed)
+    if error is None or not 0 < predicted < math.inf:
+        return curve
+    return [value * max(error, 0.0) / predicted for value in curve]
 
 
 def _at(curve: list[float], removed: int) -> float:

@@ -8,9 +8,10 @@ from llmfold.methods.dense import Measurement
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.fold import Reconstruction, ReconstructionOptions
 from llmfold.methods.reconstruction.importance import Importance, sequences_for
+from llmfold.methods.reconstruction.losses import SingleLosses
 from llmfold.methods.reconstruction.population import Population, PopulationOptions, population_rows
 from llmfold.methods.source import token_source
-from llmfold.models.context import Context
+from llmfold.models.context import Context, Ends
 from llmfold.repair.refine import Refinement
 from llmfold.runtime.hidden_states import stored_array
 
@@ -21,14 +22,14 @@ _GAUSSIAN_SHARE = 0.2
 def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
     """Measured on tokens, which are stored in the work folder."""
     source, config, shape = token_source(context, notify), context.config, context.shape
-    importance = Importance(
-        source.measurement,
-        lambda: source.measurement.context.ends(context.checkpoint, context.device),
-        sequences_for(tk.token_budget(config, shape)),
-        config.seed,
-    )
+
+    def ends() -> Ends:
+        return source.measurement.context.ends(context.checkpoint, context.device)
+
+    importance = Importance(source.measurement, ends, sequences_for(tk.token_budget(config, shape)), config.seed)
     refinement = Refinement(tk.refine_steps(config, shape))
-    options = ReconstructionOptions(refinement=refinement, importance=importance)
+    losses = SingleLosses(source.measurement, ends) if config.allocation == "adaptive" else None
+    options = ReconstructionOptions(refinement=refinement, importance=importance, losses=losses)
     return Reconstruction(context, source.measurement, options, source.facts)
 
 

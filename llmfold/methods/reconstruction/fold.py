@@ -23,6 +23,7 @@ from llmfold.methods.base import FoldContext, Folded, LayerMethod, ReadLayer, We
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement, NeuronInputs
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.importance import Importance, Part
+from llmfold.methods.reconstruction.losses import SingleLosses
 from llmfold.methods.reconstruction.refitting import Consumer, Sums, refit_consumer
 from llmfold.models import LayerShape, Role
 from llmfold.models.coupling import NeuronCoupling
@@ -55,6 +56,7 @@ class ReconstructionOptions:
         gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
         metric: (hidden, m) map of outputs whose squared norm selects neurons, or None.
         importance: gives every layer a metric of its own, in which neurons and heads are selected; or None.
+        losses: measures what single layers cost, which puts their curves on one scale; or None.
     """
 
     held_back: float = 0.125
@@ -62,6 +64,7 @@ class ReconstructionOptions:
     gaussian: float = 0.0
     metric: Tensor | None = None
     importance: Importance | None = None
+    losses: SingleLosses | None = None
 
 
 class Reconstruction(LayerMethod):
@@ -90,28 +93,35 @@ class Reconstruction(LayerMethod):
     def measure(self, read_layer: ReadLayer, ratio: float, notify: Notify) -> Sensitivities:
         """Curves of all layers: the rise of the ridge objective along the backward elimination of neurons and heads.
 
-        Errors count in nats where it is known what directions matter, else relative to the residual stream that they
-        disturb, since the next RMSNorm divides by it; that makes those of different layers and parts comparable. Each
-        process eliminates in layers of its own; the order found is kept, and :meth:`fold` takes it up.
+        Errors count in nats, by what single layers were measured to lose about the width that the ratio means; where
+        that is not measured, relative to the residual stream that they disturb, since the next RMSNorm divides by it.
+        Each process eliminates in layers of its own; the order found is kept, and :meth:`fold` takes it up.
 
         Args:
             read_layer: tensors of a layer by role.
             ratio: about the fraction that will go, which bounds how far curves reach.
             notify: told of every layer.
         """
-        measurement, layers = self.measurement, self.measurement.shape.layers
+        measurement, layers, losses = self.measurement, self.measurement.shape.layers, self.options.losses
         for group in self.groups(range(len(layers))):
             notify(f"layer {group[0]}: measure")
             self.prepare(group, read_layer)
-            for index in measurement.team.shard(group):
-                inputs = self._states.around(index, measurement.wide(read_layer(index)))
-                find_orders = partial(self._find_orders, inputs, kept_neurons(layers[index].intermediate, ratio))
-                measurement.team.with_oom_retry(find_orders, self._chunk, f"layer {index}")
+            own = measurement.team.shard(group)
+            for index in group if losses else own:
+                stored = read_layer(index)
+                inputs = self._states.around(index, measurement.wide(stored))
+                if losses:
+                    losses.advance(index, inputs.weights)
+                if index in own:
+                    find = partial(self._find_orders, inputs, stored, ratio)
+                    measurement.team.with_oom_retry(find, self._chunk, f"layer {index}")
+        if losses:
+            losses.finish(self._states.after(len(layers) - 1))
         self._states.close()
         rows = measurement.size[0] * measurement.size[1] * measurement.shape.hidden
-        return Sensitivities([self._curves_of(index, rows) for index in range(len(layers))])
+        return Sensitivities([self._curves_of(index, rows, ratio) for index in range(len(layers))])
 
-    def _curves_of(self, index: int, rows: int) -> LayerCurves:
+    def _curves_of(self, index: int, rows: int, ratio: float) -> LayerCurves:
         """Curves of a layer; those of several couplings of neurons add up at equal fractions."""
         layer = self.shape.layers[index]
         couplings, total = self.shape.couplings(layer), torch.zeros(1, dtype=torch.float64)
@@ -122,14 +132,32 @@ class Reconstruction(LayerMethod):
         heads = [0.0]
         if couplings.heads is not None:
             heads += (_read_order(self._order_file(index, "heads")).costs.cumsum(0) / rows).tolist()
-        return LayerCurves(total.tolist(), heads)
+        curves = LayerCurves(total.tolist(), heads)
+        losses = self.options.losses
+        if losses is None:
+            return curves
+        neurons = layer.intermediate - self._fewer_neurons(layer, ratio).intermediate
+        return curves.through((neurons, losses.loss(index, "neurons")), (1, losses.loss(index, "heads")))
 
-    def _find_orders(self, inputs: LayerInputs, keep: int, chunk: int) -> None:
-        layer = _Layer(self, inputs, chunk)
+    def _fewer_neurons(self, layer: LayerShape, ratio: float) -> LayerShape:
+        """Widths of a layer that about ``ratio`` of its neurons have left."""
+        grain = self.shape.grain
+        return replace(layer, intermediate=max(grain, round(layer.intermediate * (1 - ratio) / grain) * grain))
+
+    def _find_orders(self, inputs: LayerInputs, stored: Weights, ratio: float, chunk: int) -> None:
+        """Eliminate as far as curves reach; begin to measure what the layer loses, its heads and its neurons apart."""
+        layer, before, losses = _Layer(self, inputs, chunk, refines=False), inputs.shape, self.options.losses
         if layer.couplings.heads is not None:
             layer.head_order(1)
+            after = before.with_units(before.intermediate, before.head_units - 1)
+            if losses and after.heads:
+                losses.add("heads", inputs, layer.fold(stored, after)[0], after)
+        keep = replace(before, intermediate=kept_neurons(before.intermediate, ratio))
         for coupling in layer.couplings.neurons:
-            layer.neuron_order(coupling, max(1, self.shape.units(coupling, replace(inputs.shape, intermediate=keep))))
+            layer.neuron_order(coupling, max(1, self.shape.units(coupling, keep)))
+        after = self._fewer_neurons(before, ratio)
+        if losses and layer.couplings.neurons and after != before:
+            losses.add("neurons", inputs, layer.fold(stored, after)[0], after)
 
     def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
         """Layers (ascending) whose states are at hand together: one for each process."""
@@ -196,8 +224,8 @@ def split(sequences: int, held_back: float, chunk: int = CHUNK) -> tuple[list[sl
 class _Layer:
     """One layer on the states around it."""
 
-    def __init__(self, owner: Reconstruction, inputs: LayerInputs, chunk: int) -> None:
-        self._owner, self._inputs, self._options = owner, inputs, owner.options
+    def __init__(self, owner: Reconstruction, inputs: LayerInputs, chunk: int, *, refines: bool = True) -> None:
+        self._owner, self._inputs, self._options, self._refines = owner, inputs, owner.options, refines
         self._widths = inputs.shape
         self.couplings = owner.shape.couplings(inputs.shape)
         heads = self.couplings.heads
@@ -329,7 +357,7 @@ class _Layer:
         self._stages.lap("select")
         record = {"before": coupling.units, "after": width, **refitted.record}
         refinement, seed = self._options.refinement, mixed_seed(self._owner.config.seed, self._inputs.index)
-        if refinement.steps and self._held and not inputs.scarce:
+        if self._refines and refinement.steps and self._held and not inputs.scarce:
             start = folded | refitted.train
             refined, errors = refine(start, inputs, self._train, self._held, refinement, seed)
             record["refined_errors"] = errors
