@@ -159,19 +159,24 @@ def page() -> None:
 
 
 def _grouped(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Results by their amounts; sliced models beside all folds that remove as much of the decoder, if there are any."""
+    """Results by their amounts; those without a rival that needs data stand beside others that remove as much."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for each in results:
-        if each["case"]["method"] not in (DENSE, SLICING):
+        if each["case"]["method"] != DENSE and _amount(each["case"]):
             groups.setdefault(_amount(each["case"]), []).append(each)
-    groups.pop("", None)
-    folds = dict(groups)
-    for each in (each for each in results if each["case"]["method"] == SLICING):
-        removed = each["removed_decoder"]
-        beside = [name for name, some in folds.items() if abs(some[0]["removed_decoder"] - removed) <= ALIKE]
-        for name in beside or [_amount(each["case"])]:
-            groups.setdefault(name, []).append(each)
+    alone = [name for name, some in groups.items() if not any(_is_rival_fold(each) for each in some)]
+    for name in alone:
+        removed = groups[name][0]["removed_decoder"]
+        beside = [g for g in groups.keys() - set(alone) if abs(groups[g][0]["removed_decoder"] - removed) <= ALIKE]
+        for other in beside:
+            groups[other] += groups[name]
+        if beside:
+            del groups[name]
     return groups
+
+
+def _is_rival_fold(result: dict[str, Any]) -> bool:
+    return result["case"]["method"] in CALIBRATED and result["case"]["method"] != SLICING
 
 
 def _amount(case: dict[str, Any]) -> str:
