@@ -164,10 +164,12 @@ def _grouped(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
     for each in results:
         if each["case"]["method"] != DENSE and _amount(each["case"]):
             groups.setdefault(_amount(each["case"]), []).append(each)
-    alone = [name for name, some in groups.items() if not any(_is_rival_fold(each) for each in some)]
-    for name in alone:
+    ranks = {name: max(map(_rank, some)) for name, some in groups.items()}
+    for name in sorted(
+        groups, key=ranks.__getitem__, reverse=True
+    ):  # slices last: not to a group that is about to move
         removed = groups[name][0]["removed_decoder"]
-        beside = [g for g in groups.keys() - set(alone) if abs(groups[g][0]["removed_decoder"] - removed) <= ALIKE]
+        beside = [other for other in groups if ranks[other] > ranks[name] and _alike(groups[other], removed)]
         for other in beside:
             groups[other] += groups[name]
         if beside:
@@ -175,8 +177,14 @@ def _grouped(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
     return groups
 
 
-def _is_rival_fold(result: dict[str, Any]) -> bool:
-    return result["case"]["method"] in CALIBRATED and result["case"]["method"] != SLICING
+def _rank(result: dict[str, Any]) -> int:
+    """What is sliced goes to folds, and folds alone go to where a rival is."""
+    method = result["case"]["method"]
+    return 0 if method == SLICING else 1 + (method in CALIBRATED)
+
+
+def _alike(results: Sequence[dict[str, Any]], removed: float) -> bool:
+    return abs(float(results[0]["removed_decoder"]) - removed) <= ALIKE
 
 
 def _amount(case: dict[str, Any]) -> str:
