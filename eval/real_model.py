@@ -165,9 +165,7 @@ def _grouped(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
         if each["case"]["method"] != DENSE and _amount(each["case"]):
             groups.setdefault(_amount(each["case"]), []).append(each)
     ranks = {name: max(map(_rank, some)) for name, some in groups.items()}
-    for name in sorted(
-        groups, key=ranks.__getitem__, reverse=True
-    ):  # slices last: not to a group that is about to move
+    for name in sorted(groups, key=ranks.__getitem__, reverse=True):  # slices last: no group moves after them
         removed = groups[name][0]["removed_decoder"]
         beside = [other for other in groups if ranks[other] > ranks[name] and _alike(groups[other], removed)]
         for other in beside:
