@@ -82,7 +82,10 @@ MODELS = (
         "a random Llama, untied, 8 heads of 64",
         random={"model_type": "llama", **_COMMON, **_HEADS, "num_key_value_heads": 8, "intermediate_size": 1024},
         folds={
-            **{NARROWER: _share(0.25), GROUPS: _share(0, 0.5), ODD: _share(0.25, 0.125), ADAPTIVE: _ADAPTIVE},
+            NARROWER: _share(0.25),
+            GROUPS: _share(0, 0.5),
+            ODD: _share(0.25, 0.125),
+            ADAPTIVE: _ADAPTIVE,
             FEWER_BLOCKS: _share(0.25),
         },
     ),

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
 from environments import ENGINES, Engine, make
-from run import EXACT, SEED, amount_for, fold, logits_of, name_beginning
+from run import EXACT, SEED, amount_for, fold, known_rows, logits_of, name_beginning
 from tiny import MODEL_TYPES, UNBUILDABLE, WRAPPERS, tiny_checkpoint
 
 from llmfold.errors import LlmfoldError
@@ -107,12 +107,6 @@ def page(rows: list[Row], engine: Engine, command: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def known_rows(path: Path) -> dict[str, Row]:
-    """Rows of an earlier run, by type."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {row["type"]: Row(**row) for row in map(json.loads, lines)}
-
-
 def main() -> int:
     """Command line; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,7 +122,7 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     environments = (options.environments or work).resolve()
     make(OLDER, environments)
-    known = known_rows(work / "rows.jsonl")
+    known = known_rows(work / "rows.jsonl", Row)
     every = [name for name in (*MODEL_TYPES, *WRAPPERS) if name not in UNBUILDABLE]
     types = options.types or [name for name in every if name not in known]
     with (work / "rows.jsonl").open("a", encoding="utf-8") as lines:

@@ -227,10 +227,10 @@ def _percent(row: Row, method: str) -> str:
     return f"{row.folded[method]:.1%}" if method in row.folded else ""
 
 
-def known_rows(path: Path) -> dict[str, Row]:
-    """Rows of an earlier run, by type."""
+def known_rows(path: Path, kind: Callable[..., Any] = Row) -> dict[str, Any]:
+    """Rows of an earlier run, of a ``kind``, by type."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {row["type"]: Row(**row) for row in map(json.loads, lines)}
+    return {row["type"]: kind(**row) for row in map(json.loads, lines)}
 
 
 def main(arguments: list[str] | None = None, tell: Callable[[str], None] = print) -> int:

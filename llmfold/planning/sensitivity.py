@@ -48,8 +48,7 @@ Point = tuple[int, float | None]
 
 
 def _scaled(curve: list[float], removed: int, error: float | None) -> list[float]:
-    predicted = _at(curve, removed)
-    if error is None or not 0 < predicted < math.inf:
+    if error is None or not 0 < (predicted := _at(curve, removed)) < math.inf:
         return curve
     return [value * max(error, 0.0) / predicted for value in curve]
 

@@ -28,7 +28,7 @@ class Pruner(LayerMethod):
 
     def structures(self, index: int) -> Structures:
         """The couplings of a layer."""
-        return structures_of(self.shape.couplings(self.shape.layers[index]))
+        return structures_of(self.shape, index)
 
     def scores(self, index: int, weights: Weights, layer: LayerShape) -> Units:
         """Importance of every unit of a layer; its stored tensors are on the device."""

@@ -5,6 +5,7 @@ heads. Where all query heads share a single key/value head (MQA), a query head i
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from torch import Tensor
 from llmfold.folding.heads import joined, unit_views
 from llmfold.methods.base import Weights
 from llmfold.models import LayerShape, Role
-from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling
+from llmfold.models.coupling import HeadCoupling, NeuronCoupling
+
+if TYPE_CHECKING:
+    from llmfold.models.stock_shape import StockShape  # builds on transformers' models
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class Structures:
         return [*self.heads.matrices, *self.neurons.matrices]
 
 
-def structures_of(couplings: LayerCouplings) -> Structures:
-    """Those of a plain layer, see :attr:`llmfold.models.stock_shape.StockShape.is_plain`."""
+def structures_of(shape: "StockShape", index: int) -> Structures:
+    """Those of a layer of a plain model, see :attr:`llmfold.models.stock_shape.StockShape.is_plain`."""
+    couplings = shape.couplings(shape.layers[index])
     (neurons,), heads = couplings.neurons, couplings.heads
     assert heads is not None
     return Structures(neurons, heads)

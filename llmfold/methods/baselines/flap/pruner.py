@@ -49,7 +49,7 @@ def measure_fluctuations(context: FoldContext, source: TokenSource, notify: Noti
         notify(f"layer {index}: fluctuations")
         weights = measurement.wide(context.read_layer(index))
         heads, neurons = consumer_moments(measurement, index, weights, states, states)
-        couplings = structures_of(context.shape.couplings(context.shape.layers[index]))
+        couplings = structures_of(context.shape, index)
         for part, moments, coupling in (("heads", heads, couplings.heads), ("neurons", neurons, couplings.neurons)):
             statistics[f"{index}.{part}.metric"] = fluctuation(weights[coupling.reader], moments).cpu()
             statistics[f"{index}.{part}.mean"] = moments.mean.cpu()

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from llmfold.methods.base import FoldContext, Weights
 from llmfold.methods.baselines.pruner import Pruner
-from llmfold.methods.baselines.structures import Structures, Units, coupled_sums, structures_of
+from llmfold.methods.baselines.structures import Units, coupled_sums, structures_of
 from llmfold.methods.gradients import GradientPasses
 from llmfold.methods.method import Notify
 from llmfold.methods.source import TokenSource, token_source
@@ -64,19 +64,17 @@ def taylor_importances(context: FoldContext, source: TokenSource, notify: Notify
     passes.forward("forward")
     passes.seed(_loss_gradient(context, source), size=1)
 
-    def structures(index: int) -> Structures:
-        return structures_of(context.shape.couplings(layers[index]))
-
     def of_layer(index: int, weights: dict[Role, Tensor], x: Tensor, behind: Tensor) -> tuple[Tensor, ...]:
-        leaves = [weights[role].requires_grad_() for role in structures(index).matrices]
+        leaves = [weights[role].requires_grad_() for role in structures_of(context.shape, index).matrices]
         y = source.measurement.context.layer(x, weights, index)
         return torch.autograd.grad(y, [x, *leaves], behind)
 
     importances = {}
     for index, weights, gradients in passes.backward("backward", of_layer):
-        pairs = zip(structures(index).matrices, gradients, strict=True)
+        structures = structures_of(context.shape, index)
+        pairs = zip(structures.matrices, gradients, strict=True)
         entries = {role: (weights[role].detach() * gradient).abs() for role, gradient in pairs}
-        units = coupled_sums(entries, structures(index), layers[index])
+        units = coupled_sums(entries, structures, layers[index])
         importances.update({f"{index}.neurons": units.neurons, f"{index}.heads": units.heads})
     folder.rmdir()
     return importances
