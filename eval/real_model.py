@@ -6,12 +6,15 @@ r"""Fold one model in many ways and score every fold on several texts and tasks,
         --fold wanda-sp:mlp_ratio=0.25,attention_ratio=0,data=wikipedia-train.txt.xz,num_samples=128,sequence_length=256
     python eval/real_model.py page
 
-A fold is a method with options of ``llmfold.fold`` behind it. One that stands in ``eval/results/real/NAME`` is not made
-again, so folds can be dealt out to several commands. Where ``llmfold compare`` scores on one text, this scores on all.
+A fold is a method with options of ``llmfold.fold`` behind it; with ``ratio=0.1|0.3`` it is one for each, made in one
+pass where the method can. What stands in ``eval/results/real/NAME`` is not made again, so folds can be dealt out to
+several commands, and texts or tasks that are named later are added. Where ``llmfold compare`` scores on one text, this
+scores on all.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -27,7 +30,8 @@ import torch
 import yaml
 from keeping import command_line, place, store
 
-import llmfold
+from llmfold.api import fold_configs
+from llmfold.config import FoldConfig
 from llmfold.data.texts import read_text
 from llmfold.evaluation.loading import Loading, opened
 from llmfold.evaluation.perplexity import Windows, score, text_windows
@@ -81,15 +85,27 @@ class Yardstick:
     harness: Harness | None
     device: torch.device
 
+    def left(self, standing: dict[str, Any]) -> "Yardstick":
+        """What a result lacks."""
+        windows = {name: found for name, found in self.windows.items() if name not in standing["nll"]}
+        names = tuple(name for name in self.harness.names if name not in standing["tasks"]) if self.harness else ()
+        harness = dataclasses.replace(self.harness, names=names) if self.harness and names else None
+        return Yardstick(windows, harness, self.device)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to score."""
+        return not self.windows and self.harness is None
+
     def measure(self, folder: Path, remote_code: bool) -> dict[str, Any]:
         """Negative log-likelihoods by text, and accuracies by task: value and standard error."""
         loading = Loading(torch.float32, self.device)
         with opened(folder, loading, remote_code=remote_code) as model:
             nll = {name: score(model, windows).nll for name, windows in self.windows.items()}
-            tasks = {}
-            for name in self.harness.names if self.harness else ():
-                found = self.harness.run(name, model, folder)
-                tasks[name] = found.metrics.get("acc_norm", found.metrics["acc"])
+            tasks: dict[str, Any] = {}
+            if self.harness:
+                scores = {name: self.harness.run(name, model, folder) for name in self.harness.names}
+                tasks = {name: found.metrics.get("acc_norm", found.metrics["acc"]) for name, found in scores.items()}
         return {"nll": nll, "tasks": tasks}
 
 
@@ -111,27 +127,61 @@ def run(arguments: argparse.Namespace) -> None:
     harness = Harness(tuple(arguments.tasks), arguments.data_dir, arguments.limit) if arguments.tasks else None
     yardstick = Yardstick(windows, harness, pick_device(arguments.device))
     protocols = {name: found.protocol for name, found in windows.items()}
-    for case in (Case(spec, seed) for spec in arguments.fold for seed in arguments.seed):
-        if (results / case.file).exists():
-            continue
+    how = {"protocols": protocols, "length": arguments.length, "limit": arguments.limit, "note": arguments.note}
+    for spec, seed in itertools.product(arguments.fold, arguments.seed):
+        wanted = {case: _standing(results / case.file) for case in cases(spec, seed)}
+        left = {case: yardstick.left(standing) for case, standing in wanted.items()}
         with tempfile.TemporaryDirectory(prefix="llmfold-", dir=arguments.scratch) as scratch:
-            made, folder, remote_code = {}, arguments.folder, False
-            if case.spec != DENSE:
-                folder, begin = Path(scratch) / "fold", time.perf_counter()
-                common = {"compute_dtype": "float32", "device": arguments.device, **UNCHECKED}
-                report = llmfold.fold(arguments.folder, quiet=True, output=folder, **common, **case.options)
-                remote_code = bool(report.plan["needs_trust_remote_code"])
-                made = {
-                    "removed": report.ratio,
-                    "removed_decoder": report.plan["decoder_ratio"],
-                    "seconds": time.perf_counter() - begin,
-                    "stages": report.seconds,
-                }
-            found = yardstick.measure(folder, remote_code)
-        how = {"protocols": protocols, "length": arguments.length, "note": arguments.note}
-        store(results / case.file, {"case": case.public, **made, **found, **how})
-        said = ", ".join(f"{name} {math.exp(value):.2f}" for name, value in found["nll"].items())
-        print(f"{case.spec}, seed {case.seed}: {said}", flush=True)
+            folds = _folded([case for case in wanted if not left[case].empty], arguments, Path(scratch))
+            for case, (folder, remote_code, made) in folds.items():
+                before, found = wanted[case], left[case].measure(folder, remote_code)
+                both = {kind: {**before[kind], **found[kind]} for kind in found}
+                store(results / case.file, {"case": case.public, **made, **both, **how})
+                said = [f"{name} {math.exp(value):.2f}" for name, value in found["nll"].items()]
+                said += [f"{name} {100 * value:.1f} %" for name, (value, _) in found["tasks"].items()]
+                print(f"{case.spec}, seed {case.seed}: {', '.join(said)}", flush=True)
+
+
+def cases(spec: str, seed: int) -> list[Case]:
+    """The folds of a spec, whose ratios may be several."""
+    found = re.search(r"(?<=[:,]ratio=)[^,]+", spec)
+    ratios = found[0].split("|") if found else []
+    return [Case(spec.replace(found[0], ratio), seed) for ratio in ratios] if found else [Case(spec, seed)]
+
+
+def _standing(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"nll": {}, "tasks": {}}
+    return found
+
+
+def _folded(
+    cases: Sequence[Case], arguments: argparse.Namespace, scratch: Path
+) -> dict[Case, tuple[Path, bool, dict[str, Any]]]:
+    """Folder of each case, whether it needs remote code, and what was measured while it was made."""
+    if not cases or cases[0].spec == DENSE:
+        return {case: (arguments.folder, False, {}) for case in cases}
+    common = {"compute_dtype": "float32", "device": arguments.device, **UNCHECKED}
+    folders = [scratch / str(number) for number in range(len(cases))]
+    configs = [
+        FoldConfig(str(arguments.folder), **{"output": str(folder), **common, **case.options})
+        for case, folder in zip(cases, folders, strict=True)
+    ]
+    begin = time.perf_counter()
+    reports = fold_configs(configs, quiet=True)
+    seconds = (time.perf_counter() - begin) / len(cases)
+    return {
+        case: (
+            folder,
+            bool(report.plan["needs_trust_remote_code"]),
+            {
+                "removed": report.ratio,
+                "removed_decoder": report.plan["decoder_ratio"],
+                "seconds": seconds,
+                "stages": report.seconds,
+            },
+        )
+        for case, folder, report in zip(cases, folders, reports, strict=True)
+    }
 
 
 def page() -> None:
@@ -211,7 +261,7 @@ def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any], places: Seque
     for each in found:
         rows.setdefault(_label(each["case"]), []).append(each)
     excess = {
-        label: {name: [each["nll"][name] - dense["nll"][name] for each in some] for name in dense["nll"]}
+        label: {name: [each["nll"].get(name, math.nan) - dense["nll"][name] for each in some] for name in dense["nll"]}
         for label, some in rows.items()
     }
     rivals = [label for label, some in rows.items() if some[0]["case"]["method"] in CALIBRATED]
@@ -221,10 +271,14 @@ def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any], places: Seque
     for label in sorted(rows, key=lambda label: statistics.fmean(excess[label][first])):
         cells = []
         for name in dense["nll"]:
-            values = excess[label][name]
+            values = [value for value in excess[label][name] if not math.isnan(value)]
+            if not values:
+                cells.append("not read")
+                continue
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            best = min((statistics.fmean(excess[rival][name]) for rival in rivals), default=math.nan)
-            ratio = f" ({statistics.fmean(values) / best:.2f})" if rivals else ""
+            read = [statistics.fmean(excess[rival][name]) for rival in rivals]
+            best = min((value for value in read if not math.isnan(value)), default=math.nan)
+            ratio = "" if math.isnan(best) else f" ({statistics.fmean(values) / best:.2f})"
             cells.append(f"{statistics.fmean(values):.3f}{spread}{ratio}")
         some = rows[label]
         seconds = statistics.fmean(each["seconds"] for each in some)
@@ -245,10 +299,10 @@ def _tasks(found: Sequence[dict[str, Any]]) -> list[str]:
         cells = [f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in (each["tasks"][name] for name in names)]
         mean = statistics.fmean(each["tasks"][name][0] for name in names)
         data = "yes" if "data" in each["case"] else "no"
-        lines.append(
-            f"| {_label(each['case'])}; {_amount(each['case'])} | {' | '.join(cells)} | {100 * mean:.1f} | {data} |"
-        )
-    return [*lines, ""]
+        what = "dense" if each["case"]["method"] == DENSE else f"{_label(each['case'])}; {_amount(each['case'])}"
+        what += f"; seed {each['case']['seed']}" if each["case"]["method"] != DENSE else ""
+        lines.append(f"| {what} | {' | '.join(cells)} | {100 * mean:.1f} | {data} |")
+    return [*lines, "", f"Accuracy in %, of the first {scored[0]['limit']} documents of a task, without examples.", ""]
 
 
 def describe(runs: argparse.ArgumentParser) -> None:

@@ -151,7 +151,8 @@ def rows_of(
         answer, agreement = answers[case.name], None
         if "error" not in answer:
             reference = found[0][case.name] if case.model.reads else {**found[0][case.name], "read": None}
-            agreement = compare(answer, reference, found[1][case.name], case.dtype, case.model.rounding)
+            rounding = case.model.rounding.get(case.dtype, 1)
+            agreement = compare(answer, reference, found[1][case.name], case.dtype, rounding)
         rows.append(Row(case, engine, verdicts[case.name][engine.key], answer, agreement))
     return rows
 

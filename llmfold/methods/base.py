@@ -30,14 +30,36 @@ Folded = tuple[dict[Role, Tensor], LayerRecord]
 
 
 def read_layer(
-    checkpoint: Checkpoint, shape: "StockShape", index: int, *, check_finite: bool = True
+    checkpoint: Checkpoint,
+    shape: "StockShape",
+    index: int,
+    *,
+    check_finite: bool = True,
+    device: torch.device | None = None,
 ) -> dict[Role, Tensor]:
     """Stored tensors of a decoder layer by role.
+
+    Args:
+        checkpoint: has them.
+        shape: its shape.
+        index: of the layer.
+        check_finite: whether to look for NaN and infinity.
+        device: where they will be used; on the host, experts are read one by one when they are needed, and again when
+            they are needed again. None: all are read now.
 
     Raises:
         CheckpointError: one cannot be read, or is not finite and ``check_finite`` says to look.
     """
-    return shape.unpack(index, partial(checkpoint.read, check_finite=check_finite))
+    if device is None or device.type != "cpu":
+        return shape.unpack(index, partial(checkpoint.read, check_finite=check_finite))
+    seen: set[tuple[str, range | None]] = set()
+
+    def read(name: str, part: range | None = None) -> Tensor:
+        tensor = checkpoint.read(name, part, check_finite=check_finite and (name, part) not in seen)
+        seen.add((name, part))
+        return tensor
+
+    return shape.unpack_deferred(index, read)
 
 
 @dataclass(frozen=True)
@@ -57,8 +79,8 @@ class FoldContext:
         return self.work / STATE_FOLDER
 
     def read_layer(self, index: int) -> dict[Role, Tensor]:
-        """See :func:`read_layer`."""
-        return self.read_piece(Piece(index))
+        """See :func:`read_layer`; to be used on the context's device."""
+        return read_layer(self.checkpoint, self.shape, index, device=self.device)
 
     def read_piece(self, piece: Piece) -> dict[Role, Tensor]:
         """Stored tensors of a piece of a layer by role; raises as :func:`read_layer`."""

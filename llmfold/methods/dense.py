@@ -17,6 +17,7 @@ from torch import Tensor
 from llmfold.methods.base import ReadLayer, Weights
 from llmfold.models import LayerShape, Role
 from llmfold.models.coupling import NeuronCoupling
+from llmfold.models.deferred import at_hand
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, chunks, mapped, read, write
 from llmfold.runtime.reduction import OrderedReduce
 from llmfold.runtime.seeding import seeded
@@ -187,7 +188,8 @@ class NeuronInputs:
     @cached_property
     def weights(self) -> dict[Role, Tensor]:
         """The dense coupling's tensors by role, float32 on the device."""
-        return self.coupling.view(self.layer.weights, self.layer.shape)
+        view = self.coupling.view(self.layer.weights, self.layer.shape)
+        return {role: at_hand(tensor) for role, tensor in view.items()}
 
     @property
     def scarce(self) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from llmfold.models import refusals
 from llmfold.models.base import LayerShape, ModelShape, Role, role_of, tensor_path
 from llmfold.models.coupling import HeadCoupling, LayerCouplings, NeuronCoupling
+from llmfold.models.deferred import Experts
 from llmfold.models.layout import Group, Layout, ReadPart
 from llmfold.models.pieces import Piece, in_groups
 from llmfold.models.stock import StockModel
@@ -231,6 +232,21 @@ class StockShape(ModelShape):
         else:
             made = self.layout.load_part(groups, read, piece.experts)
         return {role_of(name[start:]): tensor for name, tensor in made.items()}
+
+    def unpack_deferred(self, index: int, read: ReadPart) -> dict[Role, Tensor]:
+        """A layer's tensors by role; where its experts can be read apart, theirs are read when they are needed."""
+        groups = [piece for piece in self.pieces(index) if piece.experts is not None]
+        if not groups:
+            return self.unpack_piece(Piece(index), read)
+        (rest,) = (piece for piece in self.pieces(index) if piece.experts is None)
+        assert groups[0].roles is not None
+        experts = Experts(partial(self._expert, index, groups[0].roles, read))
+        shapes = {role: size for role, size in self.layer_roles(self.layers[index]) if groups[0].has(role)}
+        return {**self.unpack_piece(rest, read), **experts.stacks(shapes)}
+
+    def _expert(self, index: int, roles: frozenset[Role], read: ReadPart, number: int) -> dict[Role, Tensor]:
+        made = self.unpack_piece(Piece(index, roles, range(number, number + 1)), read)
+        return {role: tensor[0] for role, tensor in made.items()}
 
     def pack_piece(self, piece: Piece, weights: Mapping[Role, Tensor]) -> dict[str, Tensor]:
         """The tensors of a piece by the names they are stored under, from those by role."""

@@ -22,7 +22,7 @@ class _OnTokens(Method):
 
     summary = "units chosen by output error after repair, consumers refit by least squares"
     options = frozenset(("refine", "num_samples", "sequence_length", "effort"))
-    measures = weighs = random = True
+    measures = weighs = by_pieces = random = True
     plain_only = False
     parallel = Parallel.ROWS
     builder = f"{__name__}.build:from_tokens"
@@ -57,7 +57,7 @@ class FromWeights(Method):
     summary = "units chosen by output error after repair, on inputs that the weights imply"
     sentence = _SENTENCE.format("residual vectors drawn from what the weights imply")
     options = frozenset(("effort",))
-    measures = random = True
+    measures = by_pieces = random = True
     plain_only = False
     parallel = Parallel.ROWS
     builder = f"{__name__}.build:from_weights"

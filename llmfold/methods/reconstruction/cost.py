@@ -16,6 +16,7 @@ from llmfold.planning.plan import FoldPlan
 from llmfold.planning.sensitivity import kept_neurons
 from llmfold.repair.least_squares import PANEL, WIDE
 from llmfold.repair.refine import Refinement
+from llmfold.runtime.devices import pick_device
 from llmfold.runtime.hidden_states import CHUNK
 
 _SINGLE, _DOUBLE = 4, 8
@@ -85,12 +86,19 @@ class _Work:
         """The whole, behind what comes ``before`` it; states lie before, within and after a layer of each process."""
         shape, layers = self.plan.before, self.plan.before.layers
         area = max(self._area(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b)
-        wide = max(map(shape.layer_parameters, layers)) * _SINGLE
+        wide = max(map(self._wide, range(len(layers)))) * _SINGLE
         states = (3 * processes + 1) * self.tokens * shape.hidden * _SINGLE
         if self.judges_layers:
             states += 2 * len(layers) * self._carried * shape.hidden * _SINGLE
         sizes = {"work_area": area + wide, "states": states, "tokens": self.tokens, "length": self.length}
         return Cost.of([*before, *self._layers()], **sizes)
+
+    def _wide(self, index: int) -> int:
+        """Parameters of a layer that are at hand at once; experts are read one by one, and held as stored and wide."""
+        group, rest = self.plan.before.apart(index)
+        if not group or pick_device(self.plan.config.device).type != "cpu":
+            return self.plan.before.layer_parameters(self.plan.before.layers[index])
+        return rest + 2 * group
 
     def _layers(self) -> Iterator[Stage]:
         shape, measured = self.plan.before, self.plan.config.measures

@@ -27,6 +27,7 @@ from llmfold.methods.reconstruction.losses import SingleLosses
 from llmfold.methods.reconstruction.refitting import Consumer, Sums, refit_consumer
 from llmfold.models import LayerShape, Role
 from llmfold.models.coupling import NeuronCoupling
+from llmfold.models.pieces import Piece
 from llmfold.models.slots import Slots, narrowed
 from llmfold.planning import LayerCurves, Sensitivities
 from llmfold.planning.sensitivity import kept_neurons
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from llmfold.models.stock_shape import StockShape  # builds on transformers' models
 
 SELECTION_RIDGE = 1e-3
-_GAUSSIAN_ROWS = 8192
+_GAUSSIAN_ROWS, _GAUSSIAN_BLOCK = 8192, 1024
 _FEW_SHARE = 0.5
 """Share of random inputs where an expert is given too few tokens to tell its neurons apart."""
 
@@ -84,6 +85,8 @@ class Reconstruction(LayerMethod):
         self.config, self.measurement, self.options, self._facts = context.config, measurement, options, facts
         self._states = DenseStates(measurement)
         self._chunk = CHUNK
+        self._read_layer: ReadLayer | None = None
+        self._around: LayerInputs | None = None
 
     def ready(self, read_layer: ReadLayer, notify: Notify) -> None:
         """Find out what directions of the residual stream matter, if units are selected by that."""
@@ -147,17 +150,18 @@ class Reconstruction(LayerMethod):
     def _find_orders(self, inputs: LayerInputs, stored: Weights, ratio: float, chunk: int) -> None:
         """Eliminate as far as curves reach; begin to measure what the layer loses, its heads and its neurons apart."""
         layer, before, losses = _Layer(self, inputs, chunk, refines=False), inputs.shape, self.options.losses
+        piece = Piece(inputs.index)
         if layer.couplings.heads is not None:
             layer.head_order(1)
             after = before.with_units(before.intermediate, before.head_units - 1)
             if losses and after.heads:
-                losses.add("heads", inputs, layer.fold(stored, after)[0], after)
+                losses.add("heads", inputs, layer.fold(piece, stored, after)[0], after)
         keep = replace(before, intermediate=kept_neurons(before.intermediate, ratio))
         for coupling in layer.couplings.neurons:
             layer.neuron_order(coupling, max(1, self.shape.units(coupling, keep)))
         after = self._fewer_neurons(before, ratio)
         if losses and layer.couplings.neurons and after != before:
-            losses.add("neurons", inputs, layer.fold(stored, after)[0], after)
+            losses.add("neurons", inputs, layer.fold(piece, stored, after)[0], after)
 
     def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
         """Layers (ascending) whose states are at hand together: one for each process."""
@@ -166,19 +170,42 @@ class Reconstruction(LayerMethod):
 
     def prepare(self, layers: Sequence[int], read_layer: ReadLayer) -> None:
         """Move the dense states to a group of layers; all processes call this alike."""
+        self._read_layer = read_layer
         move = partial(self._states.move_to, layers, read_layer)
         _, self._chunk = self.measurement.team.with_oom_retry(move, self._chunk, f"layer {layers[0]}")
 
     def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
         """Choose units, refit their consumers, and refine what is left of the MLP."""
-        if before == after:
-            return dict(weights), LayerRecord()
-        inputs = self._states.around(index, self.measurement.wide(weights))
+        return next(self.fold_at(Piece(index), weights, before, [after]))
+
+    def fold_at(
+        self, piece: Piece, weights: Weights, before: LayerShape, target_shapes: Sequence[LayerShape]
+    ) -> Iterator[Folded]:
+        """:meth:`fold` of a layer or a piece of it to several widths."""
+        for after in target_shapes:
+            yield (dict(weights), LayerRecord()) if before == after else self._folded(piece, weights, after)
+
+    def _folded(self, piece: Piece, weights: Weights, after: LayerShape) -> Folded:
+        inputs = self._inputs(piece, weights)
 
         def attempt(chunk: int) -> Folded:
-            return _Layer(self, inputs, chunk).fold(weights, after)
+            return _Layer(self, inputs, chunk).fold(piece, weights, after)
 
-        return self.measurement.team.with_oom_retry(attempt, self._chunk, f"layer {index}")[0]
+        return self.measurement.team.with_oom_retry(attempt, self._chunk, f"layer {piece.layer}")[0]
+
+    def _inputs(self, piece: Piece, weights: Weights) -> LayerInputs:
+        """The states around a layer, of which ``weights`` are a piece; what pieces share is found out once."""
+        index, measurement = piece.layer, self.measurement
+        if piece.whole:
+            return self._states.around(index, measurement.wide(weights))
+        if self._around is None or self._around.index != index:
+            assert self._read_layer is not None
+            self._around = self._states.around(index, measurement.wide(self._read_layer(index)))
+        return self._around
+
+    def on_committed(self) -> None:
+        """What the pieces of the layer shared goes."""
+        self._around = None
 
     def data_facts(self) -> dict[str, Any]:
         """What the states are, for the report."""
@@ -238,21 +265,23 @@ class _Layer:
         self._record = LayerRecord()
         self._stages = StageTimer(self._record.seconds)
 
-    def fold(self, stored: Weights, after: LayerShape) -> Folded:
-        """The layer at widths ``after``, in the dtypes of ``stored`` or the one that is asked for."""
-        shapes = dict(self._owner.shape.layer_roles(after))
-        return narrowed(stored, self._parts(stored, after), shapes, after), self._record
+    def fold(self, piece: Piece, stored: Weights, after: LayerShape) -> Folded:
+        """A piece of the layer at widths ``after``, in the dtypes of ``stored`` or the one that is asked for."""
+        shapes = dict(self._owner.shape.of_piece(piece).layer_roles(after))
+        return narrowed(stored, self._parts(piece, stored, after), shapes, after), self._record
 
-    def _parts(self, stored: Weights, after: LayerShape) -> Iterator[tuple[Slots, dict[Role, Tensor]]]:
-        """Folded tensors of each coupling, one after the other."""
-        if after.heads != self._widths.heads and self.couplings.heads is not None:
-            slots = self.couplings.heads.slots
-            yield slots, self._rounded(slots, stored, self._attention(after))
+    def _parts(self, piece: Piece, stored: Weights, after: LayerShape) -> Iterator[tuple[Slots, dict[Role, Tensor]]]:
+        """Folded tensors of each coupling of the piece, one after the other, and where they lie in it."""
+        places = piece.couplings(self.couplings)
+        if after.heads != self._widths.heads and places.heads is not None:
+            yield places.heads.slots, self._rounded(places.heads.slots, stored, self._attention(after))
         if after.intermediate != self._widths.intermediate:
-            for coupling in self.couplings.neurons:
+            slots_of = {place.name: place.slots for place in places.neurons}
+            for coupling in (each for each in self.couplings.neurons if each.name in slots_of):
                 folded, record = self._mlp(coupling, self._owner.shape.units(coupling, after))
                 self._record.add_mlp(record)
-                yield coupling.slots, self._rounded(coupling.slots, stored, folded)
+                slots = slots_of[coupling.name]
+                yield slots, self._rounded(slots, stored, folded)
 
     def _rounded(self, slots: Slots, stored: Weights, folded: dict[Role, Tensor]) -> dict[Role, Tensor]:
         """Folded tensors in the dtypes of those stored, or in the one that is asked for."""
@@ -322,7 +351,8 @@ class _Layer:
         scale = inputs.scale
         generator = torch.Generator().manual_seed(self._owner.config.seed + self._inputs.index)
         x = torch.randn(_GAUSSIAN_ROWS, len(scale), generator=generator).to(scale.device) * scale
-        extra = activation_sums([(inputs.neurons(x), torch.ones(len(x), device=scale.device))])
+        blocks = torch.split(x, _GAUSSIAN_BLOCK)
+        extra = activation_sums((inputs.neurons(rows), torch.ones(len(rows), device=scale.device)) for rows in blocks)
         if not sums.trace:
             return sums + extra
         return sums + extra.scaled(share / (1 - share) * sums.trace / max(extra.trace, 1e-30))

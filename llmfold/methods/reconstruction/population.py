@@ -88,7 +88,7 @@ class Population:
         """All members after the last layer, (rows, context, hidden)."""
         context, count = self.context, len(self.context.shape.layers)
         for index in range(count):
-            stored = read_layer(self.checkpoint, context.shape, index, check_finite=False)
+            stored = read_layer(self.checkpoint, context.shape, index, check_finite=False, device=self.device)
             weights = {role: tensor.to(self.device, torch.float32) for role, tensor in stored.items()}
             order = shuffled(self.seed, (salt + 1) * count + index, x.shape[0] * x.shape[1])
             x = x.flatten(0, 1)[order.to(x.device)].view(x.shape)
