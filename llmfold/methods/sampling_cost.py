@@ -1,5 +1,6 @@
 """What sampling costs: every position of a batch of documents reads the whole model once."""
 
+import math
 from dataclasses import replace
 
 from llmfold.data.tokens import TokenBudget
@@ -36,8 +37,15 @@ def sampling_cost(plan: FoldPlan, budget: TokenBudget, processes: int) -> Cost:
     for held in (computed, plan.bytes_before):
         if held + cache <= left:
             stage = Stage("sample", skinny=flops, memory=float(passes) * (held + cache / 2), disk=read)
-            return Cost((stage,), sampling=share * (held + cache))
+            return Cost((stage,), sampling=share * (held + max(cache, _stacking(plan))))
     held = min(plan.bytes_before, left)
     read += passes * (plan.bytes_before - held)
     stage = Stage("sample", skinny=flops, memory=float(passes) * (plan.bytes_before + cache / 2), disk=float(read))
     return Cost((stage,), sampling=share * held, states=share * cache)
+
+
+def _stacking(plan: FoldPlan) -> int:
+    """Bytes of experts that transformers has beside the model while it loads: parts of a stack, and the stack."""
+    shape, size = plan.before, plan.tensors[0].dtype.itemsize
+    mixtures = [layer for index, layer in enumerate(shape.layers) if shape.apart(index)[0]]
+    return max((size * math.prod(of) for layer in mixtures for _, of in shape.layer_roles(layer)), default=0)
