@@ -78,13 +78,15 @@ def test_the_readme_shows_commands_of_every_kind() -> None:
 def test_the_table_of_the_readme_is_that_of_the_results() -> None:
     results = rows((ROOT / "eval" / "results" / "smollm2-real.md").read_text())
     text = (ROOT / "README.md").read_text()
-    ours = [row for row in rows(text[: text.index("Every fold ends")]) if re.fullmatch(r"0\.\d{3}", row[-1])]
-    assert len(ours) == 4
+    plain = text[: text.index("Every fold ends")].replace("*", "")
+    ours = [row for row in rows(plain) if re.match(r"0\.\d{3}", row[-1])]
+    assert len(ours) == 6
     for method, _, *figures in ours:
-        name = re.match(r"`?([a-z-]+)", method.replace("*", ""))
+        name = re.match(r"`?([a-z-]+)", method)
         assert name
         found = [row for row in results if re.split(r"[, ]", row[0])[0] == name[1]]
-        assert any([cell.split()[0] for cell in row[1:4]] == figures for row in found), (method, figures)
+        read = [cell.split()[0] for cell in figures]
+        assert any([cell.split()[0] for cell in row[1:4]] == read for row in found), (method, figures)
 
 
 def test_the_layers_are_those_that_the_linter_holds() -> None:
