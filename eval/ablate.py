@@ -39,7 +39,7 @@ from llmfold.data.tokenizer import load_tokenizer
 from llmfold.data.tokens import TokenBudget
 from llmfold.evaluation.perplexity import Windows, score, text_windows, token_stream
 from llmfold.methods.dense import LayerInputs, Measurement, NeuronInputs
-from llmfold.methods.reconstruction.fold import SELECTION_RIDGE, split
+from llmfold.methods.reconstruction.layer import SELECTION_RIDGE, split
 from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.models import Role, tensor_name
 from llmfold.models.casting import load_model

@@ -144,9 +144,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def cases(spec: str, seed: int) -> list[Case]:
     """The folds of a spec, whose ratios may be several."""
-    found = re.search(r"(?<=[:,]ratio=)[^,]+", spec)
-    ratios = found[0].split("|") if found else []
-    return [Case(spec.replace(found[0], ratio), seed) for ratio in ratios] if found else [Case(spec, seed)]
+    ratios = re.search(r"(?<=[:,]ratio=)[^,]+", spec)
+    if ratios is None:
+        return [Case(spec, seed)]
+    return [Case(spec.replace(ratios[0], ratio), seed) for ratio in ratios[0].split("|")]
 
 
 def _standing(path: Path) -> dict[str, Any]:
@@ -261,7 +262,7 @@ def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any], places: Seque
     for each in found:
         rows.setdefault(_label(each["case"]), []).append(each)
     excess = {
-        label: {name: [each["nll"].get(name, math.nan) - dense["nll"][name] for each in some] for name in dense["nll"]}
+        label: {name: [each["nll"][name] - dense["nll"][name] for each in some] for name in dense["nll"]}
         for label, some in rows.items()
     }
     rivals = [label for label, some in rows.items() if some[0]["case"]["method"] in CALIBRATED]
@@ -271,14 +272,10 @@ def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any], places: Seque
     for label in sorted(rows, key=lambda label: statistics.fmean(excess[label][first])):
         cells = []
         for name in dense["nll"]:
-            values = [value for value in excess[label][name] if not math.isnan(value)]
-            if not values:
-                cells.append("not read")
-                continue
+            values = excess[label][name]
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            read = [statistics.fmean(excess[rival][name]) for rival in rivals]
-            best = min((value for value in read if not math.isnan(value)), default=math.nan)
-            ratio = "" if math.isnan(best) else f" ({statistics.fmean(values) / best:.2f})"
+            best = min((statistics.fmean(excess[rival][name]) for rival in rivals), default=math.nan)
+            ratio = f" ({statistics.fmean(values) / best:.2f})" if rivals else ""
             cells.append(f"{statistics.fmean(values):.3f}{spread}{ratio}")
         some = rows[label]
         seconds = statistics.fmean(each["seconds"] for each in some)
@@ -298,9 +295,8 @@ def _tasks(found: Sequence[dict[str, Any]]) -> list[str]:
     for each in sorted(scored, key=lambda each: -statistics.fmean(each["tasks"][name][0] for name in names)):
         cells = [f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in (each["tasks"][name] for name in names)]
         mean = statistics.fmean(each["tasks"][name][0] for name in names)
-        data = "yes" if "data" in each["case"] else "no"
-        what = "dense" if each["case"]["method"] == DENSE else f"{_label(each['case'])}; {_amount(each['case'])}"
-        what += f"; seed {each['case']['seed']}" if each["case"]["method"] != DENSE else ""
+        case, data = each["case"], "yes" if "data" in each["case"] else "no"
+        what = DENSE if case["method"] == DENSE else f"{_label(case)}; {_amount(case)}; seed {case['seed']}"
         lines.append(f"| {what} | {' | '.join(cells)} | {100 * mean:.1f} | {data} |")
     return [*lines, "", f"Accuracy in %, of the first {scored[0]['limit']} documents of a task, without examples.", ""]
 

@@ -45,7 +45,7 @@ def sampling_cost(plan: FoldPlan, budget: TokenBudget, processes: int) -> Cost:
 
 
 def _stacking(plan: FoldPlan) -> int:
-    """Bytes of experts that transformers has beside the model while it loads: parts of a stack, and the stack."""
+    """Bytes of the largest stack of experts: transformers has its parts beside the model while it loads."""
     shape, size = plan.before, plan.tensors[0].dtype.itemsize
     mixtures = [layer for index, layer in enumerate(shape.layers) if shape.apart(index)[0]]
     return max((size * math.prod(of) for layer in mixtures for _, of in shape.layer_roles(layer)), default=0)

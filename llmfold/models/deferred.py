@@ -5,25 +5,25 @@ stand in its layer without having been read: what picks an expert reads that one
 need to go back, keeps how to read it again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_any_only, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from llmfold.models.base import Role
 
 _aten = torch.ops.aten
-_PUT_OFF = {
-    *(_aten.t.default, _aten.transpose.int, _aten.permute.default, _aten.slice.Tensor, _aten.select.int),
-    *(_aten.detach.default, _aten.alias.default, _aten._to_copy.default),
-}
-"""Operations on one tensor that need not be done before their result is used."""
 _OF_EACH = {_aten.detach.default, _aten.alias.default, _aten._to_copy.default}
-"""Those of them that can be done to every expert apart."""
+"""Operations on one tensor that need not be done before their result is used, and can be done to each expert apart."""
+_PUT_OFF = {
+    *_OF_EACH,
+    *(_aten.t.default, _aten.transpose.int, _aten.permute.default, _aten.slice.Tensor, _aten.select.int),
+}
+"""All that need not be done before their result is used."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Source:
 class Deferred(Tensor):
     """A tensor of known shape, dtype and device whose numbers are made anew by every operation that needs them.
 
-    It cannot be written to: operations that would raise TypeError.
+    It cannot be written to: what would do that raises TypeError.
     """
 
     source: Source
@@ -74,9 +74,7 @@ class Deferred(Tensor):
     ) -> Any:
         """Put off what can be, make the numbers for all else."""
         named, first = kwargs or {}, args[0] if args else None
-        if function is _aten.index.Tensor and (number := _single(args[1])) is not None:
-            return _aten.select.int(first, 0, number)
-        if function in _PUT_OFF and isinstance(first, Deferred) and not tree_any_only(Tensor, _yes, args[1:]):
+        if function in _PUT_OFF and isinstance(first, Deferred):
             meta = {name: value for name, value in named.items() if name not in ("device", "pin_memory")}
             like = function(torch.empty(first.shape, dtype=first.dtype, device="meta"), *args[1:], **meta)
             return Deferred(like, first.source.after(function, *args[1:], **named), named.get("device") or first.device)
@@ -117,19 +115,8 @@ def _stacked(part: Callable[[int], Tensor], count: int) -> Tensor:
     return torch.stack([part(number) for number in range(count)])
 
 
-def _yes(tensor: Tensor) -> bool:
-    return True
-
-
 def _whole(tensor: Deferred) -> Tensor:
     return tensor.source.whole()
-
-
-def _single(indices: Sequence[Any]) -> int | None:
-    """The one number by which an expert is picked, if indices are that."""
-    if len(indices) != 1 or indices[0] is None or indices[0].dim():
-        return None
-    return int(indices[0])
 
 
 def at_hand(tensor: Tensor) -> Tensor:

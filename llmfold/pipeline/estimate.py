@@ -214,7 +214,7 @@ def memory_needed(plan: FoldPlan, processes: int = 1) -> int:
 def _held(plan: FoldPlan, index: int, whole: int) -> int:
     """Bytes of a layer's tensors that are held at once; ``whole`` where none of them are stacked when they are read."""
     group, rest = plan.before.apart(index)
-    if group and not (plan.config.facts.by_pieces and pick_device(plan.config.device).type == "cpu"):
+    if group and not plan.config.facts.by_pieces:
         group = plan.before.layer_parameters(plan.before.layers[index])
     return max(HELD_GROUPS * group, rest) * plan.tensors[0].dtype.itemsize if group else whole
 

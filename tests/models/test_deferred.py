@@ -61,7 +61,7 @@ def test_gradients_read_an_expert_again_and_are_the_same(experts: Any) -> None:
         y = F.linear(F.linear(leaf, weight[1]).sin(), weight[2].T).square().sum()
         gradients.append(torch.autograd.grad(y, leaf)[0])
     assert torch.equal(*gradients)
-    assert seen == [1, 2, 1] or seen == [1, 2, 2, 1]
+    assert seen == [1, 2, 1]  # back from the second, which is still at hand
 
 
 def test_other_operations_read_all(experts: Any) -> None:

@@ -73,8 +73,7 @@ def test_experts_that_come_one_by_one_give_the_bytes_of_whole_layers(
     assert tensor_hashes(tmp_path / "apart") == tensor_hashes(tmp_path / "whole")
     for one, other in zip(apart.layers, whole.layers, strict=True):
         assert one["attention"] == other["attention"]
-        mean, known = ({k: v for k, v in each["mlp"].items() if isinstance(v, float)} for each in (one, other))
-        assert mean == pytest.approx(known)
+        assert one["mlp"] == other["mlp"]
         assert one["mlp"]["couplings"] == len(tiny_stock(family).shape.couplings(LayerShape(48, 4, 2)).neurons)
 
 
@@ -89,9 +88,9 @@ def test_an_expert_that_is_not_written_is_told(
         fold(models["mixtral"], output=tmp_path / "out", method="paper", mlp_ratio=0.3)
 
 
-@pytest.mark.parametrize("method", ["paper", "weights"])
-def test_the_memory_of_a_fold_is_that_of_a_group_of_experts(method: str, tmp_path: Path) -> None:
-    """Sixteen experts take what eight take; the check, which runs whole layers, takes more."""
+@pytest.mark.parametrize(("method", "router"), [("paper", 0), ("weights", 8 * 1024 * 4)])
+def test_the_memory_of_a_fold_is_that_of_a_group_of_experts(method: str, router: int, tmp_path: Path) -> None:
+    """Sixteen experts take what eight take, but for the router; the check, which runs whole layers, takes more."""
     config = CONFIG_MAPPING["mixtral"](
         hidden_size=1024, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=8
     )
@@ -102,7 +101,7 @@ def test_the_memory_of_a_fold_is_that_of_a_group_of_experts(method: str, tmp_pat
         return memory_needed(llmfold.plan(tmp_path, method=method, mlp_ratio=0.25, **options))
 
     few, many = (needed(n, verify="shapes") for n in (8, 16))
-    assert many == pytest.approx(few, rel=1e-4)  # the router has a row for each
+    assert many - few == router
     assert needed(8) < needed(16)
 
 

@@ -6,8 +6,9 @@ from llmfold.data import tokens as tk
 from llmfold.methods.base import FoldContext
 from llmfold.methods.dense import Measurement
 from llmfold.methods.method import Notify
-from llmfold.methods.reconstruction.fold import Reconstruction, ReconstructionOptions
+from llmfold.methods.reconstruction.fold import Reconstruction
 from llmfold.methods.reconstruction.importance import Importance, sequences_for
+from llmfold.methods.reconstruction.layer import ReconstructionOptions
 from llmfold.methods.reconstruction.losses import SingleLosses
 from llmfold.methods.reconstruction.population import Population, PopulationOptions, population_rows
 from llmfold.methods.source import token_source

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llmfold.data.tokens import refine_steps, token_budget
-from llmfold.methods.reconstruction.fold import ReconstructionOptions, split
 from llmfold.methods.reconstruction.importance import sequences_for
+from llmfold.methods.reconstruction.layer import ReconstructionOptions, split
 from llmfold.methods.reconstruction.losses import sequences_carried
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
 from llmfold.methods.reconstruction.refitting import RIDGES

@@ -1,0 +1,241 @@
+"""Folding one layer: which units go, what their consumers become in closed form, and a refinement of what is left."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmfold.config import FoldConfig
+from llmfold.folding.heads import unit_views
+from llmfold.folding.layer import LayerRecord
+from llmfold.methods.base import Folded, Weights
+from llmfold.methods.dense import LayerInputs, NeuronInputs
+from llmfold.methods.reconstruction.importance import Importance, Part
+from llmfold.methods.reconstruction.losses import SingleLosses
+from llmfold.methods.reconstruction.orders import Orders
+from llmfold.methods.reconstruction.refitting import Consumer, Sums, refit_consumer
+from llmfold.models import LayerShape, Role
+from llmfold.models.coupling import NeuronCoupling
+from llmfold.models.pieces import Piece
+from llmfold.models.slots import Slots, narrowed
+from llmfold.repair.least_squares import ActivationSums, activation_sums
+from llmfold.repair.refine import Refinement, refine
+from llmfold.runtime.hidden_states import CHUNK, chunks
+from llmfold.runtime.seeding import mixed_seed
+from llmfold.runtime.timing import StageTimer
+from llmfold.selection.elimination import Elimination, eliminate_blocks, eliminate_units
+
+SELECTION_RIDGE = 1e-3
+_GAUSSIAN_ROWS, _GAUSSIAN_BLOCK = 8192, 1024
+_FEW_SHARE = 0.5
+"""Share of random inputs where an expert is given too few tokens to tell its neurons apart."""
+
+
+@dataclass(frozen=True)
+class ReconstructionOptions:
+    """Settings of the reconstruction.
+
+    Attributes:
+        held_back: fraction of sequences on which ridges and refinements are judged.
+        refinement: gradient steps after the closed form; zero steps leave that alone.
+        gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
+        metric: (hidden, m) map of outputs whose squared norm selects neurons, or None.
+        importance: gives every layer a metric of its own, in which neurons and heads are selected; or None.
+        losses: measures what single layers cost, which puts their curves on one scale; or None.
+    """
+
+    held_back: float = 0.125
+    refinement: Refinement = field(default_factory=Refinement)
+    gaussian: float = 0.0
+    metric: Tensor | None = None
+    importance: Importance | None = None
+    losses: SingleLosses | None = None
+
+
+def split(sequences: int, held_back: float, chunk: int = CHUNK) -> tuple[list[slice], list[slice]]:
+    """Chunks of sequences to fit on, and chunks to judge on; a single block of ``CHUNK`` is only fitted on."""
+    blocks = -(-sequences // CHUNK)
+    held = max(1, round(blocks * held_back)) if blocks > 1 else 0
+    first_held = (blocks - held) * CHUNK if held else sequences
+    parts = list(chunks(sequences, chunk))
+    return [p for p in parts if p.start < first_held], [p for p in parts if p.start >= first_held]
+
+
+class LayerReconstruction:
+    """One layer on the states around it."""
+
+    def __init__(
+        self,
+        config: FoldConfig,
+        options: ReconstructionOptions,
+        inputs: LayerInputs,
+        chunk: int = CHUNK,
+        *,
+        refines: bool = True,
+    ) -> None:
+        """Set up; nothing is computed yet.
+
+        Args:
+            config: gives the seed, and the dtype of the tensors written.
+            options: settings.
+            inputs: the layer with the states around it.
+            chunk: sequences at once.
+            refines: whether the closed form is refined, where the options have steps for that.
+        """
+        self._config, self._options, self._inputs, self._refines = config, options, inputs, refines
+        self._measurement, self._widths = inputs.measurement, inputs.shape
+        self._shape, self._orders = self._measurement.shape, Orders(self._measurement.work)
+        self.couplings = self._shape.couplings(inputs.shape)
+        heads = self.couplings.heads
+        self._attention_weights = {} if heads is None else heads.view(inputs.weights, inputs.shape)
+        self._reader, self._heads = heads.reader if heads else "", heads
+        self._unit_size = self._widths.heads * self._shape.head_dim // max(self._widths.head_units, 1)
+        self._train, self._held = split(self._measurement.size[0], options.held_back, chunk)
+        self._judged = self._held or self._train
+        self._known: dict[str, Sums] = {}
+        self._record = LayerRecord()
+        self._stages = StageTimer(self._record.seconds)
+
+    def fold(self, piece: Piece, stored: Weights, after: LayerShape) -> Folded:
+        """A piece of the layer at widths ``after``, in the dtypes of ``stored`` or the one that is asked for."""
+        shapes = dict(self._shape.of_piece(piece).layer_roles(after))
+        return narrowed(stored, self._parts(piece, stored, after), shapes, after), self._record
+
+    def _parts(self, piece: Piece, stored: Weights, after: LayerShape) -> Iterator[tuple[Slots, dict[Role, Tensor]]]:
+        """Folded tensors of each coupling of the piece, one after the other, and where they lie in it."""
+        places = piece.couplings(self.couplings)
+        if after.heads != self._widths.heads and places.heads is not None:
+            yield places.heads.slots, self._rounded(places.heads.slots, stored, self._attention(after))
+        if after.intermediate != self._widths.intermediate:
+            whole = {each.name: each for each in self.couplings.neurons}
+            for place in places.neurons:
+                folded, record = self._mlp(whole[place.name], self._shape.units(place, after))
+                self._record.add_mlp(record)
+                yield place.slots, self._rounded(place.slots, stored, folded)
+
+    def _rounded(self, slots: Slots, stored: Weights, folded: dict[Role, Tensor]) -> dict[Role, Tensor]:
+        """Folded tensors in the dtypes of those stored, or in the one that is asked for."""
+        chosen = self._config.dtype
+        return {
+            role: tensor.to(stored[slots[role].tensor].dtype if chosen == "auto" else getattr(torch, chosen))
+            for role, tensor in folded.items()
+        }
+
+    def head_order(self, keep: int) -> Elimination:
+        """Order in which head units (KV groups with their query heads, or query heads under MQA) go."""
+
+        def eliminate() -> Elimination:
+            sums, rows = self._sums("heads", self._inputs.heads).whole, self._attention_weights[self._reader].T
+            metric = self._metric(sums, "heads")
+            seen = rows if metric is None else rows.to(metric) @ metric
+            return eliminate_blocks(sums, seen, keep, self._unit_size, SELECTION_RIDGE)
+
+        return self._orders.find(self._inputs.index, "heads", keep, eliminate)
+
+    def neuron_order(self, coupling: NeuronCoupling, keep: int) -> Elimination:
+        """Order in which a coupling's neurons go."""
+
+        def eliminate() -> Elimination:
+            inputs = self._inputs.neurons_of(coupling)
+            sums, rows = self._neuron_sums(inputs).whole, inputs.weights[coupling.reader].T
+            metric = self._options.metric if self._options.importance is None else self._metric(sums, "neurons")
+            return eliminate_units(sums, rows, keep, SELECTION_RIDGE, metric=metric)
+
+        return self._orders.find(self._inputs.index, coupling.name, keep, eliminate)
+
+    def _metric(self, sums: ActivationSums, part: Part) -> Tensor | None:
+        """Metric of what a part of the layer gives: weighted squares become nats of a row; on the sums' device."""
+        importance, (sequences, tokens) = self._options.importance, self._measurement.size
+        if importance is None:
+            return None
+        weight = sums.weight / (sequences * tokens)
+        return importance.metric(self._inputs.index, part).to(sums.gram.device) / math.sqrt(max(2 * weight, 1e-30))
+
+    def _sums(self, part: str, rows: Callable[[slice], tuple[Tensor, Tensor]]) -> Sums:
+        """Sums over what the consumer of a part reads: ``rows`` gives features and row weights."""
+        if part not in self._known:
+            self._known = {}  # those of one consumer at a time: they are the largest tensors of all
+            train = activation_sums(map(rows, self._train))
+            whole = train + activation_sums(map(rows, self._held)) if self._held else train
+            self._known[part] = Sums(train, whole)
+            self._stages.lap("measure")
+        return self._known[part]
+
+    def _neuron_sums(self, inputs: NeuronInputs) -> Sums:
+        name = inputs.coupling.name
+        if name in self._known:
+            return self._known[name]
+
+        def rows(part: slice) -> tuple[Tensor, Tensor]:
+            x, _, w = inputs.mlp(part)
+            return inputs.neurons(x), w
+
+        sums = self._sums(name, rows)
+        share = self._options.gaussian or (_FEW_SHARE if inputs.scarce else 0.0)
+        if share:
+            self._known[name] = Sums(*(self._with_gaussian(each, inputs, share) for each in sums))
+        return self._known[name]
+
+    def _with_gaussian(self, sums: ActivationSums, inputs: NeuronInputs, share: float) -> ActivationSums:
+        """Mix in rows x ~ N(0, scale²), weighted to a share of the Gram's trace."""
+        scale = inputs.scale
+        generator = torch.Generator().manual_seed(self._config.seed + self._inputs.index)
+        x = torch.randn(_GAUSSIAN_ROWS, len(scale), generator=generator).to(scale.device) * scale
+        blocks = torch.split(x, _GAUSSIAN_BLOCK)
+        extra = activation_sums((inputs.neurons(rows), torch.ones(len(rows), device=scale.device)) for rows in blocks)
+        if not sums.trace:
+            return sums + extra
+        return sums + extra.scaled(share / (1 - share) * sums.trace / max(extra.trace, 1e-30))
+
+    def _attention(self, after: LayerShape) -> dict[Role, Tensor]:
+        kept, known = self.head_order(self._widths.units_in(after)).kept, self._attention_weights
+        assert self._heads is not None
+        views = unit_views(self._heads, known, self._widths, self._widths.head_units)
+        folded = {role: view[kept].flatten(0, 1) for role, view in views.items() if role != self._reader}
+        sums, outputs = self._sums("heads", self._inputs.heads), _features(kept, self._unit_size)
+        refitted = refit_consumer(Consumer(self._reader, known, sums), outputs, map(self._head_rows, self._judged))
+        self._record.attention = {"before": self._widths.heads, "after": after.heads, **refitted.record}
+        self._stages.lap("select")
+        return folded | refitted.whole
+
+    def _mlp(self, coupling: NeuronCoupling, width: int) -> tuple[dict[Role, Tensor], dict[str, Any]]:
+        """A coupling's tensors at ``width`` neurons, and what the report says of it."""
+        kept, inputs = self.neuron_order(coupling, width).kept, self._inputs.neurons_of(coupling)
+        reader, producers = coupling.reader, coupling.producers
+        folded = {role: inputs.weights[role][kept] for role in producers}
+        learned = inputs.weights.keys() - {*producers, reader, f"{reader}_bias"}  # of the activation itself
+        folded |= {role: inputs.weights[role] for role in learned}
+
+        def rows(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+            x, y, w = inputs.mlp(part)
+            return inputs.neurons(x), y, w
+
+        refitted = refit_consumer(
+            Consumer(reader, inputs.weights, self._neuron_sums(inputs)), kept, map(rows, self._judged)
+        )
+        self._known = {}  # the refinement needs the room
+        self._stages.lap("select")
+        record = {"before": coupling.units, "after": width, **refitted.record}
+        refinement, seed = self._options.refinement, mixed_seed(self._config.seed, self._inputs.index)
+        if self._refines and refinement.steps and self._held and not inputs.scarce:
+            start = folded | refitted.train
+            refined, errors = refine(start, inputs, self._train, self._held, refinement, seed)
+            record["refined_errors"] = errors
+            self._stages.lap("refine")
+            if errors[1] < errors[0]:
+                record["error_after_repair"] = errors[1]
+                return refined, record
+        return folded | refitted.whole, record
+
+    def _head_rows(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        heads, w = self._inputs.heads(part)
+        known = self._attention_weights
+        return heads, F.linear(heads, known[self._reader], known.get(f"{self._reader}_bias")), w
+
+
+def _features(units: Tensor, size: int) -> Tensor:
+    return (units[:, None] * size + torch.arange(size)).flatten()
