@@ -63,6 +63,21 @@ def test_tolerance_is_wider_for_a_model_that_says_so() -> None:
     assert compare(moved, REFERENCE, TABLE, "float32", 10).faults == ()
 
 
+def test_a_token_that_rounding_sends_to_another_expert_is_no_fault_and_a_wrong_tensor_is() -> None:
+    """One position of three may differ by anything in bfloat16; all of them may not, and none in single precision."""
+    table = np.concatenate([TABLE, TABLE[:1]])
+    lines = [*TOP, TOP[0]]
+    moved = [[ids, [value - step for value in values]] for (ids, values), step in zip(lines, (0, 3.0, 0), strict=True)]
+    one, told = answer(top=moved, next=None), {"reference": REFERENCE, "table": table, "routed": True}
+    found = compare(one, dtype="bfloat16", **told)
+    assert (found.faults, found.mean, found.largest) == ((), 0, pytest.approx(3.0))
+    assert len(compare(one, dtype="float32", **told).faults) == 2
+    assert len(compare(one, REFERENCE, table, "bfloat16").faults) == 2
+    wrong = [[ids, [value - 0.15 for value in values]] for ids, values in lines]
+    (fault,) = compare(answer(top=wrong, next=None), dtype="bfloat16", **told).faults
+    assert "on average" in fault
+
+
 def test_of_two_tokens_as_likely_either_may_be_written() -> None:
     found = compare(answer(greedy=[1, 7, 8]), REFERENCE, TABLE, "float32")
     assert (found.faults, found.same, found.tie) == ((), 1, True)

@@ -39,6 +39,7 @@ class Model:
             reads by its own class of the family, whatever is named.
         pre: what ``--pre`` of ``llmfold export gguf`` is given, None where llama.cpp knows its pre-tokenizer.
         rounding: by dtype, what tolerances are multiplied by where it leaves more than in the other models.
+        routed: whether tokens go to experts.
         itself: whether the source, as transformers 5 saves it, is a variant.
     """
 
@@ -51,6 +52,7 @@ class Model:
     reads: bool = True
     pre: str | None = "gpt-2"  # what wiki-llama's is, which the random models have too
     rounding: Mapping[str, float] = field(default_factory=dict)
+    routed: bool = False
     itself: bool = False
 
 
@@ -94,7 +96,6 @@ MODELS = (
         reads=False,
         random={"model_type": "qwen2", **_COMMON, **_HEADS, "intermediate_size": 1024, "tie_word_embeddings": True},
         folds={NARROWER: _share(0.25), GROUPS: _share(0, 0.25)},
-        dtypes=DTYPES[:1],
     ),
     Model(
         "random-phi3",
@@ -102,17 +103,16 @@ MODELS = (
         itself=True,
         random={"model_type": "phi3", **_COMMON, **_HEADS, "intermediate_size": 1024, **_OLDER},
         folds={NARROWER: _share(0.25), GROUPS: _share(0, 0.5)},
-        dtypes=DTYPES[:1],
     ),
     Model(
         "random-mixtral",
         "a random Mixtral (experts), untied",
+        routed=True,
         random={
             **{"model_type": "mixtral", **_COMMON, **_HEADS, **_OLDER},
             **{"intermediate_size": 512, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
         },
         folds={NARROWER: _share(0.25), GROUPS: _share(0, 0.5)},
-        dtypes=DTYPES[:1],
     ),
 )
 

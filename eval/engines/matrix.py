@@ -152,7 +152,8 @@ def rows_of(
         if "error" not in answer:
             reference = found[0][case.name] if case.model.reads else {**found[0][case.name], "read": None}
             rounding = case.model.rounding.get(case.dtype, 1)
-            agreement = compare(answer, reference, found[1][case.name], case.dtype, rounding)
+            routed = case.model.routed
+            agreement = compare(answer, reference, found[1][case.name], case.dtype, rounding, routed=routed)
         rows.append(Row(case, engine, verdicts[case.name][engine.key], answer, agreement))
     return rows
 

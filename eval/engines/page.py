@@ -18,7 +18,9 @@ with those of transformers 5.23.0 run in the plainest way (eager attention, one 
 equal where the files are float32, up to one that is as likely as another (within {tie:g} nats). Allowed are {large32:g}
 and, in bfloat16, {large16:g} nats for the largest difference, {mean32:g} and {mean16:g} for the mean (SmolLM2: ten
 times these and, in bfloat16, twice, since rounding leaves more of its large activations); where an engine tells the
-log-probabilities of all tokens that follow, these too. A tokenizer must read four texts alike, but for the random
+log-probabilities of all tokens that follow, these too. In bfloat16 rounding sends a token of the mixture to another
+expert now and then, after which nothing agrees there: its mean is that of the middle position, and its largest
+difference is not judged. A tokenizer must read four texts alike, but for the random
 Qwen2, which has one of another family. In every row `llmfold doctor` must have said what happened.
 
 Tokens a second are of greedy text, one sequence, beside the dense model's in the same run; the machine was shared
