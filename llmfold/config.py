@@ -155,7 +155,7 @@ class FoldConfig:
             able = ", ".join(names(lambda method: method.measures))
             raise UsageError(
                 f"--allocation adaptive measures where to remove what: it needs --method {able} and "
-                "--ratio without --mlp-ratio and --attention-ratio"
+                "--ratio without --mlp-ratio"
             )
         self._check_data()
         self._check_uses()
@@ -216,8 +216,9 @@ class FoldConfig:
     @property
     def measures(self) -> bool:
         """Whether the split of the ratio between MLPs, heads and layers is measured before the plan is made."""
+        neurons_by_layer = self.allocation == "adaptive" and self.mlp_ratio is None
         split_given = self.mlp_ratio is not None or self.attention_ratio is not None
-        return self.facts.measures and bool(self.ratio) and not split_given
+        return self.facts.measures and bool(self.ratio) and (neurons_by_layer or not split_given)
 
     @property
     def samples(self) -> bool:

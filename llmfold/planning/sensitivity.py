@@ -3,7 +3,7 @@
 import heapq
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -90,19 +90,24 @@ def adaptive_widths(
     shape: ModelShape,
     curves: Sensitivities,
     wanted: int,
-    pinned: Mapping[int, LayerShape],
+    widest: Sequence[LayerShape],
+    pinned: Collection[int],
     rules: Rules,
+    *,
+    heads: bool = True,
 ) -> tuple[LayerShape, ...]:
     """Widths per layer that remove ``wanted`` parameters at the least predicted error.
+
+    They begin with ``widest``, at which layers of ``pinned`` stay; without ``heads`` all head counts stay too.
 
     Head counts are coarse and neurons fine, so heads are settled first: for every number of head steps, the cheapest
     ones per parameter go and neurons make up the rest, cheapest first too. Marginal errors grow along a curve, which
     makes that greedy choice optimal up to the last step. The number of head steps with the least error wins.
     """
-    layers = [pinned.get(i, layer) for i, layer in enumerate(shape.layers)]
+    layers = list(widest)
     search = _Search(shape, curves, rules, wanted, [i for i in range(len(layers)) if i not in pinned])
     best = search.fill(layers)
-    for step in search.cheapest(search.fewer_heads, layers):
+    for step in search.cheapest(search.fewer_heads, layers) if heads else ():
         layers[step.layer] = step.after
         if search.removed(layers) > wanted + search.slack:
             break

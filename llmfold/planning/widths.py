@@ -182,8 +182,11 @@ def _meet(
     if mlp is not None:
         best = min(fractions, key=lambda a: (abs(budget.removed(mlp, a) - budget.wanted), a))
         layers = budget.layers(mlp, best)
-    elif curves is not None and attention is None and budget.config.allocation == "adaptive":
-        layers = adaptive_widths(budget.shape, curves, budget.wanted, budget.pinned, budget.rules)
+    elif curves is not None and budget.config.allocation == "adaptive":
+        widest = budget.layers(0.0, attention)
+        layers = adaptive_widths(
+            budget.shape, curves, budget.wanted, widest, budget.pinned, budget.rules, heads=attention is None
+        )
     else:
         best = budget.best_attention(fractions, curves)
         layers = budget.layers(budget.nearest(best), best)

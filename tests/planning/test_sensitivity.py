@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,8 +29,10 @@ def curves(neuron: list[float], head: list[float], power: float = 1.5) -> Sensit
     )
 
 
-def config(ratio: float, allocation: str = "uniform") -> FoldConfig:
-    return FoldConfig(model="m", ratio=ratio, ratio_of="decoder", method="self", allocation=allocation)
+def config(ratio: float, allocation: str = "uniform", attention_ratio: float | None = None) -> FoldConfig:
+    return FoldConfig(
+        "m", ratio=ratio, ratio_of="decoder", method="self", allocation=allocation, attention_ratio=attention_ratio
+    )
 
 
 def removed(before: ModelShape, layers: tuple[LayerShape, ...]) -> int:
@@ -111,9 +114,23 @@ def test_errors_grow_as_squares_beyond_what_was_measured() -> None:
     assert curve.error(LAYER, LayerShape(60, 6, 3)) == float("inf")
 
 
-def test_adaptive_needs_a_method_that_measures() -> None:
+@pytest.mark.parametrize(
+    "options", [{"ratio": 0.2, "method": "paper"}, {"ratio": 0.2, "mlp_ratio": 0.2}, {"mlp_ratio": 0.2}]
+)
+def test_adaptive_needs_a_method_that_measures_and_neurons_that_are_free(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="--allocation adaptive"):
-        FoldConfig(model="m", ratio=0.2, method="paper", allocation="adaptive")
+        FoldConfig(model="m", allocation="adaptive", **options)
+
+
+@pytest.mark.parametrize(("attention", "groups"), [(0, 4), (0.25, 3)])
+def test_adaptive_neurons_beside_heads_that_are_given(attention: float, groups: int) -> None:
+    model, measured = shape(), curves([1.0, 20.0, 1.0], [1e-9] * 3)
+    wanted = config(0.3, "adaptive", attention_ratio=attention)
+    layers = plan_widths(model, wanted, measured)
+    assert wanted.measures
+    assert {layer.kv_heads for layer in layers} == {groups}  # though fewer would cost next to nothing
+    assert layers[1].intermediate > max(layers[0].intermediate, layers[2].intermediate)
+    assert abs(removed(model, layers) - 0.3 * model.decoder_parameters) <= 0.5 * model.neuron_parameters + 1
 
 
 def test_a_plan_in_the_models_own_class_is_preferred_where_little_is_lost() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from llmfold.data.tokens import refine_steps, token_budget
 from llmfold.methods.reconstruction.importance import sequences_for
 from llmfold.methods.reconstruction.layer import ReconstructionOptions, split
-from llmfold.methods.reconstruction.losses import sequences_carried
+from llmfold.methods.reconstruction.losses import parts_judged, sequences_carried
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
 from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.methods.sampling_cost import with_sampling
@@ -30,8 +30,8 @@ _ADAM_TRAFFIC = 10
 def tokens_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost on token sequences, sampled or read."""
     budget = token_budget(plan.config, plan.before)
-    adaptive, steps = plan.config.allocation == "adaptive", refine_steps(plan.config, plan.before)
-    work = _Work(plan, budget.sequences, budget.length, steps, judges_layers=adaptive)
+    judged, steps = len(parts_judged(plan.config)), refine_steps(plan.config, plan.before)
+    work = _Work(plan, budget.sequences, budget.length, steps, judged)
     shape, tokens = plan.before, sequences_for(budget) * budget.length
     # A pass forward, and one back that computes every layer again; weights need no gradients.
     layers = 3 * decoder_flops(shape, tokens, budget.length) + len(shape.layers) * 2.0 * tokens * shape.hidden**2
@@ -58,14 +58,14 @@ class _Work:
         plan: widths before and after.
         sequences, length: rows that are measured on.
         steps: of refinement.
-        judges_layers: whether it is measured what single layers lose.
+        judged: parts of a layer of which it is measured what each loses.
     """
 
     plan: FoldPlan
     sequences: int
     length: int
     steps: int
-    judges_layers: bool = False
+    judged: int = 0
 
     @property
     def tokens(self) -> int:
@@ -73,7 +73,7 @@ class _Work:
 
     @property
     def _carried(self) -> int:
-        """Tokens that are carried on from both parts of every layer, to see what those lose."""
+        """Tokens that are carried on from every part that is judged."""
         return sequences_carried(self.sequences, self.length) * self.length
 
     @property
@@ -88,8 +88,7 @@ class _Work:
         area = max(self._area(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b)
         wide = max(map(self._wide, range(len(layers)))) * _SINGLE
         states = (3 * processes + 1) * self.tokens * shape.hidden * _SINGLE
-        if self.judges_layers:
-            states += 2 * len(layers) * self._carried * shape.hidden * _SINGLE
+        states += self.judged * len(layers) * self._carried * shape.hidden * _SINGLE
         sizes = {"work_area": area + wide, "states": states, "tokens": self.tokens, "length": self.length}
         return Cost.of([*before, *self._layers()], **sizes)
 
@@ -110,7 +109,7 @@ class _Work:
                     yield self._eliminate_heads("widths", a, 1)
                 keep = kept_neurons(a.intermediate, self.plan.config.ratio or 0.0)
                 yield from (self._eliminate_neurons("widths", a, keep) for _ in range(shape.mlps(a)))
-            if self.judges_layers:
+            if self.judged:
                 yield self._single_losses()
         yield Stage("forward", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
         for a, b in zip(shape.layers, self.plan.after.layers, strict=True):
@@ -130,10 +129,10 @@ class _Work:
                         yield self._refine(b.intermediate)
 
     def _single_losses(self) -> Stage:
-        """Two parts of each layer, refit once, through all later layers: as many passes as there are layers."""
-        shape, layers = self.plan.before, len(self.plan.before.layers)
-        carried = layers * decoder_flops(shape, self._carried, self.length)
-        return Stage("widths", large=carried + (2 * layers + 1) * head_flops(shape, self._carried))
+        """Parts of each layer, refit once, through all later layers: half a pass for each of all of them."""
+        shape, parts = self.plan.before, self.judged * len(self.plan.before.layers)
+        carried = parts / 2 * decoder_flops(shape, self._carried, self.length)
+        return Stage("widths", large=carried + (parts + 1) * head_flops(shape, self._carried))
 
     def _head_rows(self, layer: LayerShape, tokens: int) -> float:
         """Operations for the outputs of all heads."""

@@ -18,6 +18,7 @@ from llmfold.methods.base import FoldContext, Folded, LayerMethod, ReadLayer, We
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.layer import LayerReconstruction, ReconstructionOptions
+from llmfold.methods.reconstruction.losses import parts_judged
 from llmfold.methods.reconstruction.orders import Orders
 from llmfold.models import LayerShape
 from llmfold.models.pieces import Piece
@@ -116,7 +117,7 @@ class Reconstruction(LayerMethod):
         if layer.couplings.heads is not None:
             layer.head_order(1)
             after = before.with_units(before.intermediate, before.head_units - 1)
-            if losses and after.heads:
+            if losses and after.heads and "heads" in parts_judged(self.config):
                 losses.add("heads", inputs, layer.fold(piece, stored, after)[0], after)
         keep = replace(before, intermediate=kept_neurons(before.intermediate, ratio))
         for coupling in layer.couplings.neurons:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from llmfold.config import FoldConfig
 from llmfold.methods.dense import LayerInputs, Measurement
 from llmfold.methods.reconstruction.importance import Part
 from llmfold.models import LayerShape, Role
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 SHARE, TOKENS = 32, 2048
 """One sequence in so many, and this many tokens at least, are carried through the model for each part of each layer."""
 _ROWS = 128
+
+
+def parts_judged(config: FoldConfig) -> tuple[Part, ...]:
+    """Parts of every layer whose losses settle its widths: none where all layers alike, heads where not given."""
+    if config.allocation != "adaptive":
+        return ()
+    return ("neurons",) if config.attention_ratio is not None else ("neurons", "heads")
 
 
 def sequences_carried(sequences: int, length: int) -> int:

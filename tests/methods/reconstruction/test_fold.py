@@ -20,6 +20,7 @@ from llmfold.data import tokens as tk
 from llmfold.data.sampling import Sampler
 from llmfold.errors import OutputError
 from llmfold.methods import source as source_module
+from llmfold.methods.reconstruction.losses import SingleLosses
 from llmfold.methods.reconstruction.population import Population
 from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.planning import Sensitivities
@@ -110,6 +111,20 @@ def test_adaptive_widths_load_with_their_modelling_file(tmp_path: Path) -> None:
     )
     assert torch.isfinite(logits(tmp_path / "out", trust_remote_code=True)).all()
     assert report.ratio == pytest.approx(0.3, abs=0.01)
+
+
+def test_heads_that_are_given_stay_and_what_they_lose_alone_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, add = [], SingleLosses.add
+    monkeypatch.setattr(SingleLosses, "add", lambda self, part, *rest: judged.append(part) or add(self, part, *rest))
+    model, options = tiny_model(tmp_path / "m", num_hidden_layers=3), {"method": "self", "allocation": "adaptive"}
+    report = fold(model, ratio=0.2, attention_ratio=0, output=tmp_path / "out", **options, **MEASURED)
+    layers = report.plan["layers"]
+    assert judged == ["neurons"] * 3
+    assert all(layer["after"]["heads"] == layer["before"]["heads"] for layer in layers)
+    assert len({layer["after"]["intermediate"] for layer in layers}) > 1
+    assert report.ratio == pytest.approx(0.2, abs=0.01)
 
 
 def test_the_report_says_what_data_was_used(tmp_path: Path) -> None:
