@@ -41,12 +41,12 @@ from llmfold.runtime.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results" / "real"
 DENSE = "dense"
-SLICING = "slicegpt"
-"""Results of ``eval/slicegpt.py``, which are no folds but stand in the same tables."""
+SLICING, DROPPING = "slicegpt", "shortgpt"
+"""Results of ``eval/slicegpt.py`` and ``eval/shortgpt.py``, which are no folds but stand in the same tables."""
 AMOUNTS = ("ratio", "ratio_of", "mlp_ratio", "attention_ratio", "fraction")
-CALIBRATED = (*names(lambda method: method.needs_data and not method.folds), SLICING)
-ALIKE = 0.005
-"""Shares of the decoder removed that differ by no more than this are put in one table."""
+CALIBRATED = (*names(lambda method: method.needs_data and not method.folds), SLICING, DROPPING)
+ALIKE = 0.015
+"""Shares of the decoder removed that differ by no more than this are put in one table: half of a block in thirty."""
 UNCHECKED = {"verify": "shapes", "fidelity_tokens": 0}
 """Options of all folds: what a fold checks of itself is measured here anyway."""
 
@@ -195,14 +195,15 @@ def page() -> None:
         lines += [
             "Excess log-perplexity, and in brackets its ratio to the least of the rivals that need data in the same "
             "table; ± is the sample standard deviation over seeds. Made by `eval/real_model.py`, "
-            "and what SliceGPT gives by `eval/slicegpt.py`, in float32. A letter behind the seconds names the machine.",
+            "and what SliceGPT and ShortGPT give by `eval/slicegpt.py` and `eval/shortgpt.py`, in float32. "
+            "A letter behind the seconds names the machine.",
             "",
             f"Dense: {', '.join(f'{name}: {math.exp(value):.2f}' for name, value in dense['nll'].items())}.",
             "",
         ]
         places = list(dict.fromkeys(place(each) for each in found))
         for amount in sorted(groups):
-            lines += [f"## {amount}", "", *_table(groups[amount], dense, places), ""]
+            lines += [f"## {amount}", "", *_table(amount, groups[amount], dense, places), ""]
         lines += _tasks(found)
         lines += [f"- {name}: {protocol}." for name, protocol in dense["protocols"].items()]
         lines += ["", *(f"- ({_letter(number)}) {words}." for number, words in enumerate(places)), ""]
@@ -216,7 +217,7 @@ def _grouped(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
         if each["case"]["method"] != DENSE and _amount(each["case"]):
             groups.setdefault(_amount(each["case"]), []).append(each)
     ranks = {name: max(map(_rank, some)) for name, some in groups.items()}
-    for name in sorted(groups, key=ranks.__getitem__, reverse=True):  # slices last: no group moves after them
+    for name in sorted(groups, key=ranks.__getitem__, reverse=True):  # no folds last: no group moves after them
         removed = groups[name][0]["removed_decoder"]
         beside = [other for other in groups if ranks[other] > ranks[name] and _alike(groups[other], removed)]
         for other in beside:
@@ -227,9 +228,9 @@ def _grouped(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 
 
 def _rank(result: dict[str, Any]) -> int:
-    """What is sliced goes to folds, and folds alone go to where a rival is."""
+    """What is no fold goes to folds, and folds alone go to where a rival is."""
     method = result["case"]["method"]
-    return 0 if method == SLICING else 1 + (method in CALIBRATED)
+    return 0 if method in (SLICING, DROPPING) else 1 + (method in CALIBRATED)
 
 
 def _alike(results: Sequence[dict[str, Any]], removed: float) -> bool:
@@ -247,20 +248,23 @@ def _label(case: dict[str, Any]) -> str:
 
 def _removed(result: dict[str, Any]) -> str:
     share = f"{result['removed_decoder']:.1%}"
-    if result["case"]["method"] != SLICING:
-        return share
-    return f"{share} ({result['removed_decoder_without_shortcuts']:.1%} without shortcuts), width {result['width']}"
+    if result["case"]["method"] == SLICING:
+        return f"{share} ({result['removed_decoder_without_shortcuts']:.1%} without shortcuts), width {result['width']}"
+    if result["case"]["method"] == DROPPING:
+        return f"{share}: blocks {', '.join(map(str, result['blocks']))}"
+    return share
 
 
 def _letter(number: int) -> str:
     return chr(ord("a") + number)
 
 
-def _table(found: Sequence[dict[str, Any]], dense: dict[str, Any], places: Sequence[str]) -> list[str]:
-    """Rows of one amount, the best on the first text first."""
+def _table(amount: str, found: Sequence[dict[str, Any]], dense: dict[str, Any], places: Sequence[str]) -> list[str]:
+    """Rows of one amount, or of one alike that is named, the best on the first text first."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for each in found:
-        rows.setdefault(_label(each["case"]), []).append(each)
+        own = _amount(each["case"])
+        rows.setdefault(_label(each["case"]) + (f"; {own}" if own != amount else ""), []).append(each)
     excess = {
         label: {name: [each["nll"][name] - dense["nll"][name] for each in some] for name in dense["nll"]}
         for label, some in rows.items()

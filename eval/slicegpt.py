@@ -23,29 +23,18 @@ its signals, and the sequences of calibration in its sliding window if it has on
 
 import argparse
 import dataclasses
-import math
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
+import rivals
 import torch
-from keeping import command_line, store
-from real_model import RESULTS, SLICING, Case, page, windows_of
+from keeping import command_line
+from real_model import SLICING, page
 from torch import Tensor, nn
 
-from llmfold.checkpoint import Checkpoint
-from llmfold.config import FoldConfig
-from llmfold.evaluation.loading import Loading, opened
-from llmfold.evaluation.perplexity import score
-from llmfold.methods.base import FoldContext
-from llmfold.methods.source import token_source
-from llmfold.models import ModelShape, shape_of
-from llmfold.models.tying import running_shape
-from llmfold.runtime.devices import pick_device
+from llmfold.models import ModelShape
 from llmfold.runtime.hidden_states import CHUNK
 
 
@@ -223,75 +212,27 @@ def slice_model(
             advance()
 
 
-def calibration_tokens(config: FoldConfig) -> Tensor:
-    """(sequences, tokens) of the text that a fold with these options would measure on."""
-    checkpoint = Checkpoint.open(Path(config.model))
-    with tempfile.TemporaryDirectory(prefix="llmfold-") as work:
-        shape = running_shape(checkpoint)
-        context = FoldContext(config, checkpoint, shape, Path(work), torch.device("cpu"))
-        return token_source(context, lambda stage: None).tokens
-
-
-def config_of(arguments: argparse.Namespace) -> FoldConfig:
-    """Options of a fold that removes as much after measuring on the same tokens."""
-    drawn = {name: getattr(arguments, name) for name in ("data", "num_samples", "sequence_length", "seed")}
-    return FoldConfig(str(arguments.folder), method="calibrated", ratio=arguments.fraction, ratio_of="decoder", **drawn)
-
-
-def case_of(arguments: argparse.Namespace) -> Case:
-    """The options of a run as a case of the table."""
-    names = ("fraction", "data", "num_samples", "sequence_length")
-    options = [f"{name}={getattr(arguments, name)}" for name in names]
-    options += ["normalised=true"] if arguments.normalised else []
-    return Case(f"{SLICING}:{','.join(options)}", arguments.seed)
-
-
-def run(arguments: argparse.Namespace) -> None:
+def sliced(arguments: argparse.Namespace) -> None:
     """Slice and score the model, unless the result is there already."""
-    case = case_of(arguments)
-    path = RESULTS / arguments.name / case.file
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    windows = dict(windows_of(arguments.folder, text, arguments.length) for text in arguments.text)
-    shape = shape_of(Checkpoint.open(arguments.folder).config)
-    width = width_for(shape, arguments.fraction)
-    begin = time.perf_counter()
-    tokens = calibration_tokens(config_of(arguments))
-    with opened(arguments.folder, Loading(torch.float32, pick_device(arguments.device))) as model:
+
+    def change(model: Any, tokens: Tensor, shape: ModelShape) -> dict[str, Any]:
+        width = width_for(shape, arguments.fraction)
         slice_model(model, tokens, width, normalised=arguments.normalised)
-        seconds = time.perf_counter() - begin
-        print(f"width {width} of {shape.hidden} after {seconds:.0f} s", flush=True)
-        left = sum(parameter.numel() for parameter in model.parameters())
-        nll = {name: score(model, of_text).nll for name, of_text in windows.items()}
-    counted = sizes(shape, width)
-    result = {
-        "case": case.public,
-        "width": width,
-        "removed": 1 - left / shape.parameters,
-        "removed_decoder": counted.removed,
-        "removed_decoder_without_shortcuts": counted.removed_without_shortcuts,
-        "seconds": seconds,
-        "nll": nll,
-        "tasks": {},
-        "protocols": {name: of_text.protocol for name, of_text in windows.items()},
-        "length": arguments.length,
-        "note": arguments.note,
-    }
-    store(path, result)
-    print(", ".join(f"{name} {math.exp(value):.2f}" for name, value in nll.items()), flush=True)
+        counted = sizes(shape, width)
+        return {
+            "width": width,
+            "removed_decoder": counted.removed,
+            "removed_decoder_without_shortcuts": counted.removed_without_shortcuts,
+        }
+
+    rivals.run(arguments, rivals.case_of(arguments, SLICING, "normalised"), change)
 
 
 def describe(runs: argparse.ArgumentParser) -> None:
     """Options of this script."""
-    runs.add_argument("--text", action="append", required=True, help="FILE:FIRST-LAST, windows to score")
-    runs.add_argument("--data", required=True, help="text to calibrate on")
-    runs.add_argument("--num-samples", type=int, default=128, help="sequences to calibrate on")
-    runs.add_argument("--sequence-length", type=int, default=256, help="tokens of a sequence")
-    runs.add_argument("--fraction", type=float, required=True, help="of the decoder's parameters to remove")
+    rivals.describe(runs)
     runs.add_argument("--normalised", action="store_true", help="principal directions behind the norms, not before")
-    runs.add_argument("--seed", type=int, default=0, help="for the table: nothing here is random")
 
 
 if __name__ == "__main__":
-    command_line(__doc__, describe, run, page)
+    command_line(__doc__, describe, sliced, page)
