@@ -4,6 +4,7 @@ Nothing that is folded changes them, so layers can be measured in any order and 
 computes again what it needs. States lie in mapped files: before a layer, and what is kept of its inside.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -50,7 +51,7 @@ class Measurement:
         work: folder for the states.
         device: where to compute.
         team: the processes that share them.
-        shuffle_seed: of a population, whose members meet new random local_world_size in every layer; None of sequences.
+        shuffle_seed: of a population, whose members meet new random neighbours in every layer; None of sequences.
     """
 
     context: "Context"
@@ -139,6 +140,12 @@ class LayerInputs:
         heads = measurement.context.heads(self.attended(part), self.weights, self.index)
         inside, after = (read(states, part, measurement.device) for states in (self.inside, self.after))
         return heads.flatten(0, 1), row_weight(measurement.context.disturbed(inside, after, self.index))
+
+    @cached_property
+    def mean_weight(self) -> float:
+        """Weight of a row after the layer, averaged over all rows."""
+        parts = (read(self.after, part, self.measurement.device) for part in chunks(len(self.after)))
+        return sum(float(row_weight(part).double().sum()) for part in parts) / math.prod(self.after.shape[:2])
 
     @property
     def tokens(self) -> int:

@@ -62,8 +62,7 @@ def fold_together(
         for run in runs:
             run.open(stack)
             if reuse_from is not None:
-                ratio = float(run.config.ratio or 0.0)
-                ranks.run_on_main(partial(reuse_measurements, run.work.folder, reuse_from, run.shape, ratio))
+                ranks.run_on_main(partial(reuse_measurements, run.work.folder, reuse_from, run.shape, run.config))
         method = _prepare(runs, ranks)
         for run in runs:
             run.listener.start(run.plan, runs[0].resumed)

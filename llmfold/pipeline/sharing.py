@@ -5,17 +5,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llmfold.config import FoldConfig
 from llmfold.data.tokens import TOKENS_FILE, stored_tokens
 from llmfold.models import ModelShape
 from llmfold.planning import Sensitivities
 from llmfold.planning.sensitivity import SENSITIVITIES_FILE, kept_neurons
 
 
-def reuse_measurements(work: Path, finished: Path, shape: ModelShape, ratio: float) -> None:
-    """Bring what a finished fold to a larger ratio has measured on the dense model into a work folder without it."""
+def reuse_measurements(work: Path, finished: Path, shape: ModelShape, config: FoldConfig) -> None:
+    """Bring what a finished fold to a larger ratio has measured on the dense model into a work folder without it.
+
+    Curves that go through what layers lose at the ratio itself are measured for each.
+    """
     if (finished / TOKENS_FILE).exists():
         tokens = torch.from_numpy(np.load(finished / TOKENS_FILE, allow_pickle=False))
         stored_tokens(work / TOKENS_FILE, lambda: tokens)
-    if (finished / SENSITIVITIES_FILE).exists() and not (work / SENSITIVITIES_FILE).exists():
+    shared = config.allocation != "adaptive" and (finished / SENSITIVITIES_FILE).exists()
+    if shared and not (work / SENSITIVITIES_FILE).exists():
+        ratio = float(config.ratio or 0.0)
         removed = [layer.intermediate - kept_neurons(layer.intermediate, ratio) for layer in shape.layers]
         Sensitivities.load(finished / SENSITIVITIES_FILE).shortened(removed).save(work / SENSITIVITIES_FILE)

@@ -38,8 +38,9 @@ def alone(source: Path, folder: Path, **options: Any) -> dict[float, dict[str, s
         {"cluster": "kmeans", "align": "gauge", "repair": "variance", "attention_ratio": 0.125},
         {"method": "magnitude"},
         {"method": "self", "num_samples": 8, "sequence_length": 16, "refine": 1},
+        {"method": "self", "num_samples": 16, "sequence_length": 16, "refine": 0, "allocation": "adaptive"},
     ],
-    ids=lambda o: f"{o.get('method', 'paper')}-{o.get('cluster', '')}",
+    ids=lambda o: f"{o.get('method', 'paper')}-{o.get('cluster', o.get('allocation', ''))}",
 )
 def test_a_sweep_equals_separate_runs(tmp_path: Path, source: Path, options: dict[str, Any]) -> None:
     options = {"method": "paper", "ratio_of": "decoder", "fidelity_tokens": 0, **options}

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llmfold.data.tokens import refine_steps, token_budget
+from llmfold.methods.reconstruction.held import held_back
 from llmfold.methods.reconstruction.importance import sequences_for
-from llmfold.methods.reconstruction.layer import ReconstructionOptions, split
 from llmfold.methods.reconstruction.losses import parts_judged, sequences_carried
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
 from llmfold.methods.reconstruction.refitting import RIDGES
@@ -79,8 +79,7 @@ class _Work:
     @property
     def held(self) -> int:
         """Tokens that ridges and refinements are judged on."""
-        held = split(self.sequences, ReconstructionOptions.held_back)[1]
-        return sum(int(part.stop - part.start) for part in held) * self.length
+        return held_back(self.sequences) * self.length
 
     def cost(self, before: list[Stage], processes: int) -> Cost:
         """The whole, behind what comes ``before`` it; states lie before, within and after a layer of each process."""

@@ -83,26 +83,30 @@ class Reconstruction(LayerMethod):
         if losses:
             losses.finish(self._states.after(len(layers) - 1))
         self._states.close()
-        rows = measurement.size[0] * measurement.size[1] * measurement.shape.hidden
+        rows = measurement.size[0] * measurement.size[1]
+        if self.options.importance is None:
+            rows *= measurement.shape.hidden
         return Sensitivities([self._curves_of(index, rows, ratio) for index in range(len(layers))])
 
     def _curves_of(self, index: int, rows: int, ratio: float) -> LayerCurves:
         """Curves of a layer; those of several couplings of neurons add up at equal fractions."""
         layer, orders = self.shape.layers[index], Orders(self.measurement.work)
-        couplings, total = self.shape.couplings(layer), torch.zeros(1, dtype=torch.float64)
+        couplings, parts = self.shape.couplings(layer), list[Tensor]()
         for coupling in couplings.neurons:
             costs = orders.known(index, coupling.name).costs.cumsum(0)
             curve = torch.cat((costs.new_zeros(1), costs)) / rows
-            total = curve if len(total) == 1 else _added(total, curve, layer.intermediate / coupling.units)
+            parts.append(_resampled(curve, layer.intermediate / coupling.units))
+        length = min(map(len, parts), default=1)
+        neurons = sum((curve[:length] for curve in parts), torch.zeros(length, dtype=torch.float64))
         heads = [0.0]
         if couplings.heads is not None:
             heads += (orders.known(index, "heads").costs.cumsum(0) / rows).tolist()
-        curves = LayerCurves(total.tolist(), heads)
+        curves = LayerCurves(neurons.tolist(), heads)
         losses = self.options.losses
         if losses is None:
             return curves
-        neurons = layer.intermediate - self._fewer_neurons(layer, ratio).intermediate
-        return curves.through((neurons, losses.loss(index, "neurons")), (1, losses.loss(index, "heads")))
+        removed = layer.intermediate - self._fewer_neurons(layer, ratio).intermediate
+        return curves.through((removed, losses.loss(index, "neurons")), (1, losses.loss(index, "heads")))
 
     def _fewer_neurons(self, layer: LayerShape, ratio: float) -> LayerShape:
         """Widths of a layer that about ``ratio`` of its neurons have left."""
@@ -111,7 +115,7 @@ class Reconstruction(LayerMethod):
 
     def _find_orders(self, inputs: LayerInputs, stored: Weights, ratio: float, chunk: int) -> None:
         """Eliminate as far as curves reach; begin to measure what the layer loses, its heads and its neurons apart."""
-        layer = LayerReconstruction(self.config, self.options, inputs, chunk, refines=False)
+        layer = LayerReconstruction(self.config, self.options, inputs, chunk, judged_alone=True)
         before, losses = inputs.shape, self.options.losses
         piece = Piece(inputs.index)
         if layer.couplings.heads is not None:
@@ -180,7 +184,6 @@ class Reconstruction(LayerMethod):
         return self.measurement.shape
 
 
-def _added(total: Tensor, curve: Tensor, scale: float) -> Tensor:
-    """A curve by the number of units removed, and another whose units are ``scale`` of the first's each."""
-    places = (torch.arange(len(total)) / scale).round().long().clamp_max(len(curve) - 1)
-    return total + curve[places]
+def _resampled(curve: Tensor, scale: float) -> Tensor:
+    """A curve by the number of units removed, each of which counts as ``scale`` units."""
+    return curve[(torch.arange(round((len(curve) - 1) * scale) + 1) / scale).round().long()]

@@ -14,6 +14,7 @@ from llmfold.folding.heads import unit_views
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Folded, Weights
 from llmfold.methods.dense import LayerInputs, NeuronInputs
+from llmfold.methods.reconstruction.held import split
 from llmfold.methods.reconstruction.importance import Importance, Part
 from llmfold.methods.reconstruction.losses import SingleLosses
 from llmfold.methods.reconstruction.orders import Orders
@@ -24,7 +25,7 @@ from llmfold.models.pieces import Piece
 from llmfold.models.slots import Slots, narrowed
 from llmfold.repair.least_squares import ActivationSums, activation_sums
 from llmfold.repair.refine import Refinement, refine
-from llmfold.runtime.hidden_states import CHUNK, chunks
+from llmfold.runtime.hidden_states import CHUNK
 from llmfold.runtime.seeding import mixed_seed
 from llmfold.runtime.timing import StageTimer
 from llmfold.selection.elimination import Elimination, eliminate_blocks, eliminate_units
@@ -40,7 +41,6 @@ class ReconstructionOptions:
     """Settings of the reconstruction.
 
     Attributes:
-        held_back: fraction of sequences on which ridges and refinements are judged.
         refinement: gradient steps after the closed form; zero steps leave that alone.
         gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
         metric: (hidden, m) map of outputs whose squared norm selects neurons, or None.
@@ -48,21 +48,11 @@ class ReconstructionOptions:
         losses: measures what single layers cost, which puts their curves on one scale; or None.
     """
 
-    held_back: float = 0.125
     refinement: Refinement = field(default_factory=Refinement)
     gaussian: float = 0.0
     metric: Tensor | None = None
     importance: Importance | None = None
     losses: SingleLosses | None = None
-
-
-def split(sequences: int, held_back: float, chunk: int = CHUNK) -> tuple[list[slice], list[slice]]:
-    """Chunks of sequences to fit on, and chunks to judge on; a single block of ``CHUNK`` is only fitted on."""
-    blocks = -(-sequences // CHUNK)
-    held = max(1, round(blocks * held_back)) if blocks > 1 else 0
-    first_held = (blocks - held) * CHUNK if held else sequences
-    parts = list(chunks(sequences, chunk))
-    return [p for p in parts if p.start < first_held], [p for p in parts if p.start >= first_held]
 
 
 class LayerReconstruction:
@@ -75,7 +65,7 @@ class LayerReconstruction:
         inputs: LayerInputs,
         chunk: int = CHUNK,
         *,
-        refines: bool = True,
+        judged_alone: bool = False,
     ) -> None:
         """Set up; nothing is computed yet.
 
@@ -84,9 +74,9 @@ class LayerReconstruction:
             options: settings.
             inputs: the layer with the states around it.
             chunk: sequences at once.
-            refines: whether the closed form is refined, where the options have steps for that.
+            judged_alone: fit on the rows to fit on only and refine nothing, so that rows held back can judge the layer.
         """
-        self._config, self._options, self._inputs, self._refines = config, options, inputs, refines
+        self._config, self._options, self._inputs, self._alone = config, options, inputs, judged_alone
         self._measurement, self._widths = inputs.measurement, inputs.shape
         self._shape, self._orders = self._measurement.shape, Orders(self._measurement.work)
         self.couplings = self._shape.couplings(inputs.shape)
@@ -94,7 +84,7 @@ class LayerReconstruction:
         self._attention_weights = {} if heads is None else heads.view(inputs.weights, inputs.shape)
         self._reader, self._heads = heads.reader if heads else "", heads
         self._unit_size = self._widths.heads * self._shape.head_dim // max(self._widths.head_units, 1)
-        self._train, self._held = split(self._measurement.size[0], options.held_back, chunk)
+        self._train, self._held = split(self._measurement.size[0], chunk)
         self._judged = self._held or self._train
         self._known: dict[str, Sums] = {}
         self._record = LayerRecord()
@@ -129,10 +119,12 @@ class LayerReconstruction:
         """Order in which head units (KV groups with their query heads, or query heads under MQA) go."""
 
         def eliminate() -> Elimination:
-            sums, rows = self._sums("heads", self._inputs.heads).whole, self._attention_weights[self._reader].T
-            metric = self._metric(sums, "heads")
+            sums, weights = self._sums("heads", self._inputs.heads).whole, self._attention_weights
+            metric = self._metric("heads", sums.weight / self._rows)
+            rows = weights[self._reader].T
             seen = rows if metric is None else rows.to(metric) @ metric
-            return eliminate_blocks(sums, seen, keep, self._unit_size, SELECTION_RIDGE)
+            free = _free_of_bias(sums, weights, self._reader)
+            return eliminate_blocks(free, seen, keep, self._unit_size, SELECTION_RIDGE)
 
         return self._orders.find(self._inputs.index, "heads", keep, eliminate)
 
@@ -142,18 +134,23 @@ class LayerReconstruction:
         def eliminate() -> Elimination:
             inputs = self._inputs.neurons_of(coupling)
             sums, rows = self._neuron_sums(inputs).whole, inputs.weights[coupling.reader].T
-            metric = self._options.metric if self._options.importance is None else self._metric(sums, "neurons")
-            return eliminate_units(sums, rows, keep, SELECTION_RIDGE, metric=metric)
+            metric = self._metric("neurons", self._inputs.mean_weight)
+            free = _free_of_bias(sums, inputs.weights, coupling.reader)
+            return eliminate_units(free, rows, keep, SELECTION_RIDGE, metric=metric)
 
         return self._orders.find(self._inputs.index, coupling.name, keep, eliminate)
 
-    def _metric(self, sums: ActivationSums, part: Part) -> Tensor | None:
-        """Metric of what a part of the layer gives: weighted squares become nats of a row; on the sums' device."""
-        importance, (sequences, tokens) = self._options.importance, self._measurement.size
-        if importance is None:
-            return None
-        weight = sums.weight / (sequences * tokens)
-        return importance.metric(self._inputs.index, part).to(sums.gram.device) / math.sqrt(max(2 * weight, 1e-30))
+    def _metric(self, part: Part, weight: float) -> Tensor | None:
+        """Metric of what a part of the layer gives: squares of rows that weigh ``weight`` on average become nats."""
+        if self._options.importance is None:
+            return self._options.metric if part == "neurons" else None
+        metric = self._options.importance.metric(self._inputs.index, part).to(self._measurement.device)
+        return metric / math.sqrt(max(2 * weight, 1e-30))
+
+    @property
+    def _rows(self) -> int:
+        sequences, tokens = self._measurement.size
+        return sequences * tokens
 
     def _sums(self, part: str, rows: Callable[[slice], tuple[Tensor, Tensor]]) -> Sums:
         """Sums over what the consumer of a part reads: ``rows`` gives features and row weights."""
@@ -181,7 +178,7 @@ class LayerReconstruction:
         return self._known[name]
 
     def _with_gaussian(self, sums: ActivationSums, inputs: NeuronInputs, share: float) -> ActivationSums:
-        """Mix in rows x ~ N(0, scale²), weighted to a share of the Gram's trace."""
+        """Replace a share of the Gram's trace by rows x ~ N(0, scale²)."""
         scale = inputs.scale
         generator = torch.Generator().manual_seed(self._config.seed + self._inputs.index)
         x = torch.randn(_GAUSSIAN_ROWS, len(scale), generator=generator).to(scale.device) * scale
@@ -189,7 +186,7 @@ class LayerReconstruction:
         extra = activation_sums((inputs.neurons(rows), torch.ones(len(rows), device=scale.device)) for rows in blocks)
         if not sums.trace:
             return sums + extra
-        return sums + extra.scaled(share / (1 - share) * sums.trace / max(extra.trace, 1e-30))
+        return sums.scaled(1 - share) + extra.scaled(share * sums.trace / max(extra.trace, 1e-30))
 
     def _attention(self, after: LayerShape) -> dict[Role, Tensor]:
         kept, known = self.head_order(self._widths.units_in(after)).kept, self._attention_weights
@@ -200,7 +197,7 @@ class LayerReconstruction:
         refitted = refit_consumer(Consumer(self._reader, known, sums), outputs, map(self._head_rows, self._judged))
         self._record.attention = {"before": self._widths.heads, "after": after.heads, **refitted.record}
         self._stages.lap("select")
-        return folded | refitted.whole
+        return folded | (refitted.train if self._alone else refitted.whole)
 
     def _mlp(self, coupling: NeuronCoupling, width: int) -> tuple[dict[Role, Tensor], dict[str, Any]]:
         """A coupling's tensors at ``width`` neurons, and what the report says of it."""
@@ -221,7 +218,9 @@ class LayerReconstruction:
         self._stages.lap("select")
         record = {"before": coupling.units, "after": width, **refitted.record}
         refinement, seed = self._options.refinement, mixed_seed(self._config.seed, self._inputs.index)
-        if self._refines and refinement.steps and self._held and not inputs.scarce:
+        if self._alone:
+            return folded | refitted.train, record
+        if refinement.steps and self._held and not inputs.scarce:
             start = folded | refitted.train
             refined, errors = refine(start, inputs, self._train, self._held, refinement, seed)
             record["refined_errors"] = errors
@@ -235,6 +234,11 @@ class LayerReconstruction:
         heads, w = self._inputs.heads(part)
         known = self._attention_weights
         return heads, F.linear(heads, known[self._reader], known.get(f"{self._reader}_bias")), w
+
+
+def _free_of_bias(sums: ActivationSums, weights: Weights, reader: Role) -> ActivationSums:
+    """Sums as the refit sees them: a bias of the consumer takes up what is constant."""
+    return sums.centred() if f"{reader}_bias" in weights else sums
 
 
 def _features(units: Tensor, size: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmfold.config import FoldConfig
 from llmfold.methods.dense import LayerInputs, Measurement
+from llmfold.methods.reconstruction.held import held_back
 from llmfold.methods.reconstruction.importance import Part
 from llmfold.models import LayerShape, Role
 from llmfold.runtime.hidden_states import STATE_FOLDER, chunks, mapped, read, stored_array, write
@@ -37,8 +38,8 @@ def parts_judged(config: FoldConfig) -> tuple[Part, ...]:
 
 
 def sequences_carried(sequences: int, length: int) -> int:
-    """How many of the sequences that are measured on."""
-    return min(sequences, max(sequences // SHARE, -(-TOKENS // length)))
+    """How many of the sequences that are measured on: of those held back, where there are any."""
+    return min(held_back(sequences) or sequences, max(sequences // SHARE, -(-TOKENS // length)))
 
 
 @dataclass

@@ -54,7 +54,7 @@ class Population:
 
     Attributes:
         checkpoint: the model's tensors.
-        context: of its forward passes, attention being full.
+        context: of its forward passes; attention reads from the members before one in its row.
         device: where to compute.
         seed: of everything random.
         options: settings.
@@ -104,7 +104,7 @@ class Population:
         return total.div(float(total.sum()))
 
     def output_metric(self, prior: Tensor) -> Tensor:
-        """(hidden, hidden) float64 map R with R Rᵀ = C / mean diag C + I.
+        """(hidden, hidden) float64 map R with R Rᵀ = (C / mean diag C + I) / 2, whose mean diagonal is 1.
 
         C is the covariance under the prior of the unembedding rows times the last gain, an average Fisher matrix of the
         logits; the identity stands for the layers in between.
@@ -117,5 +117,5 @@ class Population:
             second += (rows * p[:, None]).T @ rows
             mean += p @ rows
         covariance = second - torch.outer(mean, mean)
-        covariance /= covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        return cholesky(covariance, 1.0)
+        covariance /= 2 * covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        return cholesky(covariance, 0.5)

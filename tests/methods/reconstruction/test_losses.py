@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support import FAMILIES, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -15,6 +17,7 @@ from llmfold.folding.heads import joined, unit_views
 from llmfold.methods.base import read_layer
 from llmfold.methods.dense import DenseStates, Measurement
 from llmfold.methods.reconstruction import losses as module
+from llmfold.methods.reconstruction.held import held_back, split
 from llmfold.methods.reconstruction.importance import PARTS, Part
 from llmfold.methods.reconstruction.losses import SHARE, TOKENS, SingleLosses, sequences_carried
 from llmfold.models import LayerShape, Role
@@ -80,7 +83,7 @@ def naive(folder: Path, tokens: Tensor, index: int, part: Part) -> float:
 def test_losses_are_those_of_the_whole_model(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(tmp_path / "m", family)
     monkeypatch.setattr(module, "TOKENS", 18)  # two sequences
-    tokens = torch.randint(0, 64, (3, 9), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 64, (18, 9), generator=torch.Generator().manual_seed(0))
     found = measured(model, tmp_path / "work", tokens)
     assert len(found) == 4
     for (index, part), loss in found.items():
@@ -103,7 +106,21 @@ def test_curves_go_through_what_was_measured_and_stay_where_nothing_was() -> Non
 
 @pytest.mark.parametrize(
     ("sequences", "length", "carried"),
-    [(3, 9, 3), (64, 256, TOKENS // 256), (128, 512, TOKENS // 512), (512, 512, 512 // SHARE), (100, 3000, 3)],
+    [
+        *((1, 9, 1), (3, 9, 1), (64, 256, TOKENS // 256), (64, 128, 8), (128, 512, TOKENS // 512)),
+        *((512, 512, 512 // SHARE), (100, 3000, 3)),
+    ],
 )
 def test_some_of_the_last_sequences_are_carried(sequences: int, length: int, carried: int) -> None:
     assert sequences_carried(sequences, length) == carried
+
+
+@given(st.integers(1, 300), st.integers(1, 8))
+def test_sequences_are_fitted_on_or_held_back_and_what_is_carried_is_held_back(sequences: int, chunk: int) -> None:
+    fitted, judging = split(sequences, chunk)
+    assert [i for part in (*fitted, *judging) for i in range(part.start, part.stop)] == list(range(sequences))
+    assert all(part.stop - part.start <= chunk for part in (*fitted, *judging))
+    judged = sum(part.stop - part.start for part in judging)
+    assert judged == held_back(sequences)
+    assert judged == 0 if sequences == 1 else 0 < judged <= sequences / 2
+    assert sequences_carried(sequences, 7) <= judged or sequences == 1
