@@ -36,7 +36,7 @@ from llmfold.data.texts import read_text
 from llmfold.evaluation.loading import Loading, opened
 from llmfold.evaluation.perplexity import Windows, score, text_windows
 from llmfold.evaluation.zeroshot import Harness
-from llmfold.registry import names
+from llmfold.registry import SELF_DATA, names
 from llmfold.runtime.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results" / "real"
@@ -44,7 +44,7 @@ DENSE = "dense"
 SLICING, DROPPING = "slicegpt", "shortgpt"
 """Results of ``eval/slicegpt.py`` and ``eval/shortgpt.py``, which are no folds but stand in the same tables."""
 AMOUNTS = ("ratio", "ratio_of", "mlp_ratio", "attention_ratio", "fraction")
-CALIBRATED = (*names(lambda method: method.needs_data and not method.folds), SLICING, DROPPING)
+RIVALS = (*names(lambda method: method.needs_data and not method.folds), SLICING, DROPPING)
 ALIKE = 0.015
 """Shares of the decoder removed that differ by no more than this are put in one table: half of a block in thirty."""
 UNCHECKED = {"verify": "shapes", "fidelity_tokens": 0}
@@ -127,14 +127,15 @@ def run(arguments: argparse.Namespace) -> None:
     harness = Harness(tuple(arguments.tasks), arguments.data_dir, arguments.limit) if arguments.tasks else None
     yardstick = Yardstick(windows, harness, pick_device(arguments.device))
     protocols = {name: found.protocol for name, found in windows.items()}
-    how = {"protocols": protocols, "length": arguments.length, "limit": arguments.limit, "note": arguments.note}
+    how = {"length": arguments.length, "limit": arguments.limit, "note": arguments.note}
     for spec, seed in itertools.product(arguments.fold, arguments.seed):
-        wanted = {case: _standing(results / case.file) for case in cases(spec, seed)}
+        wanted = {case: _standing(results / case.file, arguments.length) for case in cases(spec, seed)}
         left = {case: yardstick.left(standing) for case, standing in wanted.items()}
         with tempfile.TemporaryDirectory(prefix="llmfold-", dir=arguments.scratch) as scratch:
             folds = _folded([case for case in wanted if not left[case].empty], arguments, Path(scratch))
             for case, (folder, remote_code, made) in folds.items():
                 before, found = wanted[case], left[case].measure(folder, remote_code)
+                found["protocols"] = protocols
                 both = {kind: {**before[kind], **found[kind]} for kind in found}
                 store(results / case.file, {"case": case.public, **made, **both, **how})
                 said = [f"{name} {math.exp(value):.2f}" for name, value in found["nll"].items()]
@@ -150,8 +151,13 @@ def cases(spec: str, seed: int) -> list[Case]:
     return [Case(spec.replace(ratios[0], ratio), seed) for ratio in ratios[0].split("|")]
 
 
-def _standing(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"nll": {}, "tasks": {}}
+def _standing(path: Path, length: int) -> dict[str, Any]:
+    """What there is of a result, whose windows must be as long as those to add."""
+    if not path.exists():
+        return {"nll": {}, "tasks": {}, "protocols": {}}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found["length"] != length:
+        raise SystemExit(f"{path} has windows of {found['length']} tokens, not {length}: choose another --name")
     return found
 
 
@@ -177,6 +183,9 @@ def _folded(
             {
                 "removed": report.ratio,
                 "removed_decoder": report.plan["decoder_ratio"],
+                "widths": [
+                    [layer["after"][unit] for unit in ("intermediate", "heads")] for layer in report.plan["layers"]
+                ],
                 "seconds": seconds,
                 "stages": report.seconds,
             },
@@ -230,7 +239,12 @@ def _grouped(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 def _rank(result: dict[str, Any]) -> int:
     """What is no fold goes to folds, and folds alone go to where a rival is."""
     method = result["case"]["method"]
-    return 0 if method in (SLICING, DROPPING) else 1 + (method in CALIBRATED)
+    return 0 if method in (SLICING, DROPPING) else 1 + _calibrated(result["case"])
+
+
+def _calibrated(case: dict[str, Any]) -> bool:
+    """Whether a case is a rival that was given outside text."""
+    return case["method"] in RIVALS and case["data"] != SELF_DATA
 
 
 def _alike(results: Sequence[dict[str, Any]], removed: float) -> bool:
@@ -269,7 +283,7 @@ def _table(amount: str, found: Sequence[dict[str, Any]], dense: dict[str, Any], 
         label: {name: [each["nll"][name] - dense["nll"][name] for each in some] for name in dense["nll"]}
         for label, some in rows.items()
     }
-    rivals = [label for label, some in rows.items() if some[0]["case"]["method"] in CALIBRATED]
+    rivals = [label for label, some in rows.items() if _calibrated(some[0]["case"])]
     lines = [f"| method | {' | '.join(dense['nll'])} | decoder removed | seconds | seeds |"]
     lines.append("|---|" + "---:|" * (len(dense["nll"]) + 3))
     first = next(iter(dense["nll"]))
@@ -299,10 +313,11 @@ def _tasks(found: Sequence[dict[str, Any]]) -> list[str]:
     for each in sorted(scored, key=lambda each: -statistics.fmean(each["tasks"][name][0] for name in names)):
         cells = [f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in (each["tasks"][name] for name in names)]
         mean = statistics.fmean(each["tasks"][name][0] for name in names)
-        case, data = each["case"], "yes" if "data" in each["case"] else "no"
+        case, data = each["case"], "yes" if each["case"].get("data", SELF_DATA) != SELF_DATA else "no"
         what = DENSE if case["method"] == DENSE else f"{_label(case)}; {_amount(case)}; seed {case['seed']}"
         lines.append(f"| {what} | {' | '.join(cells)} | {100 * mean:.1f} | {data} |")
-    return [*lines, "", f"Accuracy in %, of the first {scored[0]['limit']} documents of a task, without examples.", ""]
+    what = f"Accuracy in %, of the first {scored[0]['limit']} documents of a task, without examples"
+    return [*lines, "", f"{what}; normalised by length where lm-eval has that.", ""]
 
 
 def describe(runs: argparse.ArgumentParser) -> None:

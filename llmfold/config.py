@@ -161,6 +161,8 @@ class FoldConfig:
         self._check_uses()
         if self.ratio is None and self.mlp_ratio is None and self.attention_ratio is None and not self.layers:
             raise UsageError("nothing says how much to remove; pass --ratio, for example --ratio 0.2")
+        if self.ratio is None and self.ratio_of != "model":
+            raise UsageError("--ratio-of says what --ratio counts, which is missing; leave it out")
         self.facts.check(vars(self))
         self.shard_bytes, self.memory_limits  # noqa: B018 - refuse a malformed size now, not after the clustering
 

@@ -109,6 +109,7 @@ class _Work:
                 keep = kept_neurons(a.intermediate, self.plan.config.ratio or 0.0)
                 yield from (self._eliminate_neurons("widths", a, keep) for _ in range(shape.mlps(a)))
             if self.judged:
+                yield from self._judged_refits()
                 yield self._single_losses()
         yield Stage("forward", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
         for a, b in zip(shape.layers, self.plan.after.layers, strict=True):
@@ -127,8 +128,19 @@ class _Work:
                     if self.steps and self.held:
                         yield self._refine(b.intermediate)
 
+    def _judged_refits(self) -> Iterator[Stage]:
+        """Each part of each layer that is judged, refit at about the ratio; a group of heads less."""
+        shape = self.plan.before
+        for a in shape.layers:
+            kept = round(a.intermediate * (1 - (self.plan.config.ratio or 0.0)))
+            rows = self._neuron_rows(a, self.held)
+            yield from (replace(self._refit(a.intermediate, kept, rows), name="widths") for _ in range(shape.mlps(a)))
+            if self.judged > 1 and shape.folds_heads(a):
+                before, after = (units * shape.head_dim for units in (a.heads, a.heads - a.heads // a.head_units))
+                yield replace(self._refit(before, after, self._head_rows(a, self.held)), name="widths")
+
     def _single_losses(self) -> Stage:
-        """Parts of each layer, refit once, through all later layers: half a pass for each of all of them."""
+        """Parts of each layer through all later layers: half a pass for each of all of them."""
         shape, parts = self.plan.before, self.judged * len(self.plan.before.layers)
         carried = parts / 2 * decoder_flops(shape, self._carried, self.length)
         return Stage("widths", large=carried + (parts + 1) * head_flops(shape, self._carried))

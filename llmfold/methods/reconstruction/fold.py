@@ -58,8 +58,9 @@ class Reconstruction(LayerMethod):
     def measure(self, read_layer: ReadLayer, ratio: float, notify: Notify) -> Sensitivities:
         """Curves of all layers: the rise of the ridge objective along the backward elimination of neurons and heads.
 
-        Errors count in nats, by what single layers were measured to lose about the width that the ratio means; where
-        that is not measured, relative to the residual stream that they disturb, since the next RMSNorm divides by it.
+        Errors count in nats where units are selected by what predictions lose, scaled to what single layers were
+        measured to lose about the width that the ratio means, if that is asked for; else relative to the mean square of
+        the residual stream that they disturb, since the next RMSNorm divides by it.
         Each process eliminates in layers of its own; the order found is kept, and :meth:`fold` takes it up.
 
         Args:
