@@ -39,15 +39,16 @@ import json
 import sys
 from pathlib import Path
 
-from llmfold.report.scoreboard import markdown_table, notes, quality_rows
 from llmfold.evaluation.scores import Evaluation
+from llmfold.report.markdown import table
+from llmfold.report.scoreboard import notes, quality_rows
 
 folder, methods = Path(sys.argv[1]), sys.argv[2:]
 found = [Evaluation.from_dict(json.loads((folder / f"{m}.json").read_text())) for m in methods]
 columns = [quality_rows(one) for one in found]
 rows = [["method", *(row[0] for row in columns[0][1:])], ["dense", *(row[1] for row in columns[0][1:])]]
 rows += [[method, *(row[2] for row in column[1:])] for method, column in zip(methods, columns)]
-text = markdown_table(rows) + "\n" + "".join(f"- {note}\n" for note in notes(found[0]))
+text = table(rows) + "\n\n" + "".join(f"- {note}\n" for note in notes(found[0]))
 (folder / "table.md").write_text(text)
 print(text)
 TABLE

@@ -67,11 +67,11 @@ def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, not
     Raises:
         LlmfoldError: a model that cannot be run, a task that cannot be scored.
     """
-    tokens, limit = config.fidelity_tokens, min(config.memory_limits.values(), default=None)
+    tokens, limits = config.fidelity_tokens, config.memory_limits
     if not tokens and suite.empty:
         return
     dense = locate(config.model, config.revision).folder
-    if tokens and not fits(dense, Loading(None, pick_device(config.device), limit)):
+    if tokens and not fits(dense, Loading(None, pick_device(config.device), limits)):
         tokens = 0
         report.notes += [
             "closeness to the dense model was not measured and no prompt continued, since that does not fit in memory: "
@@ -79,7 +79,7 @@ def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, not
         ]
     start = time.perf_counter()
     if tokens or not suite.empty:
-        evaluation = evaluate(_settings(config, report, tokens), notify=notify, suite=suite, limit=limit)
+        evaluation = evaluate(_settings(config, report, tokens), notify=notify, suite=suite, limits=limits)
         report.quality = evaluation.to_dict()
         if tokens and not evaluation.samples:
             report.notes += ["no prompt was continued by the two models, since there is no tokenizer that fits them"]

@@ -21,6 +21,8 @@ AFTERWARDS = ("fidelity_tokens", "eval", "eval_text", "eval_data_dir", "eval_lim
 """Options of what is measured when the fold is done."""
 OF_SAMPLING = ("temperature", "max_memory")
 """Options of folds that sample from the model, be it by their method or by their data."""
+EVAL_TASKS = "wikitext2,folding"
+"""Tasks of ``eval`` where it is only said that there be any."""
 SPEED = "speed"
 """The task of ``eval`` that reads no text."""
 WHAT, MUCH, HOW, RUN, AFTER = "what", "much", "how", "run", "after"
@@ -134,15 +136,14 @@ class FoldConfig:
     fidelity_tokens: int = option(
         "tokens of the dense model to compare on; 0: no comparison, no continued prompts", integer(0), AFTER, 2048
     )
-    eval: str | None = option(
-        "tasks of 'llmfold eval' (default: wikitext2,folding)", ANYTHING, AFTER, None, const="wikitext2,folding"
-    )
+    eval: str | None = option(f"tasks of 'llmfold eval' (default: {EVAL_TASKS})", TEXT, AFTER, None, const=EVAL_TASKS)
     eval_text: str | None = option("text file in place of WikiText-2", ANYTHING, AFTER, None)
     eval_data_dir: str | None = option("folder of JSON lines in place of the hub", ANYTHING, AFTER, None)
     eval_limit: int | None = option("first N documents of every task only", integer(1), AFTER, None)
 
     def __post_init__(self) -> None:
         """Check every value; raises UsageError naming the option."""
+        object.__setattr__(self, "eval", _tasks(self.eval))
         check_options(self)
         for index, override in self.layers.items():
             if not is_integer(index) or index < 0:
@@ -329,3 +330,10 @@ def check_fraction(value: Any, name: str) -> None:
     """Raise UsageError unless ``value`` is None or a number in [0, 1)."""
     if value is not None:
         FRACTION.check(name, value)
+
+
+def _tasks(given: Any) -> Any:
+    """Tasks of ``eval`` with commas between, as Python and a recipe may give them: as a list, or true for the usual."""
+    if isinstance(given, list | tuple) and all(isinstance(each, str) for each in given):
+        return ",".join(given)
+    return EVAL_TASKS if given is True else None if given is False else given

@@ -160,3 +160,16 @@ def test_an_option_that_changes_nothing_is_refused(options: dict[str, Any]) -> N
 
 def test_options_of_sampling_go_with_data_that_is_sampled() -> None:
     FoldConfig("m", ratio=0.2, method="wanda-sp", data="self", temperature=1.0, max_memory="4GiB", effort="quick")
+
+
+@pytest.mark.parametrize(
+    ("given", "tasks"),
+    [(True, "wikitext2,folding"), (False, None), (["piqa", "boolq"], "piqa,boolq"), ("piqa", "piqa"), (None, None)],
+)
+def test_tasks_may_be_a_list_or_just_asked_for(given: Any, tasks: str | None) -> None:
+    assert FoldConfig(model="m", ratio=0.2, eval=given).eval == tasks
+
+
+def test_tasks_that_are_no_words_are_refused() -> None:
+    with pytest.raises(UsageError, match="--eval is 3"):
+        FoldConfig(model="m", ratio=0.2, eval=3)  # type: ignore[arg-type]

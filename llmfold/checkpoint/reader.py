@@ -19,7 +19,7 @@ from llmfold.checkpoint.blocks import is_finite
 from llmfold.checkpoint.dtypes import STORED_DTYPES
 from llmfold.checkpoint.header import Header, read_header
 from llmfold.checkpoint.shards import TensorSpec
-from llmfold.checkpoint.side_files import copy_side_files, find_side_files
+from llmfold.checkpoint.side_files import copy_side_files, find_side_files, side_digests
 from llmfold.checkpoint.weights import INDEX_FILE, SINGLE_FILE, no_weights, read_weight_map
 from llmfold.errors import CheckpointError
 from llmfold.folder_files import CONFIG_FILE, regular_file
@@ -123,9 +123,12 @@ class Checkpoint:
             raise CheckpointError(f"{header.path} changed while it was being read: run the command again")
 
     def fingerprint(self) -> str:
-        """Return a sha256 that names this source: config and headers by content, shards by name, size and time."""
+        """Return a sha256 that names this source: shards by name, size and time, all else by content.
+
+        All else is the config, headers, and the tokenizer's and other files that are read beside them.
+        """
         shards = [(name, header.size, header.mtime_ns, header.sha256) for name, header in self._headers.items()]
-        return hashlib.sha256(json.dumps([self._config_sha256, shards]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self._config_sha256, shards, side_digests(self.folder)]).encode()).hexdigest()
 
     def side_files(self, *, remote_code: bool = False) -> list[Path]:
         """Return the files to copy to the output; see ``find_side_files``."""

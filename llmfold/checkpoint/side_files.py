@@ -11,17 +11,19 @@ from llmfold.checkpoint.base_card import CARD_FILE
 from llmfold.errors import CheckpointError, printable
 from llmfold.folder_files import regular_file
 from llmfold.jsonfile import parse_object, read_bounded
+from llmfold.runtime.storage import file_sha256
 
 TEMPLATE_FOLDER = "additional_chat_templates"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # Matched against lower-cased names.
+_LICENCES = ("license*", "licence*", "notice*", "use_policy*", "copying*")
 PATTERNS = (
     *("tokenizer.json", "tokenizer.*.json", "tokenizer.model", "tokenizer.model.*", TOKENIZER_CONFIG, "tekken.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "bpe.codes", "*.tiktoken"),
     *("tiktoken.model", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model", "spm.model", "*.spm"),
     *("chat_template.jinja", "chat_template.json"),
     *("generation_config.json", "preprocessor_config.json", "*_preprocessor_config.json", "processor_config.json"),
-    *("license*", "licence*", "notice*", "use_policy*", "copying*"),
+    *_LICENCES,
 )
 """Of the files that tokenizers and processors read, chat templates, generation configs and licences."""
 _NEVER = (".py", ".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -50,6 +52,12 @@ def find_side_files(folder: Path, *, remote_code: bool = False) -> list[Path]:
     templates = sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))
     names += [f"{TEMPLATE_FOLDER}/{path.name}" for path in templates if not path.is_dir()]
     return [_of_bounded_size(regular_file(folder, name)) for name in names]
+
+
+def side_digests(folder: Path) -> list[tuple[str, str]]:
+    """Names and SHA-256 of the side files that decide what a model reads or writes; licences do not."""
+    paths = (path for path in find_side_files(folder) if not _belongs(path.name, _LICENCES, remote_code=False))
+    return [(path.name, file_sha256(path)) for path in paths]
 
 
 def copy_side_files(folder: Path, target: Path, *, remote_code: bool = False) -> list[str]:

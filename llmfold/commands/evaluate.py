@@ -57,6 +57,7 @@ def run(options: dict[str, Any]) -> None:
     Raises:
         LlmfoldError: with one sentence that says what is wrong and what to do.
     """
+    from llmfold.errors import UsageError
     from llmfold.evaluation.image_options import ImageEvaluationSettings
     from llmfold.evaluation.options import EvaluationSettings
 
@@ -67,11 +68,18 @@ def run(options: dict[str, Any]) -> None:
         lambda: options_for(EvaluationSettings, options, images=False),
         lambda: options_for(ImageEvaluationSettings, options, images=True),
     )
+    if output is not None and output == beside(output):
+        raise UsageError(f"--output {output} is the JSON file to write, and its table would replace it: name it .json")
     notify = (lambda _: None) if quiet else print_progress
     if isinstance(settings, tuple):
         _images(settings[1], output, notify, quiet=quiet)
     else:
         _text(settings, output, notify, quiet=quiet)
+
+
+def beside(output: Path) -> Path:
+    """Where the table of a JSON file goes; a point in a name such as ``fold-0.2`` begins no ending."""
+    return output.with_name(output.name.removesuffix(".json").removesuffix(".md") + ".md")
 
 
 def _text(settings: "EvaluationSettings", output: Path | None, notify: "Notify", *, quiet: bool) -> None:
@@ -83,7 +91,7 @@ def _text(settings: "EvaluationSettings", output: Path | None, notify: "Notify",
 
     evaluation = evaluate(settings, output, notify)
     if output is not None:
-        write_text(output.with_suffix(".md"), document(evaluation))
+        write_text(beside(output), document(evaluation))
     if not quiet:
         print_table(terminal(evaluation))
     if evaluation.failures:
@@ -98,6 +106,6 @@ def _images(settings: "ImageEvaluationSettings", output: Path | None, notify: "N
 
     evaluation = evaluate_images(settings, output, notify)
     if output is not None:
-        write_text(output.with_suffix(".md"), document(evaluation))
+        write_text(beside(output), document(evaluation))
     if not quiet:
         print_table(terminal(evaluation))

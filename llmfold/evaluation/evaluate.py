@@ -21,7 +21,7 @@ from llmfold.evaluation.defaults import AUTO, BATCH
 from llmfold.evaluation.dense_comparison import DenseComparison
 from llmfold.evaluation.engine_speed import llama_cpp_speed
 from llmfold.evaluation.fidelity import Fidelity, check_vocabularies
-from llmfold.evaluation.loading import Loading, fits, opened
+from llmfold.evaluation.loading import Limits, Loading, fits, opened
 from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.perplexity import Perplexity, Windows, text_windows
 from llmfold.evaluation.samples import Sample
@@ -40,7 +40,7 @@ def evaluate(
     output: Path | None = None,
     notify: Notify = lambda _: None,
     suite: Suite | None = None,
-    limit: int | None = None,
+    limits: Limits | None = None,
 ) -> Evaluation:
     """Measure a model.
 
@@ -49,7 +49,7 @@ def evaluate(
         output: JSON file for the results, saved after every task; what it holds already is not measured again.
         notify: told what begins.
         suite: of these settings, where its data was found before.
-        limit: most bytes that a model may take; None for what is free.
+        limits: see :class:`Loading`.
 
     Raises:
         LlmfoldError: with one sentence that says what is wrong and what to do.
@@ -62,7 +62,7 @@ def evaluate(
         data_dir=settings.data_dir,
         limit=settings.limit,
     )
-    run = _Run(settings, suite, results, notify, limit)
+    run = _Run(settings, suite, results, notify, limits)
     run.compare()
     run.zero_shot()
     if suite.speed:
@@ -75,7 +75,7 @@ class _Run:
     """One evaluation; every result goes through ``results``, under a key of all that decides it."""
 
     def __init__(
-        self, settings: EvaluationSettings, suite: Suite, results: ResultCache, notify: Notify, limit: int | None
+        self, settings: EvaluationSettings, suite: Suite, results: ResultCache, notify: Notify, limits: Limits | None
     ) -> None:
         self.settings, self.suite, self.results, self.notify = settings, suite, results, notify
         self.source = locate(settings.model)
@@ -87,7 +87,7 @@ class _Run:
         if self.dense and (suite.text or settings.fidelity_tokens):
             dense, model = (shape_of(Checkpoint.open(each.folder).config) for each in (self.dense, self.source))
             check_vocabularies(dense.vocabulary, model.vocabulary)
-        self.loading = Loading.of(settings.compute_dtype, pick_device(settings.device), *folders, limit=limit)
+        self.loading = Loading.of(settings.compute_dtype, pick_device(settings.device), *folders, limits=limits)
         self.evaluation = Evaluation(
             ModelScores(public_name(self.source)),
             ModelScores(public_name(self.dense)) if self.dense else None,

@@ -1,7 +1,7 @@
 """Models under evaluation: held in the dtype of the arithmetic, else as stored, else offloaded by accelerate."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -17,8 +17,11 @@ from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.errors import CheckpointError
 from llmfold.models import stock_config
 from llmfold.models.casting import load_model, refuse_not_finite
+from llmfold.models.settings import POSITIONS, setting, text_config
 from llmfold.runtime.devices import compute_dtype
 from llmfold.runtime.limits import available_memory, room
+
+Limits = Mapping[int | str, int]
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,18 @@ class Loading:
     Attributes:
         dtype: in which they compute; None for the dtype that each is stored in.
         device: where they run.
-        limit: most bytes that a model may take; None for what is free.
+        limits: most bytes that a model may take by device, or under "all" for those not named; None for what is free.
     """
 
     dtype: torch.dtype | None = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    limit: int | None = None
+    limits: Limits | None = None
 
     @classmethod
-    def of(cls, name: str, device: torch.device, *folders: Path, limit: int | None = None) -> "Loading":
+    def of(cls, name: str, device: torch.device, *folders: Path, limits: Limits | None = None) -> "Loading":
         """Load all of ``folders`` in one dtype: see :func:`compute_dtype`, half dtypes that differ giving float32."""
         stored = [Checkpoint.open(folder).dtype for folder in folders]
-        return cls(compute_dtype(name, device, reduce(torch.promote_types, stored)), device, limit)
+        return cls(compute_dtype(name, device, reduce(torch.promote_types, stored)), device, limits)
 
     @property
     def words(self) -> str:
@@ -49,7 +52,7 @@ class Loading:
 
 def max_positions(checkpoint: Checkpoint) -> int:
     """The model's maximum number of positions."""
-    return int(stock_config(checkpoint.config).max_position_embeddings)
+    return int(setting(text_config(stock_config(checkpoint.config)), "max_position_embeddings") or POSITIONS)
 
 
 @contextmanager
@@ -90,18 +93,17 @@ def placed(folder: Path, loading: Loading) -> Iterator[dict[str, Any]]:
         elif fits(folder, replace(loading, dtype=None)):
             yield {"as_stored": True}
         else:
-            yield {"device_map": "auto", "offload_folder": scratch, "max_memory": _rooms()}
+            yield {"device_map": "auto", "offload_folder": scratch, "max_memory": _rooms(loading.limits)}
 
 
 def fits(folder: Path, loading: Loading) -> bool:
-    """Whether the weights find room in the device's free memory and within the limit, in the dtype they compute in."""
-    most = int(_rooms().get(loading.device.index or 0 if loading.device.type == "cuda" else "cpu", 0))
-    size = Checkpoint.open(folder).size_in(loading.dtype)
-    return size <= (most if loading.limit is None else min(most, loading.limit))
+    """Whether the weights find room in the device's free memory and within its limit, in the dtype they compute in."""
+    name = loading.device.index or 0 if loading.device.type == "cuda" else "cpu"
+    return Checkpoint.open(folder).size_in(loading.dtype) <= _rooms(loading.limits).get(name, 0)
 
 
-def _rooms() -> dict[int | str, int]:
+def _rooms(limits: Limits | None = None) -> dict[int | str, int]:
     """Bytes that a model may take by device; of the host, no more than the cgroup of this process leaves it."""
     free: dict[int | str, int] = dict(get_max_memory())
     free["cpu"] = min(free.get("cpu", 0), available_memory())
-    return {device: room(device, size) for device, size in free.items()}
+    return {device: room(device, size, limits) for device, size in free.items()}

@@ -58,8 +58,10 @@ class EvaluationSettings(Measuring):
         """Check everything that can be checked without models and data; raises UsageError."""
         if not (self.tasks or self.text or self.against):
             raise UsageError("nothing to measure: pass --tasks, --text for perplexity, or --against for fidelity")
-        if SPEED in (self.tasks or "").split(",") and self.against is None:
+        if SPEED in map(str.strip, (self.tasks or "").split(",")) and self.against is None:
             raise UsageError("speed is measured beside the dense model: pass --against")
+        if self.against is None and self.against_revision is not None:
+            raise UsageError("--against-revision is a revision of --against, which is missing: pass both, or neither")
         if self.text is None and self.text_column != TEXT_COLUMN:
             raise UsageError("--text-column is a column of --text, which is missing: pass both, or neither")
         check_options(self)

@@ -26,6 +26,7 @@ from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import BATCH
 from llmfold.evaluation.loading import max_positions
 from llmfold.models import stock_config
+from llmfold.models.settings import text_config
 
 PAPER_LENGTH = 2048
 
@@ -106,7 +107,7 @@ def text_windows(
     if limit is not None and limit < 1:
         raise UsageError(f"--windows {limit} leaves nothing to score: give at least 1")
     reader = reader or folder
-    stream = token_stream(reader, text, int(stock_config(checkpoint.config).vocab_size))
+    stream = token_stream(reader, text, int(text_config(stock_config(checkpoint.config)).vocab_size))
     tokens = cut_windows(stream, length, stride=stride, limit=limit)
     stride = stride or length
     return Windows(tokens, stride, _protocol(reader, text, stream, tokens, stride))

@@ -21,6 +21,7 @@ from llmfold.data.tokenizer import load_tokenizer
 from llmfold.data.tokens import check_ids, input_device
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.defaults import AUTO
+from llmfold.models.settings import text_config
 from llmfold.runtime.storage import file_sha256
 
 FOLDING = "folding"
@@ -98,7 +99,7 @@ class Harness:
             from lm_eval.models.huggingface import HFLM
 
             wrapped = HFLM(pretrained=model, tokenizer=load_tokenizer(folder), batch_size=batch)
-            wrapped.tok_encode = _checked(wrapped.tok_encode, folder, int(model.config.vocab_size))
+            wrapped.tok_encode = _checked(wrapped.tok_encode, folder, int(text_config(model.config).vocab_size))
             wrapped._device = input_device(model)  # an offloaded model says "meta", where no input can go
             # It would ask git for the state of the working directory, and git complains where that is no repository.
             silent = mock.patch.object(evaluator, "get_git_commit_hash", return_value=None, create=True)

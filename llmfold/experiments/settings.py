@@ -16,7 +16,7 @@ from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_
 from llmfold.experiments.variants import Variant, parse_variants
 from llmfold.kinds import ANYTHING, SWITCH, TEXT, integer
 from llmfold.options import check_options, command_words, flag, numbers, option, public_file
-from llmfold.registry import method_facts
+from llmfold.registry import SELF_DATA, method_facts
 
 AMOUNTS = ("ratio", "mlp_ratio", "attention_ratio")
 Amount = dict[str, float]
@@ -75,8 +75,12 @@ class Folds(ABC):
         """Every fold of the comparison: amount, method and seed; one seed where it moves nothing."""
         for amount in self.amounts():
             for variant in self.variants:
-                for seed in range(self.seeds if variant.random else 1):
+                for seed in range(self.seeds if self.moves(variant) else 1):
                     yield amount, variant, seed
+
+    def moves(self, variant: Variant) -> bool:
+        """Whether seeds move a variant."""
+        return variant.random
 
     def command(self) -> str:
         """The command line of this comparison, files by their names only."""
@@ -125,6 +129,13 @@ class Settings(Measuring, Folds):
             raise UsageError(f"only one of {', '.join(map(flag, AMOUNTS))} may have several values")
         check_options(self)
         self.check()
+        configs = [self.fold_config(each, self.amounts()[0], 0, self.output) for each in self.variants]
+        if self.data is not None and not any(config.data for config in configs):
+            raise UsageError(f"--data is used by none of {self.methods}: leave it out")
+
+    def moves(self, variant: Variant) -> bool:
+        """See :class:`Folds`: the model's own text, where that is the data of all, is drawn by the seed too."""
+        return variant.random or variant.fold_options(self.data).get("data") == SELF_DATA
 
     def fold_config(self, variant: Variant, amount: Amount, seed: int, output: Path) -> FoldConfig:
         """The options of one fold. Its reload check is of shapes only, since the model is loaded and run at once.

@@ -15,7 +15,10 @@ from llmfold.plain_yaml import load
 from llmfold.registry import SELF_DATA, method_facts, names
 
 _FIXED = frozenset(
-    ("model", "revision", "method", "ratio", "ratio_of", "layers", "seed", "output", "overwrite", "verify")
+    (
+        *("model", "revision", "method", "ratio", "ratio_of", "layers", "seed", "output", "overwrite", "verify"),
+        *("fidelity_tokens", "eval", "eval_text", "eval_data_dir", "eval_limit"),
+    )
 )
 """Options that are the same for all methods, or that the comparison sets itself."""
 

@@ -113,7 +113,8 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
 
 def _open(checkpoint: Checkpoint, name: str) -> _Model:
-    """Check everything about a model that config and headers tell."""
+    """Check everything about a model that config and headers tell, and that its files lie in its folder."""
+    checkpoint.side_files()
     shape = stored_shape(checkpoint)
     shape.check_stored(checkpoint.shapes)
     stock = stock_config(checkpoint.config)

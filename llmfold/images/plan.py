@@ -52,6 +52,11 @@ class ImagePlan:
         return 1 - self.module.after / self.module.before
 
     @property
+    def bytes_written(self) -> int:
+        """Of the output: the weights, and where there is a program beside them, those in float32 once more."""
+        return self.bytes_after + (0 if self.stock else torch.float32.itemsize * self.module.after)
+
+    @property
     def loading_note(self) -> str:
         """How the output is loaded where its stock class does not hold the widths."""
         return (
@@ -147,14 +152,22 @@ def _by_parameters(model: ImageModel, keys: list[Key], ratio: float, named: set[
     """
     shapes = {name: shape for name, shape in state_shapes(model.module).items() if name in named}
     dense = sum(map(math.prod, shapes.values()))
-    low, high, best, least = 0.0, 1.0, None, dense
+    wanted, least = (1 - ratio) * dense, dense
+
+    def tried(fraction: float) -> tuple[StockWidths | None, int]:
+        found = stock_widths(model, keys, fraction)
+        size = narrowed_shapes(model.couplings.found, shapes, found.widths) if found else shapes
+        return found, sum(map(math.prod, size.values()))
+
+    best, count = tried(0.0)
+    if best is not None and count <= wanted:
+        return best
+    low, high, best = 0.0, 1.0, None
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        found = stock_widths(model, keys, middle)
-        size = narrowed_shapes(model.couplings.found, shapes, found.widths) if found else shapes
-        count = sum(map(math.prod, size.values()))
+        found, count = tried(middle)
         least = min(least, count)
-        if found is None or count > (1 - ratio) * dense:
+        if found is None or count > wanted:
             low = middle
         else:
             high, best = middle, found

@@ -53,7 +53,7 @@ def fold_image(
     assert model.checkpoint is not None
     config = plan.config
     stages = StageTimer()
-    check_disk([config.output_path.absolute()], plan.bytes_after)
+    check_disk([config.output_path.absolute()], plan.bytes_written)
     with (
         PeakMemory() as memory,
         WorkFolder.open(config.output_path, overwrite=config.overwrite, source=model.source.folder) as work,

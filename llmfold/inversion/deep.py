@@ -99,7 +99,7 @@ def inverted_inputs(
 
 
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images rolled by up to two pixels and mirrored half of the time, so that no pixel is tuned to its place."""
+    """Images rolled by up to two pixels and mirrored two times in five, so that no pixel is tuned to its place."""
     if x.ndim != 4:
         return x
     down, right, mirrored = torch.randint(0, 5, (3,), generator=generator).tolist()

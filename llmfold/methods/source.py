@@ -121,7 +121,7 @@ def sample_batches(
     length = sampling.budget.document_length
     total, left = (length * sum(len(batches[index]) for index in some) for some in (mine, missing))
     count_tokens = _token_counter(notify, total, total - left)
-    offload = context.work / f"offload-{mine[0]}"
+    offload = context.states / f"offload-{mine[0]}"  # states never become part of the output
     cache = max(map(len, batches)) * cache_bytes(stock_config(context.checkpoint.config), length)
     try:
         loading, caches = _placement(context, cache, min(len(batches), local_world_size()), offload)

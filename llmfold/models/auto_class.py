@@ -12,6 +12,8 @@ from transformers import (
     PretrainedConfig,
 )
 
+from llmfold.models.own_code import runs_own_code
+
 
 def auto_class(config: PretrainedConfig) -> Any:
     """The auto class for a config; that of causal language models where both know it, or neither."""
@@ -25,8 +27,12 @@ def from_folder(folder: Path, *, remote_code: bool = False, **options: Any) -> A
 
     Args:
         folder: the checkpoint.
-        remote_code: whether the folder's own modelling file may run.
+        remote_code: whether the folder's own modelling file may run, also where llmfold did not write it.
         options: further arguments of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: without ``remote_code``, a modelling file that is not llmfold's.
     """
+    remote_code = remote_code or runs_own_code(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
     return auto_class(config).from_pretrained(folder, trust_remote_code=remote_code, **options)

@@ -19,6 +19,7 @@ from llmfold.modules.projection import with_projections
 from llmfold.modules.reconstruct import reconstructed
 from llmfold.modules.statistics import normalised, reset_statistics, with_restored_variance
 
+DEFAULT_CLUSTERING: ClusterMethod = "hartigan"
 Method = Literal["self", "paper", "ifm", "inn", "magnitude-l1", "magnitude-l2"]
 Repair = Literal["none", "variance", "statistics"]
 
@@ -34,7 +35,7 @@ def fold_module(
     ratio_of: RatioOf = "parameters",
     widths: Mapping[str, int] | None = None,
     inputs: Tensor | None = None,
-    clustering: ClusterMethod = "hartigan",
+    clustering: ClusterMethod = DEFAULT_CLUSTERING,
     heads: bool = False,
 ) -> nn.Module:
     """A narrower copy of a module: channels and neurons that ``torch.export`` shows to be free become fewer.
@@ -66,8 +67,10 @@ def fold_module(
     Raises:
         UsageError: options that do not fit, a module that torch.export cannot trace, or nothing to narrow.
     """
-    _check(method, repair)
+    _check(method, repair, clustering)
     dense = with_projections(with_tensors(module, {}).eval(), example_inputs)
+    if repair in ("variance", "statistics") and not batch_norms(dense):
+        raise UsageError(f"repair={repair} changes BatchNorms, and the module has none: leave repair out")
     plan = planned(module, dense, example_inputs, ratio, ratio_of, widths, heads=heads)
     if plan.unchanged:
         return with_tensors(module, {}).eval()
@@ -88,7 +91,7 @@ def folded(
     repair: Repair | None,
     seen: Tensor | None,
     *,
-    clustering: ClusterMethod = "hartigan",
+    clustering: ClusterMethod = DEFAULT_CLUSTERING,
     seed: int = 0,
     notify: Callable[[str], None] = lambda stage: None,
 ) -> nn.Module:
@@ -121,7 +124,7 @@ def by_weights(
     method: Method,
     repair: Repair,
     *,
-    clustering: ClusterMethod = "hartigan",
+    clustering: ClusterMethod = DEFAULT_CLUSTERING,
     seed: int = 0,
 ) -> nn.Module:
     """A narrower module by a method that looks at weights alone.
@@ -178,12 +181,14 @@ def _scores(module: nn.Module, example: Tensor) -> bool:
     return given is not None and given.ndim == 2
 
 
-def _check(method: str, repair: str | None) -> None:
+def _check(method: str, repair: str | None, clustering: str) -> None:
     if method not in get_args(Method):
         raise UsageError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     if repair is not None and repair not in get_args(Repair):
         raise UsageError(f"repair must be one of {', '.join(get_args(Repair))}, got {repair!r}")
     if repair == "variance" and method not in ("paper", "ifm"):
         raise UsageError(f"repair=variance restores what merging averaged; {method} merges nothing")
+    if clustering != DEFAULT_CLUSTERING and method != "paper":
+        raise UsageError(f"clustering={clustering} is of method=paper; {method} has its own: leave it out")
     if method == "self" and repair not in (None, "none"):
         raise UsageError("method=self repairs by itself: leave repair out")

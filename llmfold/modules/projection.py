@@ -30,7 +30,7 @@ def with_projections(module: nn.Module, example_inputs: Sequence[Any]) -> nn.Mod
         return module
     with torch.no_grad():
         ShapeProp(graph).propagate(*example_inputs)
-    padded = [node for node in padding if _channels(node) is not None]
+    padded = [node for node in padding if _channels(node) is not None and _of_images(node)]
     for number, node in enumerate(padded):
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -54,6 +54,12 @@ def _channels(node: fx.Node) -> tuple[int, int] | None:
     if mode != "constant" or value or len(sizes) != 6 or any(sizes[:4]):
         return None
     return int(sizes[4]), int(sizes[5])
+
+
+def _of_images(node: fx.Node) -> bool:
+    """Whether what is padded is (n, channels, height, width)."""
+    source = node.args[0]
+    return isinstance(source, fx.Node) and len(source.meta["tensor_meta"].shape) == 4
 
 
 def _projection(channels: int, before: int, after: int) -> nn.Conv2d:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llmfold.errors import UsageError
 from llmfold.inversion.deep import Norm
 from llmfold.modules.activations import Layer, Rows, channels_second, watch_layers
 from llmfold.modules.coupling import ChannelCoupling, ChannelSlot
@@ -81,7 +82,7 @@ def reconstructed(
 
 @dataclass(frozen=True)
 class _Run:
-    """Layers in the order they run, and the BatchNorm that reads what a layer gives."""
+    """Layers that run once, in that order, and the BatchNorm that reads what a layer gives."""
 
     layers: list[str]
     norms: dict[str, str]
@@ -101,7 +102,7 @@ def _order(module: nn.Module, inputs: Tensor) -> _Run:
             given.append((path, y))
 
     watch_layers(module, inputs[:2], list(names), watch)
-    return _Run(layers, norms)
+    return _Run([path for path in layers if layers.count(path) == 1], norms)
 
 
 def _staying(
@@ -176,6 +177,11 @@ def _grams(
             sums[name] = sums[name] + found if name in sums else found
 
     watch_layers(module, inputs, list(readers), watch)
+    if unseen := sorted(readers.keys() - second.keys()):
+        raise UsageError(
+            f"method=self measures on what layers are given, and {unseen[0]} is never called, though its weight is "
+            "used: pass method=paper, or another that looks at weights alone"
+        )
     spread = {
         p: torch.stack([v + m.square() for m, v in of]).mean(0).clamp_min(1e-12).sqrt() for p, of in second.items()
     }

@@ -58,7 +58,7 @@ def reset_statistics(module: nn.Module, inputs: Tensor, batch: int = 250) -> Non
     Args:
         module: with BatchNorms.
         inputs: (n, …).
-        batch: inputs at a time; statistics are averages over batches.
+        batch: inputs at a time, at most; statistics are averages over batches of one size, to within an input.
     """
     norms = batch_norms(module)
     momenta = {norm: norm.momentum for norm in norms}
@@ -67,7 +67,7 @@ def reset_statistics(module: nn.Module, inputs: Tensor, batch: int = 250) -> Non
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        for part in torch.split(inputs, batch):
+        for part in torch.tensor_split(inputs, -(-len(inputs) // batch)):
             module(part)
     for norm, momentum in momenta.items():
         norm.momentum = momentum

@@ -1,19 +1,17 @@
 """The config of the written checkpoint, and its modelling file where layers differ in width."""
 
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 import transformers
 
-from llmfold.checkpoint.accept import OWN_MODULE
 from llmfold.checkpoint.side_files import without_paths
 from llmfold.models import WINDOW_KEYS, Architecture, LayerShape, shape_of, stock_config
 from llmfold.models.family_settings import rope_parameters
+from llmfold.models.own_code import auto_map
 from llmfold.pipeline.portable import older_rope
 from llmfold.planning import FoldPlan
 
-MODELING_FILE = f"{OWN_MODULE}.py"
 WIDTH_KEYS = {"intermediate_size": "intermediate", "num_attention_heads": "heads", "num_key_value_heads": "kv_heads"}
 _PER_LAYER_ONLY = ("per_layer_config", "auto_map", "allow_global_per_layer_attribute_access")
 _LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
@@ -59,7 +57,7 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
         name = f"Folded{family.causal_lm}"
         config["per_layer_config"] = {str(i): _widths(layer) for i, layer in enumerate(plan.after.layers)}
         config["architectures"] = [name]
-        config["auto_map"] = {"AutoModelForCausalLM": f"{OWN_MODULE}.{name}"}
+        config["auto_map"] = auto_map(family)
         if family.heads_divide_hidden:  # its config reads the global head count, which else is forbidden
             config["allow_global_per_layer_attribute_access"] = True
     return config
@@ -121,9 +119,3 @@ def _rewritten(config: dict[str, Any], family: Architecture) -> dict[str, Any]:
     kept.update(model_type=family.model_type, sliding_window=None)
     filled = stock_config(config).to_dict()
     return {**{k: filled.get(k) for k in _SPELLED_OUT}, **kept}
-
-
-def modeling_source(plan: FoldPlan) -> str:
-    """Text of the modelling file for layers of different widths."""
-    template = resources.files("llmfold.models").joinpath("templates/modeling_llmfold.txt").read_text("utf-8")
-    return template.format(prefix=plan.written_as.prefix, model_type=plan.written_as.model_type)

@@ -21,12 +21,13 @@ from llmfold.methods.method import method_of
 from llmfold.methods.source import BATCH_FOLDER, sample_batches
 from llmfold.models import Role
 from llmfold.models.context import Context
+from llmfold.models.own_code import MODELING_FILE, modeling_source
 from llmfold.models.pieces import Piece
 from llmfold.models.stock_shape import StockShape
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
 from llmfold.pipeline.opening import check_data, check_family, check_output_class, open_source, require_tokenizer
-from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
+from llmfold.pipeline.output_config import output_config
 from llmfold.pipeline.output_tokenizer import check_tokenizer_can_be_kept, keep_tokenizer
 from llmfold.pipeline.portable import make_tokenizer_portable, source_notes
 from llmfold.pipeline.progress import Listener
@@ -237,7 +238,7 @@ class Run:
             self._notes += [*make_tokenizer_portable(folder), *source_notes(self.checkpoint.config)]
             replace_json(folder / MARKER_FILE, provenance(self.source, self.plan.to_dict(), facts, self._head))
             if self.plan.needs_remote_code:
-                (folder / MODELING_FILE).write_text(modeling_source(self.plan), encoding="utf-8")
+                (folder / MODELING_FILE).write_text(modeling_source(self.plan.written_as), encoding="utf-8")
         return {name: d for entry in self.journal.done.values() for name, d in entry.digests.items()}
 
     def _publish(

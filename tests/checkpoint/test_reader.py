@@ -305,6 +305,15 @@ class TestFingerprint:
         folder = single_file(tmp_path)
         assert Checkpoint.open(folder).fingerprint() == Checkpoint.open(folder).fingerprint()
 
+    def test_changes_with_the_tokenizer_and_not_with_the_licence(self, tmp_path):
+        folder = single_file(tmp_path)
+        found = [Checkpoint.open(folder).fingerprint()]
+        for name in ("LICENSE", "tokenizer.json", "generation_config.json"):
+            (folder / name).write_text("{}")
+            found.append(Checkpoint.open(folder).fingerprint())
+        assert found[0] == found[1]
+        assert len(set(found[1:])) == 3
+
     @pytest.mark.parametrize("change", ["config", "time", "header", "name"])
     def test_changes_with_the_source(self, tmp_path, change):
         folder = sharded(tmp_path, {"a": torch.ones(2)}, {"b": torch.ones(2)})

@@ -115,14 +115,29 @@ def test_an_earlier_result_is_used_for_the_same_question_only(
 
 
 def test_a_model_of_several_widths_is_measured_alone_and_beside_another(reader: Path, prose: Path, space: Path) -> None:
-    """Its own modelling file runs where that is allowed, with the dense model and without."""
+    """Its modelling file runs as llmfold writes it, and as anybody else did where that is allowed."""
     options: dict[str, Any] = {"text": str(prose), "sequence_length": 50, "fidelity_tokens": 0}
     folded = fold(reader, layers={0: {"mlp": 0.5}}, output=space / "folded").output
-    with pytest.raises(CheckpointError, match="transformers cannot load folded"):
-        evaluate(EvaluationSettings(str(folded), **options))
-    alone = evaluate(EvaluationSettings(str(folded), trust_remote_code=True, **options))
-    beside = evaluate(EvaluationSettings(str(folded), against=str(reader), trust_remote_code=True, **options))
+    alone = evaluate(EvaluationSettings(str(folded), **options))
+    beside = evaluate(EvaluationSettings(str(folded), against=str(reader), **options))
     assert alone.model.perplexity == beside.model.perplexity != beside.dense.perplexity  # type: ignore[union-attr]
+    reversed_ = evaluate(EvaluationSettings(str(reader), against=str(folded), **options))
+    assert reversed_.dense.perplexity == alone.model.perplexity  # type: ignore[union-attr]
+    with (folded / "modeling_llmfold.py").open("a") as file:
+        file.write("# by another hand\n")
+    with pytest.raises(CheckpointError, match=r"modeling_llmfold\.py is not what this version of llmfold writes"):
+        evaluate(EvaluationSettings(str(folded), **options))
+    trusted = evaluate(EvaluationSettings(str(folded), trust_remote_code=True, **options))
+    assert trusted.model.perplexity == alone.model.perplexity
+
+
+def test_a_table_stands_beside_its_json_whatever_the_name(llmfold: Cli, reader: Path, prose: Path, space: Path) -> None:
+    common = ("eval", "--model", reader, "--text", prose, "--sequence-length", 50, "--quiet", "--output")
+    assert llmfold(*common, space / "fold-0.2") == (0, "", "")
+    assert llmfold(*common, space / "scores.json") == (0, "", "")
+    assert {"fold-0.2", "fold-0.2.md", "scores.json", "scores.md"} <= {path.name for path in space.iterdir()}
+    code, _, stderr = llmfold(*common, space / "scores.md")
+    assert (code, "its table would replace it: name it .json" in stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +145,8 @@ def test_a_model_of_several_widths_is_measured_alone_and_beside_another(reader: 
     [
         ({}, "nothing to measure"),
         ({"tasks": "speed"}, "speed is measured beside the dense model: pass --against"),
+        ({"tasks": "wikitext2, speed"}, "speed is measured beside the dense model: pass --against"),
+        ({"text": "t", "against_revision": "main"}, "--against-revision is a revision of --against, which is missing"),
         ({"text": "t", "compute_dtype": "int8"}, "--compute-dtype is 'int8'"),
         ({"text": "t", "batch_size": 0}, "--batch-size is 0"),
         ({"against": "demo", "fidelity_tokens": -1}, "--fidelity-tokens is -1"),

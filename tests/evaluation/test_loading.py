@@ -1,13 +1,16 @@
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support import tiny_model
+from transformers import CONFIG_MAPPING
 
 from llmfold import UsageError
 from llmfold.evaluation import loading as module
-from llmfold.evaluation.loading import Loading, fits, opened, placed
+from llmfold.evaluation.loading import Loading, fits, max_positions, opened, placed
 
 CPU = torch.device("cpu")
 
@@ -22,7 +25,7 @@ def test_a_model_fits_within_the_limit_and_within_what_the_cgroup_leaves(
 ) -> None:
     size = (session_model / "model.safetensors").stat().st_size
     assert fits(session_model, Loading(None))
-    assert not fits(session_model, Loading(None, limit=size // 2))
+    assert not fits(session_model, Loading(None, limits={"all": size // 2}))
     monkeypatch.setattr(module, "available_memory", lambda: size)
     assert not fits(session_model, Loading(None))
     with placed(session_model, Loading(None)) as options:
@@ -32,14 +35,14 @@ def test_a_model_fits_within_the_limit_and_within_what_the_cgroup_leaves(
 
 def test_weights_stay_as_stored_where_the_dtype_of_the_arithmetic_has_no_room(half: Path) -> None:
     size = (half / "model.safetensors").stat().st_size
-    roomy, tight, none = (Loading(limit=limit) for limit in (2 * size, size, size // 4))
+    roomy, tight, none = (Loading(limits={"cpu": limit}) for limit in (2 * size, size, size // 4))
     assert [fits(half, loading) for loading in (roomy, tight, none)] == [True, False, False]
     assert fits(half, replace(tight, dtype=None))
     tokens = torch.arange(20).view(2, 10)
     found = {}
     for loading in (roomy, tight):
         with opened(half, loading) as model:
-            found[loading.limit] = model(tokens).logits
+            found[(loading.limits or {})["cpu"]] = model(tokens).logits
             assert model.model.layers[0].mlp.up_proj.weight.dtype == (
                 torch.float32 if loading is roomy else torch.bfloat16
             )
@@ -47,6 +50,16 @@ def test_weights_stay_as_stored_where_the_dtype_of_the_arithmetic_has_no_room(ha
     torch.testing.assert_close(found[size], found[2 * size])
     with placed(half, none) as options:
         assert options["device_map"] == "auto"
+        assert options["max_memory"]["cpu"] == size // 4
+    assert fits(half, Loading(limits={0: 1, "cpu": 2 * size}))  # what another device may hold is no bound here
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm", "gpt2"])
+def test_positions_and_vocabulary_are_those_of_the_language_part(family: str) -> None:
+    config = CONFIG_MAPPING[family]()
+    checkpoint = SimpleNamespace(config=json.loads(config.to_json_string(use_diff=False)))
+    text = config.get_text_config(decoder=True)
+    assert max_positions(checkpoint) == text.max_position_embeddings  # type: ignore[arg-type]
 
 
 def test_one_dtype_for_all_models(half: Path, session_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

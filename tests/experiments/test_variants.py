@@ -24,6 +24,18 @@ def test_only_what_a_seed_can_move_is_repeated() -> None:
     assert [v.random for v in variants] == [True] * 6 + [False] * 3
 
 
+def test_pruners_on_the_models_own_text_are_moved_by_seeds() -> None:
+    seeds = {
+        data: [
+            (variant.method, seed)
+            for _, variant, seed in settings(methods="wanda-sp,paper", ratio=(0.2,), data=data).folds()
+        ]
+        for data in ("self", "a.txt")
+    }
+    assert seeds["self"] == [*(("wanda-sp", seed) for seed in range(3)), ("paper", 0)]
+    assert seeds["a.txt"] == [("wanda-sp", 0), ("paper", 0)]
+
+
 def test_labels_are_what_a_person_types_without_folders(tmp_path: Path) -> None:
     data = tmp_path / "other.txt"
     data.touch()
@@ -81,6 +93,8 @@ def test_one_kind_of_ratio_may_have_several_values() -> None:
         ({"ratio": (0.2,), "compute_dtype": "int8"}, "--compute-dtype"),
         ({"ratio": (0.2,), "methods": "calibrated"}, "--data"),
         ({"ratio": (0.2,), "methods": "self:refine=-1"}, "--refine"),
+        ({"ratio": (0.2,), "methods": "self:fidelity_tokens=0"}, "fidelity_tokens"),
+        ({"ratio": (0.2,), "methods": "paper,magnitude", "data": "a.txt"}, "--data is used by none of paper,magnitude"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(options: dict[str, Any], words: str) -> None:

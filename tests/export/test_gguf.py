@@ -319,6 +319,15 @@ def test_a_tokenizer_of_another_kind_is_refused(reader: Path, tmp_path: Path) ->
         export(reader, tmp_path / "m.gguf")
 
 
+def test_a_template_that_lies_elsewhere_is_not_read(model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "linked"))
+    (tmp_path / "secret").write_text("mine")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
+        export(folder, tmp_path / "m.gguf")
+
+
 def test_a_file_is_replaced_when_told_and_only_if_it_is_one(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

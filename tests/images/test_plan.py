@@ -7,6 +7,7 @@ import pytest
 
 from images.networks import image_model, saved
 from llmfold.checkpoint import Source
+from llmfold.images import plan as module
 from llmfold.images.config import ImageConfig
 from llmfold.images.kind import image_class
 from llmfold.images.model import ImageModel, open_image_model
@@ -34,6 +35,23 @@ def test_the_plan_meets_the_ratio_and_the_next_wider_one_does_not(name: str, tmp
         wider = [other for other in plans if other.module.after > plan.module.after]
         assert all(1 - other.module.after / other.module.before < ratio for other in wider)
     assert plans[0].stock == (name != "convnext")
+
+
+def test_what_already_meets_the_ratio_keeps_all_its_neurons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fractions = opened(tmp_path, "vit"), []
+    monkeypatch.setattr(module, "stock_widths", lambda m, keys, f: fractions.append(f) or stock_widths(m, keys, f))
+    plan_image(model, config(0.05))
+    assert fractions[0] == 0.0
+    assert len(fractions) > 1
+    fractions.clear()
+    assert module._by_parameters(model, width_keys(model), 0.0, set(model.module.state_dict()))
+    assert fractions == [0.0]
+
+
+def test_a_program_beside_the_weights_is_written_too(tmp_path: Path) -> None:
+    stock, other = (plan_image(opened(tmp_path, name), config(0.1)) for name in ("vit", "convnext"))
+    assert stock.bytes_written == stock.bytes_after
+    assert other.bytes_written == other.bytes_after + 4 * other.module.after
 
 
 def test_bytes_are_those_of_the_files(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """``fold_module``: exact where nothing goes, smaller where something does, and closer the more stays."""
 
+from typing import Any
+
 import pytest
 import torch
 from modules.networks import IMAGES, NETWORKS, Mixer, network, settled
@@ -117,3 +119,69 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], words: 
 def test_a_module_without_free_channels_is_refused_with_the_reason() -> None:
     with pytest.raises(UsageError, match="it is an output"):
         llmfold.fold_module(nn.Linear(4, 3), (torch.zeros(2, 4),), 0.3)
+
+
+class Twice(nn.Module):
+    """Its last layer runs twice, or its weight is read without a call."""
+
+    def __init__(self, *, called: bool = True) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+        self.called = called
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x).relu()).relu()
+        if not self.called:
+            return nn.functional.linear(x, self.last.weight, self.last.bias)
+        return self.last(x) + self.last(x.square())
+
+
+def test_a_layer_that_runs_twice_is_narrowed_and_not_refit() -> None:
+    torch.manual_seed(0)
+    module, x = Twice().eval(), torch.randn(64, 6)
+    folded = llmfold.fold_module(module, (x[:2],), 0.3, inputs=x)
+    assert size(folded) <= 0.7 * size(module)
+    assert isinstance(folded.last, nn.Linear)
+    rows = {tuple(row) for row in module.last.weight.T.tolist()}
+    assert {tuple(row) for row in folded.last.weight.T.tolist()} < rows
+
+
+def test_a_weight_that_is_read_without_a_call_is_told() -> None:
+    torch.manual_seed(0)
+    module, x = Twice(called=False).eval(), torch.randn(64, 6)
+    with pytest.raises(UsageError, match="last is never called"):
+        llmfold.fold_module(module, (x[:2],), 0.3, inputs=x)
+    assert size(llmfold.fold_module(module, (x[:2],), 0.3, method="paper")) < size(module)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "self", "clustering": "ward"}, "clustering=ward is of method=paper"),
+        ({"method": "paper", "repair": "statistics"}, "the module has none"),
+        ({"method": "paper", "repair": "variance"}, "the module has none"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        llmfold.fold_module(Twice(), (torch.randn(2, 6),), 0.3, **options)
+
+
+class Causal(nn.Module):
+    """Convolutions of videos; the first frames are padded before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(3, 12, 3, padding=(0, 1, 1)), nn.Conv3d(12, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.second(self.first(nn.functional.pad(x, (0, 0, 0, 0, 2, 0))).relu())
+        return result
+
+
+def test_frames_that_are_padded_are_no_channels() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 6, 6)
+    folded = llmfold.fold_module(Causal().eval(), (x,), 0.3, method="magnitude-l2")
+    assert type(folded) is Causal
+    assert folded(x).shape == (2, 4, 5, 6, 6)

@@ -91,3 +91,12 @@ def test_statistics_measured_anew_are_those_of_the_inputs() -> None:
     assert torch.allclose(norm.running_mean, y.mean((0, 2, 3)), atol=1e-5)
     assert torch.allclose(norm.running_var, y.var((0, 2, 3)), rtol=1e-4)
     assert not module.training
+
+
+def test_an_input_that_is_left_over_does_not_weigh_like_a_batch() -> None:
+    norm = torch.nn.BatchNorm1d(3)
+    inputs = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    reset_statistics(norm, inputs, batch=8)
+    means = torch.stack([part.mean(0) for part in (inputs[:5], inputs[5:])]).mean(0)
+    assert norm.running_mean is not None
+    assert torch.allclose(norm.running_mean, means, atol=1e-6)

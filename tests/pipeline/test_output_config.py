@@ -27,7 +27,8 @@ from llmfold.config import FoldConfig, LayerOverride
 from llmfold.folding.layer import MergeOptions, fold_layer
 from llmfold.models import ModelShape, shape_of
 from llmfold.models.family_settings import rope_parameters
-from llmfold.pipeline.output_config import MODELING_FILE, modeling_source, output_config
+from llmfold.models.own_code import MODELING_FILE, modeling_source
+from llmfold.pipeline.output_config import output_config
 from llmfold.planning import FoldPlan, make_plan
 
 TOKENS = (torch.arange(40).view(2, 20) * 13 + 5) % 48
@@ -184,7 +185,7 @@ def test_layers_of_different_widths_carry_their_own_modelling_file(tmp_path: Pat
     assert (config["intermediate_size"], config["num_attention_heads"]) == (40, 8)
     assert shape_of(config).layers == plan.after.layers
     folder = written(tmp_path / "out", config, state, plan.after)
-    (folder / MODELING_FILE).write_text(modeling_source(plan))
+    (folder / MODELING_FILE).write_text(modeling_source(plan.written_as))
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=True
     )

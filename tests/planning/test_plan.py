@@ -1,3 +1,5 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -5,12 +7,13 @@ import torch
 from folding.builders import VARIANTS, raw_config
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+import llmfold
 from llmfold.checkpoint import TensorInfo
 from llmfold.config import FoldConfig, LayerOverride
 from llmfold.effort import EFFORTS
 from llmfold.errors import UsageError
 from llmfold.models import shape_of
-from llmfold.pipeline.estimate import estimate
+from llmfold.pipeline.estimate import estimate, whole_cost
 from llmfold.planning import FoldPlan, make_plan
 from llmfold.sizes import human_seconds
 
@@ -105,7 +108,6 @@ def test_a_llama_is_written_as_mistral_only_where_its_config_refuses(
 
 
 def test_the_report_of_a_plan_is_plain_data() -> None:
-    import json
 
     found = plan(raw_config("llama"), mlp_ratio=0.2)
     data = json.loads(json.dumps(found.to_dict()))
@@ -138,6 +140,20 @@ def test_estimates_grow_with_the_work() -> None:
     ward, hartigan = (estimate(plan(large, mlp_ratio=0.5, method="paper", cluster=c)) for c in ("ward", "hartigan"))
     assert costs[1].memory_bytes > hartigan.memory_bytes > ward.memory_bytes
     assert estimate(plan(large, ratio=0.0)).memory_bytes < costs[1].memory_bytes
+
+
+def test_the_published_method_clusters_every_expert_and_gauge_distances_hold_more(tmp_path: Path) -> None:
+    grams = []
+    for count in (4, 8):
+        config = CONFIG_MAPPING["mixtral"](num_hidden_layers=2, num_local_experts=count, dtype="bfloat16")
+        raw = {**json.loads(config.to_json_string(use_diff=False)), "dtype": "bfloat16"}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        costs = whole_cost(llmfold.plan(tmp_path, mlp_ratio=0.5, method="paper")).stages
+        grams.append(sum(stage.large for stage in costs if stage.name == "gram"))
+    assert grams[1] == 2 * grams[0] > 0
+    large = raw_config("llama", num_hidden_layers=1, intermediate_size=4096)
+    plain, gauge = (estimate(plan(large, mlp_ratio=0.5, method="paper", align=a)) for a in ("none", "gauge"))
+    assert gauge.memory_bytes - plain.memory_bytes >= 4 * 4096**2
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ _PANEL_BYTES = 200_000_000
 def merging_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Distances between the units of every layer, and their merging; no tokens."""
     matrices = 2 if plan.config.cluster == "hartigan" else 1
+    if plan.config.alignment == "gauge":
+        matrices = 2 if plan.config.cluster == "ward" else 3
     narrowed = [a.intermediate for a, b in zip(plan.before.layers, plan.after.layers, strict=True) if a != b]
     area = max((matrices * 4 * n**2 + _PANEL_BYTES for n in narrowed), default=0)
     return Cost.of(_stages(plan), work_area=area)
@@ -23,7 +25,7 @@ def _stages(plan: FoldPlan) -> Iterator[Stage]:
     shape, config = plan.before, plan.config
     gauge = config.alignment == "gauge"
     for a, b in zip(shape.layers, plan.after.layers, strict=True):
-        if a.intermediate != b.intermediate:
+        for _ in range(shape.mlps(a) if a.intermediate != b.intermediate else 0):
             yield from _clustering(config.cluster, a.intermediate, 3 * shape.hidden, distances_given=gauge)
             if config.repair != "none":
                 yield Stage("repair", memory=8.0 * 3 * a.intermediate * shape.hidden)

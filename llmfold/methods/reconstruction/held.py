@@ -1,4 +1,4 @@
-"""Which sequences a layer is fitted on, and which judge: an eighth, the last ones, held back."""
+"""Which sequences a layer is fitted on, and which judge: about an eighth, the last ones, held back."""
 
 from llmfold.runtime.hidden_states import CHUNK, chunks
 

@@ -18,7 +18,7 @@ from llmfold import FoldReport
 from llmfold.checkpoint import Journal
 from llmfold.data import tokens as tk
 from llmfold.data.sampling import Sampler
-from llmfold.errors import OutputError
+from llmfold.errors import CheckpointError, OutputError
 from llmfold.methods import source as source_module
 from llmfold.methods.reconstruction.losses import SingleLosses
 from llmfold.methods.reconstruction.population import Population
@@ -125,6 +125,18 @@ def test_heads_that_are_given_stay_and_what_they_lose_alone_is_not_measured(
     assert all(layer["after"]["heads"] == layer["before"]["heads"] for layer in layers)
     assert len({layer["after"]["intermediate"] for layer in layers}) > 1
     assert report.ratio == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_fold_of_several_widths_is_sampled_from_and_folded_again(tmp_path: Path) -> None:
+    """Its modelling file runs if it is what llmfold writes, and else not."""
+    model = tiny_model(tmp_path / "m", num_hidden_layers=3)
+    once = fold(model, layers={1: {"mlp": 0.5}}, output=tmp_path / "once").output
+    twice = fold(once, method="self", mlp_ratio=0.25, output=tmp_path / "twice", fidelity_tokens=64, **MEASURED)
+    assert twice.quality is not None
+    assert [layer["after"]["intermediate"] for layer in twice.plan["layers"]] == [36, 18, 36]
+    (once / "modeling_llmfold.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(CheckpointError, match="is not what this version of llmfold writes"):
+        fold(once, method="self", mlp_ratio=0.25, output=tmp_path / "not", **MEASURED)
 
 
 def test_the_report_says_what_data_was_used(tmp_path: Path) -> None:
