@@ -52,7 +52,9 @@ class EvaluationSettings(Measuring):
     new_tokens: int = option("tokens then written one by one", integer(1), TIMED, 32)
     speed_batch_size: int = option("sequences at once", integer(1), TIMED, 1)
     rounds: int = option("rounds, of which medians are taken", integer(1), TIMED, 5)
-    trust_remote_code: bool = option("run the modelling file that the model carries, also where llmfold did not write it", SWITCH, WHAT, False)
+    trust_remote_code: bool = option(
+        "run the modelling file that the model carries, also where llmfold did not write it", SWITCH, WHAT, False
+    )
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without models and data; raises UsageError."""
