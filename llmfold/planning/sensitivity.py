@@ -66,7 +66,7 @@ class Sensitivities:
 
     layers: list[LayerCurves]
 
-    def error(self, before: tuple[LayerShape, ...], after: tuple[LayerShape, ...]) -> float:
+    def error(self, before: Sequence[LayerShape], after: Sequence[LayerShape]) -> float:
         """Predicted error of a whole plan: errors of layers add up."""
         return sum(c.error(a, b) for c, a, b in zip(self.layers, before, after, strict=True))
 

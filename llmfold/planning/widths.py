@@ -90,9 +90,17 @@ class _Budget:
     def removed_by(self, layers: Sequence[LayerShape]) -> int:
         return self.shape.decoder_parameters - sum(map(self.shape.layer_parameters, layers))
 
-    def error(self, curves: Sensitivities, attention: float, mlp: float) -> float:
-        """Predicted error of a uniform plan, a little more where it cannot keep the model's own class."""
-        layers = self.layers(mlp, attention)
+    def error(self, curves: Sensitivities, attention: float) -> float:
+        """Predicted error of a uniform plan, a little more where it cannot keep the model's own class.
+
+        It is that of the widths before they are made legal, which meet the budget exactly: of two splits, one whose
+        legal widths remove less would else look better for that alone.
+        """
+        need = min(max(self.mlp_fraction(attention), 0.0), 1.0)
+        layers = [
+            layer if i in self.pinned else replace(layer, intermediate=round(before.intermediate * (1 - need)))
+            for i, (before, layer) in enumerate(zip(self.shape.layers, self.layers(need, attention), strict=True))
+        ]
         family = self.shape.architecture
         native = not family.registered or family.allows_heads(self.shape.hidden, *(layer.heads for layer in layers))
         return curves.error(self.shape.layers, layers) * (1.0 if native else _FALLBACK_PENALTY)
@@ -130,7 +138,7 @@ class _Budget:
             return best
         plans = [(a, self.nearest(a)) for a, _ in possible]
         met = [(a, m) for a, m in plans if abs(self.removed(m, a) - self.wanted) <= self.step / 2 + 1]
-        return min(met, key=lambda plan: self.error(curves, *plan), default=(best, 0.0))[0]
+        return min((a for a, _ in met), key=lambda a: self.error(curves, a), default=best)
 
 
 def plan_widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | None = None) -> tuple[LayerShape, ...]:

@@ -143,3 +143,15 @@ def test_a_plan_in_the_models_own_class_is_preferred_where_little_is_lost() -> N
 
     assert chosen(1e9) == 5
     assert chosen(10.0) == 4
+
+
+def test_a_split_is_not_better_for_removing_less() -> None:
+    """Widths that are multiples of 20 miss the budget by up to half of that; which way is no merit."""
+    model, wanted = shape(), FoldConfig("m", ratio=0.18, ratio_of="decoder", method="self", multiple_of=20)
+    narrower = replace(LAYER, heads=6, kv_heads=3)
+    neurons = (model.layer_parameters(LAYER) - model.layer_parameters(narrower)) / model.neuron_cost(LAYER)
+    for price, kv_heads in ((1.1, 4), (0.9, 3)):
+        measured = LayerCurves([float(n) for n in range(60)], [0.0, price * neurons, 1e9, 1e9])
+        plans = plan_widths(model, wanted, Sensitivities([measured] * 3))
+        assert {(layer.intermediate, layer.kv_heads) for layer in plans} == {(40 if kv_heads == 4 else 60, kv_heads)}
+        assert price * neurons < 20  # by its legal widths, which remove less, the group of heads would win twice
