@@ -120,7 +120,7 @@ class LayerReconstruction:
 
         def eliminate() -> Elimination:
             sums, weights = self._sums("heads", self._inputs.heads).whole, self._attention_weights
-            metric = self._metric("heads", sums.weight / self._rows)
+            metric = self._metric("heads", lambda: sums.weight / self._rows)
             rows = weights[self._reader].T
             seen = rows if metric is None else rows.to(metric) @ metric
             free = _free_of_bias(sums, weights, self._reader)
@@ -134,18 +134,18 @@ class LayerReconstruction:
         def eliminate() -> Elimination:
             inputs = self._inputs.neurons_of(coupling)
             sums, rows = self._neuron_sums(inputs).whole, inputs.weights[coupling.reader].T
-            metric = self._metric("neurons", self._inputs.mean_weight)
+            metric = self._metric("neurons", lambda: self._inputs.mean_weight)
             free = _free_of_bias(sums, inputs.weights, coupling.reader)
             return eliminate_units(free, rows, keep, SELECTION_RIDGE, metric=metric)
 
         return self._orders.find(self._inputs.index, coupling.name, keep, eliminate)
 
-    def _metric(self, part: Part, weight: float) -> Tensor | None:
+    def _metric(self, part: Part, weight: Callable[[], float]) -> Tensor | None:
         """Metric of what a part of the layer gives: squares of rows that weigh ``weight`` on average become nats."""
         if self._options.importance is None:
             return self._options.metric if part == "neurons" else None
         metric = self._options.importance.metric(self._inputs.index, part).to(self._measurement.device)
-        return metric / math.sqrt(max(2 * weight, 1e-30))
+        return metric / math.sqrt(max(2 * weight(), 1e-30))
 
     @property
     def _rows(self) -> int:
