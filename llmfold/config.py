@@ -219,9 +219,8 @@ class FoldConfig:
     @property
     def measures(self) -> bool:
         """Whether the split of the ratio between MLPs, heads and layers is measured before the plan is made."""
-        neurons_by_layer = self.allocation == "adaptive" and self.mlp_ratio is None
-        split_given = self.mlp_ratio is not None or self.attention_ratio is not None
-        return self.facts.measures and bool(self.ratio) and (neurons_by_layer or not split_given)
+        heads_settle = self.attention_ratio is not None and self.allocation != "adaptive"
+        return self.facts.measures and bool(self.ratio) and self.mlp_ratio is None and not heads_settle
 
     @property
     def samples(self) -> bool:
@@ -236,7 +235,7 @@ class FoldConfig:
     @property
     def needs_tokenizer(self) -> bool:
         """Whether a text is read, to measure on or by a task of ``eval``."""
-        return self.reads_text or not {name.strip() for name in (self.eval or SPEED).split(",")} <= {SPEED}
+        return self.reads_text or not set(task_names(self.eval)) <= {SPEED}
 
     def uses(self, name: str) -> bool:
         """Whether an option changes anything under this method and data."""
@@ -332,8 +331,15 @@ def check_fraction(value: Any, name: str) -> None:
         FRACTION.check(name, value)
 
 
+def task_names(tasks: str | None) -> list[str]:
+    """Names of tasks with commas between."""
+    return [] if tasks is None else [name.strip() for name in tasks.split(",")]
+
+
 def _tasks(given: Any) -> Any:
     """Tasks of ``eval`` with commas between, as Python and a recipe may give them: as a list, or true for the usual."""
     if isinstance(given, list | tuple) and all(isinstance(each, str) for each in given):
         return ",".join(given)
-    return EVAL_TASKS if given is True else None if given is False else given
+    if isinstance(given, bool):
+        return EVAL_TASKS if given else None
+    return given

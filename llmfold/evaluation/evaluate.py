@@ -78,6 +78,7 @@ class _Run:
         self, settings: EvaluationSettings, suite: Suite, results: ResultCache, notify: Notify, limits: Limits | None
     ) -> None:
         self.settings, self.suite, self.results, self.notify = settings, suite, results, notify
+        self._fingerprint = cache(lambda folder: Checkpoint.open(folder).fingerprint())  # it reads side files whole
         self.source = locate(settings.model)
         self.dense = locate(settings.against, settings.against_revision) if settings.against else None
         self.reader = (self.dense or self.source).folder  # one tokenizer reads every text of a table
@@ -189,7 +190,7 @@ class _Run:
             self.evaluation.llama_cpp = llama_cpp_speed(*folders, timed)
 
     def _key(self, kind: str, options: list[Any], *sources: Source | None) -> str:
-        models = [source and Checkpoint.open(source.folder).fingerprint() for source in sources]
+        models = [source and self._fingerprint(source.folder) for source in sources]
         packages = versions(*_DECIDING)
         place = [self.loading.words, str(self.loading.device), self.settings.trust_remote_code]
         return f"{kind}-{cache_key(options, models, place, [packages[name] for name in _DECIDING])}"

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
-from llmfold.config import SPEED
+from llmfold.config import SPEED, task_names
 from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import AUTO
@@ -60,7 +60,7 @@ class EvaluationSettings(Measuring):
         """Check everything that can be checked without models and data; raises UsageError."""
         if not (self.tasks or self.text or self.against):
             raise UsageError("nothing to measure: pass --tasks, --text for perplexity, or --against for fidelity")
-        if SPEED in map(str.strip, (self.tasks or "").split(",")) and self.against is None:
+        if SPEED in task_names(self.tasks) and self.against is None:
             raise UsageError("speed is measured beside the dense model: pass --against")
         if self.against is None and self.against_revision is not None:
             raise UsageError("--against-revision is a revision of --against, which is missing: pass both, or neither")

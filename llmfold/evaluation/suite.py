@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmfold.config import SPEED
+from llmfold.config import SPEED, task_names
 from llmfold.data.plain_text import TEXT_COLUMN
 from llmfold.data.texts import WIKITEXT, Text, read_text
 from llmfold.errors import UsageError
@@ -59,7 +59,7 @@ def prepare(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit is {limit}; give at least 1")
-    names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else list(tasks or ())
+    names = task_names(tasks) if tasks is None or isinstance(tasks, str) else list(tasks)
     folder = Path(data_dir).expanduser() if data_dir is not None else None
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--data-dir {folder} is no folder")

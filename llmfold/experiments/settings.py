@@ -129,13 +129,17 @@ class Settings(Measuring, Folds):
             raise UsageError(f"only one of {', '.join(map(flag, AMOUNTS))} may have several values")
         check_options(self)
         self.check()
-        configs = [self.fold_config(each, self.amounts()[0], 0, self.output) for each in self.variants]
-        if self.data is not None and not any(config.data for config in configs):
+        if self.data is not None and not any(map(self._data_of, self.variants)):
             raise UsageError(f"--data is used by none of {self.methods}: leave it out")
 
     def moves(self, variant: Variant) -> bool:
         """See :class:`Folds`: the model's own text, where that is the data of all, is drawn by the seed too."""
-        return variant.random or variant.fold_options(self.data).get("data") == SELF_DATA
+        return variant.random or self._data_of(variant) == SELF_DATA
+
+    def _data_of(self, variant: Variant) -> str | None:
+        """What a variant measures on."""
+        data: str | None = variant.fold_options(self.data).get("data")
+        return data
 
     def fold_config(self, variant: Variant, amount: Amount, seed: int, output: Path) -> FoldConfig:
         """The options of one fold. Its reload check is of shapes only, since the model is loaded and run at once.

@@ -27,11 +27,10 @@ def check_measures(model: ImageModel, config: ImageConfig) -> None:
     """Raise UsageError for what the options would measure on, or repair, and the model has not."""
     name = model.kind.__name__
     if config.measures and len(model.inputs) > 1:
-        own = config.method == "self"
-        wanted, instead = (
-            ("--method self", "pass --method paper") if own else (f"--repair {config.repair}", "leave it out")
-        )
-        raise UsageError(f"{wanted} makes images to measure on, and {name} reads text too: {instead}")
+        makes = f"makes images to measure on, and {name} reads text too"
+        if config.method == "self":
+            raise UsageError(f"--method self {makes}: pass --method paper")
+        raise UsageError(f"--repair {config.repair} {makes}: leave it out")
     if config.repair in ("variance", "statistics") and not batch_norms(model.module):
         raise UsageError(f"--repair {config.repair} changes BatchNorms, and {name} has none: leave it out")
 

@@ -159,9 +159,9 @@ def _by_parameters(model: ImageModel, keys: list[Key], ratio: float, named: set[
         size = narrowed_shapes(model.couplings.found, shapes, found.widths) if found else shapes
         return found, sum(map(math.prod, size.values()))
 
-    best, count = tried(0.0)
-    if best is not None and count <= wanted:
-        return best
+    found, count = tried(0.0)
+    if found is not None and count <= wanted:
+        return found
     low, high, best = 0.0, 1.0, None
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2

@@ -4,7 +4,6 @@ Nothing that is folded changes them, so layers can be measured in any order and 
 computes again what it needs. States lie in mapped files: before a layer, and what is kept of its inside.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -67,6 +66,12 @@ class Measurement:
         """The model's shape."""
         return self.context.shape
 
+    @property
+    def rows(self) -> int:
+        """Tokens of all sequences."""
+        sequences, tokens = self.size
+        return sequences * tokens
+
     def wide(self, weights: Weights) -> dict[Role, Tensor]:
         """A layer's tensors in float32 on the device."""
         return {role: tensor.to(self.device, torch.float32) for role, tensor in weights.items()}
@@ -97,7 +102,7 @@ class Measurement:
         """Permutation of all rows before layer ``index``, or None."""
         if self.shuffle_seed is None:
             return None
-        return shuffled(self.shuffle_seed, index, self.size[0] * self.size[1]).numpy()
+        return shuffled(self.shuffle_seed, index, self.rows).numpy()
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ class LayerInputs:
     def mean_weight(self) -> float:
         """Weight of a row after the layer, averaged over all rows."""
         parts = (read(self.after, part, self.measurement.device) for part in chunks(len(self.after)))
-        return sum(float(row_weight(part).double().sum()) for part in parts) / math.prod(self.after.shape[:2])
+        return sum(float(row_weight(part).double().sum()) for part in parts) / self.measurement.rows
 
     @property
     def tokens(self) -> int:

@@ -1,22 +1,26 @@
 """The modelling file that llmfold writes for layers of different widths: a folder's is run if it is that very text."""
 
-import json
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from llmfold.checkpoint.accept import OWN_MODULE
 from llmfold.errors import CheckpointError
+from llmfold.folder_files import CONFIG_FILE
+from llmfold.jsonfile import read_object
 from llmfold.models.base import Architecture
 from llmfold.models.registry import ARCHITECTURES
 
 MODELING_FILE = f"{OWN_MODULE}.py"
 
 
+def class_name(architecture: Architecture) -> str:
+    """The class of the file that computes the layers of a family."""
+    return f"Folded{architecture.causal_lm}"
+
+
 def auto_map(architecture: Architecture) -> dict[str, str]:
     """What config.json says of the file."""
-    return {"AutoModelForCausalLM": f"{OWN_MODULE}.Folded{architecture.causal_lm}"}
+    return {"AutoModelForCausalLM": f"{OWN_MODULE}.{class_name(architecture)}"}
 
 
 def modeling_source(architecture: Architecture) -> str:
@@ -31,7 +35,7 @@ def runs_own_code(folder: Path) -> bool:
     Raises:
         CheckpointError: it names the file, and what lies there is another text.
     """
-    config: Mapping[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    config = read_object(folder / CONFIG_FILE, unique_keys=False)
     named, architecture = config.get("auto_map"), ARCHITECTURES.get(str(config.get("model_type")))
     if architecture is None or not isinstance(named, dict) or OWN_MODULE not in str(named):
         return False

@@ -30,7 +30,7 @@ def with_projections(module: nn.Module, example_inputs: Sequence[Any]) -> nn.Mod
         return module
     with torch.no_grad():
         ShapeProp(graph).propagate(*example_inputs)
-    padded = [node for node in padding if _channels(node) is not None and _of_images(node)]
+    padded = [node for node in padding if _channels(node) is not None]
     for number, node in enumerate(padded):
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -47,19 +47,16 @@ def with_projections(module: nn.Module, example_inputs: Sequence[Any]) -> nn.Mod
 
 
 def _channels(node: fx.Node) -> tuple[int, int] | None:
-    """Channels of zeros before and after, None where a node pads something else, or with something else."""
+    """Channels of zeros before and after images, None where a node pads something else, or with something else."""
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or len(source.meta["tensor_meta"].shape) != 4:
+        return None
     sizes = tuple(node.args[1] if len(node.args) > 1 else node.kwargs["pad"])  # type: ignore[arg-type]
     mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
     value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
     if mode != "constant" or value or len(sizes) != 6 or any(sizes[:4]):
         return None
     return int(sizes[4]), int(sizes[5])
-
-
-def _of_images(node: fx.Node) -> bool:
-    """Whether what is padded is (n, channels, height, width)."""
-    source = node.args[0]
-    return isinstance(source, fx.Node) and len(source.meta["tensor_meta"].shape) == 4
 
 
 def _projection(channels: int, before: int, after: int) -> nn.Conv2d:

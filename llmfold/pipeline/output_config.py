@@ -8,7 +8,7 @@ import transformers
 from llmfold.checkpoint.side_files import without_paths
 from llmfold.models import WINDOW_KEYS, Architecture, LayerShape, shape_of, stock_config
 from llmfold.models.family_settings import rope_parameters
-from llmfold.models.own_code import auto_map
+from llmfold.models.own_code import auto_map, class_name
 from llmfold.pipeline.portable import older_rope
 from llmfold.planning import FoldPlan
 
@@ -54,9 +54,8 @@ def output_config(source: Mapping[str, Any], plan: FoldPlan) -> dict[str, Any]:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = plan.config.dtype
     if plan.needs_remote_code:
-        name = f"Folded{family.causal_lm}"
         config["per_layer_config"] = {str(i): _widths(layer) for i, layer in enumerate(plan.after.layers)}
-        config["architectures"] = [name]
+        config["architectures"] = [class_name(family)]
         config["auto_map"] = auto_map(family)
         if family.heads_divide_hidden:  # its config reads the global head count, which else is forbidden
             config["allow_global_per_layer_attribute_access"] = True

@@ -21,6 +21,11 @@ def kept_neurons(intermediate: int, ratio: float) -> int:
     return max(1, int(intermediate * (1 - min(0.95, _BEYOND * ratio))))
 
 
+def judged_neurons(intermediate: int, ratio: float, grain: int) -> int:
+    """Neurons that are left where a layer's loss is measured: about ``ratio`` of them gone, in a legal grain."""
+    return max(grain, round(intermediate * (1 - ratio) / grain) * grain)
+
+
 @dataclass(frozen=True)
 class LayerCurves:
     """Predicted error of one layer by the number of units removed: in nats, or in relative squared error of the stream.

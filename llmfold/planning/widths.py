@@ -96,10 +96,10 @@ class _Budget:
         It is that of the widths before they are made legal, which meet the budget exactly: of two splits, one whose
         legal widths remove less would else look better for that alone.
         """
-        need = min(max(self.mlp_fraction(attention), 0.0), 1.0)
+        kept = 1 - self.need(attention)
         layers = [
-            layer if i in self.pinned else replace(layer, intermediate=round(before.intermediate * (1 - need)))
-            for i, (before, layer) in enumerate(zip(self.shape.layers, self.layers(need, attention), strict=True))
+            layer if i in self.pinned else replace(layer, intermediate=round(self.shape.layers[i].intermediate * kept))
+            for i, layer in enumerate(self.layers(0.0, attention))
         ]
         family = self.shape.architecture
         native = not family.registered or family.allows_heads(self.shape.hidden, *(layer.heads for layer in layers))
@@ -117,9 +117,13 @@ class _Budget:
         missing = self.wanted - self.removed(0.0, attention)
         return missing / self.neurons if self.neurons else 0.0
 
+    def need(self, attention: float) -> float:
+        """:meth:`mlp_fraction` within [0, 1]."""
+        return min(max(self.mlp_fraction(attention), 0.0), 1.0)
+
     def nearest(self, attention: float) -> float:
         """Fraction of neurons in [0, 1] whose removal comes nearest to the budget once widths are legal."""
-        need = min(max(self.mlp_fraction(attention), 0.0), 1.0)
+        need = self.need(attention)
         if abs(self.removed(need, attention) - self.wanted) <= self.step / 2:
             return need
         low, high = 0.0, 1.0  # layers of different widths are not rounded alike

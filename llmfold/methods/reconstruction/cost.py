@@ -13,7 +13,7 @@ from llmfold.methods.sampling_cost import with_sampling
 from llmfold.models import LayerShape
 from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops, head_flops
 from llmfold.planning.plan import FoldPlan
-from llmfold.planning.sensitivity import kept_neurons
+from llmfold.planning.sensitivity import judged_neurons, kept_neurons
 from llmfold.repair.least_squares import PANEL, WIDE
 from llmfold.repair.refine import Refinement
 from llmfold.runtime.devices import pick_device
@@ -132,7 +132,7 @@ class _Work:
         """Each part of each layer that is judged, refit at about the ratio; a group of heads less."""
         shape = self.plan.before
         for a in shape.layers:
-            kept = round(a.intermediate * (1 - (self.plan.config.ratio or 0.0)))
+            kept = judged_neurons(a.intermediate, self.plan.config.ratio or 0.0, shape.grain)
             rows = self._neuron_rows(a, self.held)
             yield from (replace(self._refit(a.intermediate, kept, rows), name="widths") for _ in range(shape.mlps(a)))
             if self.judged > 1 and shape.folds_heads(a):

@@ -23,7 +23,7 @@ from llmfold.methods.reconstruction.orders import Orders
 from llmfold.models import LayerShape
 from llmfold.models.pieces import Piece
 from llmfold.planning import LayerCurves, Sensitivities
-from llmfold.planning.sensitivity import kept_neurons
+from llmfold.planning.sensitivity import judged_neurons, kept_neurons
 from llmfold.runtime.hidden_states import CHUNK
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Reconstruction(LayerMethod):
         if losses:
             losses.finish(self._states.after(len(layers) - 1))
         self._states.close()
-        rows = measurement.size[0] * measurement.size[1]
+        rows = measurement.rows
         if self.options.importance is None:
             rows *= measurement.shape.hidden
         return Sensitivities([self._curves_of(index, rows, ratio) for index in range(len(layers))])
@@ -106,13 +106,8 @@ class Reconstruction(LayerMethod):
         losses = self.options.losses
         if losses is None:
             return curves
-        removed = layer.intermediate - self._fewer_neurons(layer, ratio).intermediate
+        removed = layer.intermediate - judged_neurons(layer.intermediate, ratio, self.shape.grain)
         return curves.through((removed, losses.loss(index, "neurons")), (1, losses.loss(index, "heads")))
-
-    def _fewer_neurons(self, layer: LayerShape, ratio: float) -> LayerShape:
-        """Widths of a layer that about ``ratio`` of its neurons have left."""
-        grain = self.shape.grain
-        return replace(layer, intermediate=max(grain, round(layer.intermediate * (1 - ratio) / grain) * grain))
 
     def _find_orders(self, inputs: LayerInputs, stored: Weights, ratio: float, chunk: int) -> None:
         """Eliminate as far as curves reach; begin to measure what the layer loses, its heads and its neurons apart."""
@@ -127,7 +122,7 @@ class Reconstruction(LayerMethod):
         keep = replace(before, intermediate=kept_neurons(before.intermediate, ratio))
         for coupling in layer.couplings.neurons:
             layer.neuron_order(coupling, max(1, self.shape.units(coupling, keep)))
-        after = self._fewer_neurons(before, ratio)
+        after = replace(before, intermediate=judged_neurons(before.intermediate, ratio, self.shape.grain))
         if losses and layer.couplings.neurons and after != before:
             losses.add("neurons", inputs, layer.fold(piece, stored, after)[0], after)
 

@@ -2,15 +2,15 @@
 
 from llmfold.runtime.hidden_states import CHUNK, chunks
 
-SHARE = 0.125
+_SHARE = 0.125
 
 
 def held_back(sequences: int) -> int:
     """How many sequences judge ridges, refinements and single layers: whole chunks where there are several."""
     blocks = -(-sequences // CHUNK)
     if blocks > 1:
-        return sequences - (blocks - max(1, round(blocks * SHARE))) * CHUNK
-    return max(1, round(sequences * SHARE)) if sequences > 1 else 0
+        return sequences - (blocks - max(1, round(blocks * _SHARE))) * CHUNK
+    return max(1, round(sequences * _SHARE)) if sequences > 1 else 0
 
 
 def split(sequences: int, chunk: int = CHUNK) -> tuple[list[slice], list[slice]]:

@@ -120,7 +120,7 @@ class LayerReconstruction:
 
         def eliminate() -> Elimination:
             sums, weights = self._sums("heads", self._inputs.heads).whole, self._attention_weights
-            metric = self._metric("heads", lambda: sums.weight / self._rows)
+            metric = self._metric("heads", lambda: sums.weight / self._measurement.rows)
             rows = weights[self._reader].T
             seen = rows if metric is None else rows.to(metric) @ metric
             free = _free_of_bias(sums, weights, self._reader)
@@ -146,11 +146,6 @@ class LayerReconstruction:
             return self._options.metric if part == "neurons" else None
         metric = self._options.importance.metric(self._inputs.index, part).to(self._measurement.device)
         return metric / math.sqrt(max(2 * weight(), 1e-30))
-
-    @property
-    def _rows(self) -> int:
-        sequences, tokens = self._measurement.size
-        return sequences * tokens
 
     def _sums(self, part: str, rows: Callable[[slice], tuple[Tensor, Tensor]]) -> Sums:
         """Sums over what the consumer of a part reads: ``rows`` gives features and row weights."""
