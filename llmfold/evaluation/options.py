@@ -9,7 +9,7 @@ from llmfold.errors import UsageError
 from llmfold.evaluation.defaults import AUTO
 from llmfold.evaluation.measuring import HEADING, MEASURING, Measuring, compute_dtype, evaluation_command
 from llmfold.kinds import ANYTHING, SWITCH, TEXT, Kind, integer, is_integer
-from llmfold.options import check_options, option
+from llmfold.options import check_options, flag, option, options_of
 
 WHAT, TIMED = "what", "timed"
 GROUPS = {WHAT: "what to measure", **HEADING, TIMED: "the task speed"}
@@ -67,6 +67,14 @@ class EvaluationSettings(Measuring):
         if self.text is None and self.text_column != TEXT_COLUMN:
             raise UsageError("--text-column is a column of --text, which is missing: pass both, or neither")
         check_options(self)
+        self._check_timed()
+
+    def _check_timed(self) -> None:
+        """Raise UsageError where an option of the task speed was given, and the task was not."""
+        timed = (field for field, spec in options_of(self) if spec.group == TIMED)
+        given = next((field.name for field in timed if getattr(self, field.name) != field.default), None)
+        if given is not None and SPEED not in task_names(self.tasks):
+            raise UsageError(f"{flag(given)} is of the task speed: pass --tasks speed, or leave it out")
 
     def command(self) -> str:
         """The command line of this evaluation, files and folders by their names only."""

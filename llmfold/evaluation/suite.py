@@ -55,7 +55,7 @@ def prepare(
         limit: most documents of a zero-shot task.
 
     Raises:
-        UsageError: an unknown task, a bad limit, data that cannot be had.
+        UsageError: an unknown task, a bad limit, data that cannot be had, a limit or a folder that no task reads.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit is {limit}; give at least 1")
@@ -64,6 +64,10 @@ def prepare(
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--data-dir {folder} is no folder")
     scored = [name for name in names if name not in (PERPLEXITY, SPEED)]
+    if limit is not None and not scored:
+        raise UsageError("--limit counts documents of zero-shot tasks, and none is named: name one, or leave it out")
+    if folder is not None and not scored and (PERPLEXITY not in names or text is not None):
+        raise UsageError("--data-dir holds documents of tasks, and none that is named reads them: leave it out")
     harness = Harness(expand(scored, local=folder is not None), folder, limit)
     if PERPLEXITY in names and text is None:
         text = str(folder / _WIKITEXT_FILE) if folder else WIKITEXT

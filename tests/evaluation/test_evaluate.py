@@ -151,11 +151,26 @@ def test_a_table_stands_beside_its_json_whatever_the_name(llmfold: Cli, reader: 
         ({"text": "t", "batch_size": 0}, "--batch-size is 0"),
         ({"against": "demo", "fidelity_tokens": -1}, "--fidelity-tokens is -1"),
         ({"text": "t", "rounds": 0}, "--rounds is 0"),
+        ({"tasks": "piqa", "new_tokens": 8}, "--new-tokens is of the task speed: pass --tasks speed, or leave it out"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         EvaluationSettings("demo", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"text": "t", "limit": 5}, "--limit counts documents of zero-shot tasks, and none is named"),
+        ({"tasks": "wikitext2", "text": "t", "limit": 5}, "--limit counts documents of zero-shot tasks"),
+        ({"text": "t", "data_dir": "."}, "--data-dir holds documents of tasks, and none that is named reads them"),
+        ({"tasks": "speed", "against": "demo", "data_dir": "."}, "--data-dir holds documents of tasks"),
+    ],
+)
+def test_options_that_no_task_reads_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        evaluate(EvaluationSettings("demo", **options))
 
 
 def test_a_command_names_no_folder_of_this_machine(tmp_path: Path) -> None:
