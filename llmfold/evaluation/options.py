@@ -60,21 +60,22 @@ class EvaluationSettings(Measuring):
         """Check everything that can be checked without models and data; raises UsageError."""
         if not (self.tasks or self.text or self.against):
             raise UsageError("nothing to measure: pass --tasks, --text for perplexity, or --against for fidelity")
-        if SPEED in task_names(self.tasks) and self.against is None:
+        speed = SPEED in task_names(self.tasks)
+        if speed and self.against is None:
             raise UsageError("speed is measured beside the dense model: pass --against")
         if self.against is None and self.against_revision is not None:
             raise UsageError("--against-revision is a revision of --against, which is missing: pass both, or neither")
         if self.text is None and self.text_column != TEXT_COLUMN:
             raise UsageError("--text-column is a column of --text, which is missing: pass both, or neither")
         check_options(self)
-        self._check_timed()
+        if not speed:
+            self._check_uses()
 
-    def _check_timed(self) -> None:
-        """Raise UsageError where an option of the task speed was given, and the task was not."""
-        timed = (field for field, spec in options_of(self) if spec.group == TIMED)
-        given = next((field.name for field in timed if getattr(self, field.name) != field.default), None)
-        if given is not None and SPEED not in task_names(self.tasks):
-            raise UsageError(f"{flag(given)} is of the task speed: pass --tasks speed, or leave it out")
+    def _check_uses(self) -> None:
+        """Refuse options of the task speed, where that is not asked for."""
+        for each, spec in options_of(self):
+            if spec.group == TIMED and getattr(self, each.name) != each.default:
+                raise UsageError(f"{flag(each.name)} is of the task speed: pass --tasks speed, or leave it out")
 
     def command(self) -> str:
         """The command line of this evaluation, files and folders by their names only."""
