@@ -23,5 +23,5 @@ def reuse_measurements(work: Path, finished: Path, shape: ModelShape, config: Fo
     shared = config.allocation != "adaptive" and (finished / SENSITIVITIES_FILE).exists()
     if shared and not (work / SENSITIVITIES_FILE).exists():
         ratio = float(config.ratio or 0.0)
-        removed = [layer.intermediate - kept_neurons(layer.intermediate, ratio) for layer in shape.layers]
+        removed = [layer.intermediate - kept_neurons(layer.intermediate, ratio, shape.grain) for layer in shape.layers]
         Sensitivities.load(finished / SENSITIVITIES_FILE).shortened(removed).save(work / SENSITIVITIES_FILE)

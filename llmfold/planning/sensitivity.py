@@ -6,23 +6,29 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from llmfold.models import LayerShape, ModelShape
 from llmfold.planning.legal import Rules, head_options
 from llmfold.runtime.storage import replace_text
 
+Part = Literal["heads", "neurons"]
+PARTS: tuple[Part, ...] = get_args(Part)
 SENSITIVITIES_FILE = "llmfold_sensitivities.json"
 _BEYOND = 3.0
 """Curves reach this many times the ratio, so that single layers may lose more than the average."""
+HALF = 0.5
+"""Share of neurons that is taken from all layers alike to see what they cost beside heads: curves reach that far."""
 
 
-def kept_neurons(intermediate: int, ratio: float) -> int:
+def kept_neurons(intermediate: int, ratio: float, grain: int) -> int:
     """Neurons that are left where the curve of a layer ends, when about ``ratio`` of the model will go."""
-    return max(1, int(intermediate * (1 - min(0.95, _BEYOND * ratio))))
+    farthest = int(intermediate * (1 - min(0.95, _BEYOND * ratio)))
+    return max(1, min(farthest, judged_neurons(intermediate, HALF, grain)))
 
 
 def judged_neurons(intermediate: int, ratio: float, grain: int) -> int:
-    """Neurons that are left where a layer's loss is measured: about ``ratio`` of them gone, in a legal grain."""
+    """Neurons that are left where losses are measured: about ``ratio`` of them gone, in a legal grain."""
     return max(grain, round(intermediate * (1 - ratio) / grain) * grain)
 
 
@@ -43,19 +49,18 @@ class LayerCurves:
         heads = before.head_units - before.units_in(after)
         return _at(self.neurons, before.intermediate - after.intermediate) + _at(self.heads, heads)
 
-    def through(self, neurons: "Point", heads: "Point") -> "LayerCurves":
-        """The same scaled so that each goes through a point, where one was measured."""
-        return LayerCurves(_scaled(self.neurons, *neurons), _scaled(self.heads, *heads))
+    def scaled(self, part: Part, factor: float) -> "LayerCurves":
+        """The same with one of the curves multiplied."""
+        curve: list[float] = getattr(self, part)
+        return replace(self, **{part: [value * factor for value in curve]})
+
+    def through(self, part: Part, before: LayerShape, after: LayerShape, error: float) -> "LayerCurves":
+        """See :meth:`Sensitivities.through`."""
+        return self.scaled(part, _factor(self.error(before, after), error))
 
 
-Point = tuple[int, float | None]
-"""Units removed, and the error measured there, None where it was not."""
-
-
-def _scaled(curve: list[float], removed: int, error: float | None) -> list[float]:
-    if error is None or not 0 < (predicted := _at(curve, removed)) < math.inf:
-        return curve
-    return [value * max(error, 0.0) / predicted for value in curve]
+def _factor(predicted: float, measured: float) -> float:
+    return max(measured, 0.0) / predicted if 0 < predicted < math.inf else 1.0
 
 
 def _at(curve: list[float], removed: int) -> float:
@@ -74,6 +79,20 @@ class Sensitivities:
     def error(self, before: Sequence[LayerShape], after: Sequence[LayerShape]) -> float:
         """Predicted error of a whole plan: errors of layers add up."""
         return sum(c.error(a, b) for c, a, b in zip(self.layers, before, after, strict=True))
+
+    def through(
+        self, part: Part, before: Sequence[LayerShape], after: Sequence[LayerShape], error: float
+    ) -> "Sensitivities":
+        """The same with all curves of a part multiplied alike, so that they predict what was measured.
+
+        Args:
+            part: of the layers.
+            before: widths before.
+            after: widths of which only those of ``part`` differ.
+            error: measured at these widths, all layers together.
+        """
+        factor = _factor(self.error(before, after), error)
+        return Sensitivities([curves.scaled(part, factor) for curves in self.layers])
 
     def shortened(self, removed: Sequence[int]) -> "Sensitivities":
         """The same with at most ``removed[i]`` neurons of layer i gone: elimination goes on from where it stood."""

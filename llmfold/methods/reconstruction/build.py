@@ -9,7 +9,7 @@ from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.fold import Reconstruction
 from llmfold.methods.reconstruction.importance import Importance, sequences_for
 from llmfold.methods.reconstruction.layer import ReconstructionOptions
-from llmfold.methods.reconstruction.losses import SingleLosses, parts_judged
+from llmfold.methods.reconstruction.losses import Judged, Losses
 from llmfold.methods.reconstruction.population import Population, PopulationOptions, population_rows
 from llmfold.methods.source import token_source
 from llmfold.models.context import Context, Ends
@@ -29,7 +29,8 @@ def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
 
     importance = Importance(source.measurement, ends, sequences_for(tk.token_budget(config, shape)), config.seed)
     refinement = Refinement(tk.refine_steps(config, shape))
-    losses = SingleLosses(source.measurement, ends) if parts_judged(config) else None
+    judged = Judged(config, shape)
+    losses = Losses(source.measurement, ends, judged) if judged.parts else None
     options = ReconstructionOptions(refinement=refinement, importance=importance, losses=losses)
     return Reconstruction(context, source.measurement, options, source.facts)
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from llmfold.data.tokens import refine_steps, token_budget
 from llmfold.methods.reconstruction.held import held_back
 from llmfold.methods.reconstruction.importance import sequences_for
-from llmfold.methods.reconstruction.losses import parts_judged, sequences_carried
+from llmfold.methods.reconstruction.losses import Judged, sequences_carried
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
 from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.methods.sampling_cost import with_sampling
 from llmfold.models import LayerShape
 from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops, head_flops
 from llmfold.planning.plan import FoldPlan
-from llmfold.planning.sensitivity import judged_neurons, kept_neurons
+from llmfold.planning.sensitivity import kept_neurons
 from llmfold.repair.least_squares import PANEL, WIDE
 from llmfold.repair.refine import Refinement
 from llmfold.runtime.devices import pick_device
@@ -30,7 +30,7 @@ _ADAM_TRAFFIC = 10
 def tokens_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost on token sequences, sampled or read."""
     budget = token_budget(plan.config, plan.before)
-    judged, steps = len(parts_judged(plan.config)), refine_steps(plan.config, plan.before)
+    judged, steps = Judged(plan.config, plan.before), refine_steps(plan.config, plan.before)
     work = _Work(plan, budget.sequences, budget.length, steps, judged)
     shape, tokens = plan.before, sequences_for(budget) * budget.length
     # A pass forward, and one back that computes every layer again; weights need no gradients.
@@ -58,14 +58,14 @@ class _Work:
         plan: widths before and after.
         sequences, length: rows that are measured on.
         steps: of refinement.
-        judged: parts of a layer of which it is measured what each loses.
+        judged: parts of layers of which it is measured what they lose.
     """
 
     plan: FoldPlan
     sequences: int
     length: int
     steps: int
-    judged: int = 0
+    judged: Judged | None = None
 
     @property
     def tokens(self) -> int:
@@ -77,6 +77,12 @@ class _Work:
         return sequences_carried(self.sequences, self.length) * self.length
 
     @property
+    def _streams(self) -> tuple[int, int]:
+        """Streams of parts of single layers, and of parts of all layers at once."""
+        judged = self.judged
+        return (len(judged.alone) * len(self.plan.before.layers), len(judged.together)) if judged else (0, 0)
+
+    @property
     def held(self) -> int:
         """Tokens that ridges and refinements are judged on."""
         return held_back(self.sequences) * self.length
@@ -85,9 +91,9 @@ class _Work:
         """The whole, behind what comes ``before`` it; states lie before, within and after a layer of each process."""
         shape, layers = self.plan.before, self.plan.before.layers
         area = max(self._area(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b)
-        wide = max(map(self._wide, range(len(layers)))) * _SINGLE
+        wide = max(map(self._wide, range(len(layers)))) * _SINGLE * (2 if any(self._streams) else 1)
         states = (3 * processes + 1) * self.tokens * shape.hidden * _SINGLE
-        states += self.judged * len(layers) * self._carried * shape.hidden * _SINGLE
+        states += sum(self._streams) * self._carried * shape.hidden * _SINGLE
         sizes = {"work_area": area + wide, "states": states, "tokens": self.tokens, "length": self.length}
         return Cost.of([*before, *self._layers()], **sizes)
 
@@ -106,11 +112,11 @@ class _Work:
                 yield Stage("widths", large=self._gram_of_heads(a) + self._gram_of_neurons(a))
                 if shape.folds_heads(a):
                     yield self._eliminate_heads("widths", a, 1)
-                keep = kept_neurons(a.intermediate, self.plan.config.ratio or 0.0)
+                keep = kept_neurons(a.intermediate, self.plan.config.ratio or 0.0, shape.grain)
                 yield from (self._eliminate_neurons("widths", a, keep) for _ in range(shape.mlps(a)))
-            if self.judged:
-                yield from self._judged_refits()
-                yield self._single_losses()
+            if self.judged and self.judged.parts:
+                yield from self._judged_refits(self.judged)
+                yield self._losses()
         yield Stage("forward", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
         for a, b in zip(shape.layers, self.plan.after.layers, strict=True):
             if a.heads != b.heads:
@@ -128,22 +134,22 @@ class _Work:
                     if self.steps and self.held:
                         yield self._refine(b.intermediate)
 
-    def _judged_refits(self) -> Iterator[Stage]:
-        """Each part of each layer that is judged, refit at about the ratio; a group of heads less."""
+    def _judged_refits(self, judged: Judged) -> Iterator[Stage]:
+        """Each part of each layer that is judged, refit."""
         shape = self.plan.before
         for a in shape.layers:
-            kept = judged_neurons(a.intermediate, self.plan.config.ratio or 0.0, shape.grain)
+            kept = judged.widths("neurons", a).intermediate
             rows = self._neuron_rows(a, self.held)
             yield from (replace(self._refit(a.intermediate, kept, rows), name="widths") for _ in range(shape.mlps(a)))
-            if self.judged > 1 and shape.folds_heads(a):
-                before, after = (units * shape.head_dim for units in (a.heads, a.heads - a.heads // a.head_units))
+            if "heads" in judged.parts:
+                before, after = (heads * shape.head_dim for heads in (a.heads, judged.widths("heads", a).heads))
                 yield replace(self._refit(before, after, self._head_rows(a, self.held)), name="widths")
 
-    def _single_losses(self) -> Stage:
-        """Parts of each layer through all later layers: half a pass for each of all of them."""
-        shape, parts = self.plan.before, self.judged * len(self.plan.before.layers)
-        carried = parts / 2 * decoder_flops(shape, self._carried, self.length)
-        return Stage("widths", large=carried + (parts + 1) * head_flops(shape, self._carried))
+    def _losses(self) -> Stage:
+        """Parts of single layers through all later ones, half a pass for each; parts of all layers through all."""
+        shape, (alone, together) = self.plan.before, self._streams
+        carried = (alone / 2 + together) * decoder_flops(shape, self._carried, self.length)
+        return Stage("widths", large=carried + (alone + together + 1) * head_flops(shape, self._carried))
 
     def _head_rows(self, layer: LayerShape, tokens: int) -> float:
         """Operations for the outputs of all heads."""

@@ -18,12 +18,12 @@ from llmfold.methods.base import FoldContext, Folded, LayerMethod, ReadLayer, We
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.layer import LayerReconstruction, ReconstructionOptions
-from llmfold.methods.reconstruction.losses import parts_judged
+from llmfold.methods.reconstruction.losses import Narrowed
 from llmfold.methods.reconstruction.orders import Orders
 from llmfold.models import LayerShape
 from llmfold.models.pieces import Piece
 from llmfold.planning import LayerCurves, Sensitivities
-from llmfold.planning.sensitivity import judged_neurons, kept_neurons
+from llmfold.planning.sensitivity import PARTS, Part, kept_neurons
 from llmfold.runtime.hidden_states import CHUNK
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class Reconstruction(LayerMethod):
     def measure(self, read_layer: ReadLayer, ratio: float, notify: Notify) -> Sensitivities:
         """Curves of all layers: the rise of the ridge objective along the backward elimination of neurons and heads.
 
-        Errors count in nats where units are selected by what predictions lose, scaled to what single layers were
-        measured to lose about the width that the ratio means, if that is asked for; else relative to the mean square of
-        the residual stream that they disturb, since the next RMSNorm divides by it.
+        Errors count in nats where units are selected by what predictions lose, scaled to what parts of single layers
+        and of all layers were measured to lose, if that is asked for; else relative to the mean square of the residual
+        stream that they disturb, since the next RMSNorm divides by it.
         Each process eliminates in layers of its own; the order found is kept, and :meth:`fold` takes it up.
 
         Args:
@@ -73,6 +73,7 @@ class Reconstruction(LayerMethod):
             notify(f"layer {group[0]}: measure")
             self.prepare(group, read_layer)
             own = measurement.team.shard(group)
+            narrowed = dict[int, tuple[LayerInputs, dict[Part, Narrowed]]]()
             for index in group if losses else own:
                 stored = read_layer(index)
                 inputs = self._states.around(index, measurement.wide(stored))
@@ -80,16 +81,20 @@ class Reconstruction(LayerMethod):
                     losses.advance(index, inputs.weights)
                 if index in own:
                     find = partial(self._find_orders, inputs, stored, ratio)
-                    measurement.team.with_oom_retry(find, self._chunk, f"layer {index}")
+                    found, _ = measurement.team.with_oom_retry(find, self._chunk, f"layer {index}")
+                    narrowed[index] = inputs, found
+            if losses:
+                losses.add(group, narrowed)
         if losses:
             losses.finish(self._states.after(len(layers) - 1))
         self._states.close()
         rows = measurement.rows
         if self.options.importance is None:
             rows *= measurement.shape.hidden
-        return Sensitivities([self._curves_of(index, rows, ratio) for index in range(len(layers))])
+        curves = Sensitivities([self._curves_of(index, rows) for index in range(len(layers))])
+        return losses.scaled(curves) if losses else curves
 
-    def _curves_of(self, index: int, rows: int, ratio: float) -> LayerCurves:
+    def _curves_of(self, index: int, rows: int) -> LayerCurves:
         """Curves of a layer; those of several couplings of neurons add up at equal fractions."""
         layer, orders = self.shape.layers[index], Orders(self.measurement.work)
         couplings, parts = self.shape.couplings(layer), list[Tensor]()
@@ -102,29 +107,22 @@ class Reconstruction(LayerMethod):
         heads = [0.0]
         if couplings.heads is not None:
             heads += (orders.known(index, "heads").costs.cumsum(0) / rows).tolist()
-        curves = LayerCurves(neurons.tolist(), heads)
-        losses = self.options.losses
-        if losses is None:
-            return curves
-        removed = layer.intermediate - judged_neurons(layer.intermediate, ratio, self.shape.grain)
-        return curves.through((removed, losses.loss(index, "neurons")), (1, losses.loss(index, "heads")))
+        return LayerCurves(neurons.tolist(), heads)
 
-    def _find_orders(self, inputs: LayerInputs, stored: Weights, ratio: float, chunk: int) -> None:
-        """Eliminate as far as curves reach; begin to measure what the layer loses, its heads and its neurons apart."""
+    def _find_orders(self, inputs: LayerInputs, stored: Weights, ratio: float, chunk: int) -> dict[Part, Narrowed]:
+        """Eliminate as far as curves reach; the layer with a part of it narrowed, for each part that is judged."""
         layer = LayerReconstruction(self.config, self.options, inputs, chunk, judged_alone=True)
         before, losses = inputs.shape, self.options.losses
-        piece = Piece(inputs.index)
-        if layer.couplings.heads is not None:
-            layer.head_order(1)
-            after = before.with_units(before.intermediate, before.head_units - 1)
-            if losses and after.heads and "heads" in parts_judged(self.config):
-                losses.add("heads", inputs, layer.fold(piece, stored, after)[0], after)
-        keep = replace(before, intermediate=kept_neurons(before.intermediate, ratio))
-        for coupling in layer.couplings.neurons:
-            layer.neuron_order(coupling, max(1, self.shape.units(coupling, keep)))
-        after = replace(before, intermediate=judged_neurons(before.intermediate, ratio, self.shape.grain))
-        if losses and layer.couplings.neurons and after != before:
-            losses.add("neurons", inputs, layer.fold(piece, stored, after)[0], after)
+        keep = replace(before, intermediate=kept_neurons(before.intermediate, ratio, self.shape.grain))
+        found = dict[Part, Narrowed]()
+        for part in PARTS:
+            if part == "heads" and layer.couplings.heads is not None:
+                layer.head_order(1)
+            for coupling in layer.couplings.neurons if part == "neurons" else ():
+                layer.neuron_order(coupling, max(1, self.shape.units(coupling, keep)))
+            if losses and part in losses.judged.parts and (after := losses.judged.widths(part, before)) != before:
+                found[part] = Narrowed(layer.fold(Piece(inputs.index), stored, after)[0], after)
+        return found
 
     def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
         """Layers (ascending) whose states are at hand together: one for each process."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from llmfold.methods.dense import Measurement
 from llmfold.methods.gradients import GradientPasses
 from llmfold.methods.method import Notify
 from llmfold.models import Role
+from llmfold.planning.sensitivity import PARTS, Part
 from llmfold.repair.least_squares import cholesky
 from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, stored_array
 from llmfold.runtime.seeding import seeded
@@ -32,8 +33,6 @@ from llmfold.runtime.storage import fsync_path
 if TYPE_CHECKING:
     from llmfold.models.context import Ends  # builds on transformers' models
 
-Part = Literal["heads", "neurons"]
-PARTS: tuple[Part, ...] = get_args(Part)
 TOKENS = 16_384
 """At most: a quadratic form of the residual stream needs fewer tokens than the Gram of a wide MLP."""
 _FOLDER = f"{STATE_FOLDER}/importance"

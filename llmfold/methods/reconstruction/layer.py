@@ -15,14 +15,15 @@ from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Folded, Weights
 from llmfold.methods.dense import LayerInputs, NeuronInputs
 from llmfold.methods.reconstruction.held import split
-from llmfold.methods.reconstruction.importance import Importance, Part
-from llmfold.methods.reconstruction.losses import SingleLosses
+from llmfold.methods.reconstruction.importance import Importance
+from llmfold.methods.reconstruction.losses import Losses
 from llmfold.methods.reconstruction.orders import Orders
 from llmfold.methods.reconstruction.refitting import Consumer, Sums, refit_consumer
 from llmfold.models import LayerShape, Role
 from llmfold.models.coupling import NeuronCoupling
 from llmfold.models.pieces import Piece
 from llmfold.models.slots import Slots, narrowed
+from llmfold.planning.sensitivity import Part
 from llmfold.repair.least_squares import ActivationSums, activation_sums
 from llmfold.repair.refine import Refinement, refine
 from llmfold.runtime.hidden_states import CHUNK
@@ -45,14 +46,14 @@ class ReconstructionOptions:
         gaussian: share of a Gram from x ~ N(0, gain²) mixed in, for directions that the rows lack.
         metric: (hidden, m) map of outputs whose squared norm selects neurons, or None.
         importance: gives every layer a metric of its own, in which neurons and heads are selected; or None.
-        losses: measures what single layers cost, which puts their curves on one scale; or None.
+        losses: measures what parts of the layers cost, which puts their curves on one scale; or None.
     """
 
     refinement: Refinement = field(default_factory=Refinement)
     gaussian: float = 0.0
     metric: Tensor | None = None
     importance: Importance | None = None
-    losses: SingleLosses | None = None
+    losses: Losses | None = None
 
 
 class LayerReconstruction:

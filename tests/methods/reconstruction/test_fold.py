@@ -20,7 +20,7 @@ from llmfold.data import tokens as tk
 from llmfold.data.sampling import Sampler
 from llmfold.errors import CheckpointError, OutputError
 from llmfold.methods import source as source_module
-from llmfold.methods.reconstruction.losses import SingleLosses
+from llmfold.methods.reconstruction.losses import Losses
 from llmfold.methods.reconstruction.population import Population
 from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.planning import Sensitivities
@@ -116,8 +116,13 @@ def test_adaptive_widths_load_with_their_modelling_file(tmp_path: Path) -> None:
 def test_heads_that_are_given_stay_and_what_they_lose_alone_is_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged, add = [], SingleLosses.add
-    monkeypatch.setattr(SingleLosses, "add", lambda self, part, *rest: judged.append(part) or add(self, part, *rest))
+    judged, add = [], Losses.add
+
+    def noted(losses: Losses, group: Any, own: Any) -> None:
+        judged.extend(part for _, parts in own.values() for part in parts)
+        add(losses, group, own)
+
+    monkeypatch.setattr(Losses, "add", noted)
     model, options = tiny_model(tmp_path / "m", num_hidden_layers=3), {"method": "self", "allocation": "adaptive"}
     report = fold(model, ratio=0.2, attention_ratio=0, output=tmp_path / "out", **options, **MEASURED)
     layers = report.plan["layers"]
@@ -125,6 +130,15 @@ def test_heads_that_are_given_stay_and_what_they_lose_alone_is_not_measured(
     assert all(layer["after"]["heads"] == layer["before"]["heads"] for layer in layers)
     assert len({layer["after"]["intermediate"] for layer in layers}) > 1
     assert report.ratio == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize(("heads", "kept"), [(1e-6, 2), (1e3, 4)])
+def test_heads_go_where_all_of_them_at_once_lose_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: float, kept: int
+) -> None:
+    monkeypatch.setattr(Losses, "loss_together", lambda _, part: heads if part == "heads" else 1.0)
+    report = fold(tiny_model(tmp_path / "m"), method="self", ratio=0.2, output=tmp_path / "out", **MEASURED)
+    assert {layer["after"]["heads"] for layer in report.plan["layers"]} == {kept}
 
 
 def test_a_fold_of_several_widths_is_sampled_from_and_folded_again(tmp_path: Path) -> None:
