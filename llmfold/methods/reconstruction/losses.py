@@ -116,19 +116,14 @@ class Losses:
             self.measurement.team.wait()  # the next layer may be another process's
 
     def _add(self, inputs: LayerInputs, narrowed: Mapping[Part, Narrowed]) -> None:
-        index, first = inputs.index, inputs.index == 0
-        for part in self.judged.alone:
-            if part in narrowed:
-                x = inputs.attended(self._sequences)
-                states = mapped(self._path(index, part), tuple(x.shape))
-                write(states, slice(None), self._through(x, index, narrowed[part]))
-                self._carried[index, part] = states
+        index, dense, x = inputs.index, Narrowed(inputs.weights, inputs.shape), inputs.attended(self._sequences)
+        for part in [part for part in self.judged.alone if part in narrowed]:
+            self._carried[index, part] = states = mapped(self._path(index, part), tuple(x.shape))
+            write(states, slice(None), self._through(x, index, narrowed[part]))
         for part in self.judged.together:
-            path, dense = self._path(_ALL, part), Narrowed(inputs.weights, inputs.shape)
-            device = self.measurement.device
-            x = inputs.attended(self._sequences) if first else read(mapped(path, None), slice(None), device)
-            states = mapped(path, tuple(x.shape) if first else None)
-            write(states, slice(None), self._through(x, index, narrowed.get(part, dense)))
+            states = mapped(self._path(_ALL, part), None if index else tuple(x.shape))
+            before = read(states, slice(None), self.measurement.device) if index else x
+            write(states, slice(None), self._through(before, index, narrowed.get(part, dense)))
 
     def advance(self, index: int, weights: dict[Role, Tensor]) -> None:
         """Carry parts of earlier layers through a dense layer, its tensors float32 on the device."""
@@ -140,9 +135,7 @@ class Losses:
 
     def finish(self, dense: np.ndarray) -> None:
         """Compare with the dense states (sequences, tokens, hidden) after the last layer; all processes call this."""
-        team = self.measurement.team
-        team.wait()
-        carried = dict(self._carried)
+        team, carried = self.measurement.team, dict(self._carried)
         if team.is_main:
             carried |= {(_ALL, part): mapped(self._path(_ALL, part), None) for part in self.judged.together}
         ends, losses = self.output(), dict.fromkeys(carried, 0.0)
