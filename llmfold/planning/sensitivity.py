@@ -54,14 +54,6 @@ class LayerCurves:
         curve: list[float] = getattr(self, part)
         return replace(self, **{part: [value * factor for value in curve]})
 
-    def through(self, part: Part, before: LayerShape, after: LayerShape, error: float) -> "LayerCurves":
-        """See :meth:`Sensitivities.through`."""
-        return self.scaled(part, _factor(self.error(before, after), error))
-
-
-def _factor(predicted: float, measured: float) -> float:
-    return max(measured, 0.0) / predicted if 0 < predicted < math.inf else 1.0
-
 
 def _at(curve: list[float], removed: int) -> float:
     last = len(curve) - 1
@@ -80,19 +72,14 @@ class Sensitivities:
         """Predicted error of a whole plan: errors of layers add up."""
         return sum(c.error(a, b) for c, a, b in zip(self.layers, before, after, strict=True))
 
-    def through(
-        self, part: Part, before: Sequence[LayerShape], after: Sequence[LayerShape], error: float
-    ) -> "Sensitivities":
-        """The same with all curves of a part multiplied alike, so that they predict what was measured.
-
-        Args:
-            part: of the layers.
-            before: widths before.
-            after: widths of which only those of ``part`` differ.
-            error: measured at these widths, all layers together.
-        """
-        factor = _factor(self.error(before, after), error)
+    def scaled(self, part: Part, factor: float) -> "Sensitivities":
+        """The same with the curves of a part multiplied in all layers."""
         return Sensitivities([curves.scaled(part, factor) for curves in self.layers])
+
+    def factor(self, before: Sequence[LayerShape], after: Sequence[LayerShape], error: float) -> float:
+        """What errors would be multiplied by to be ``error``, as was measured, at widths ``after``; 1 where none is."""
+        predicted = self.error(before, after)
+        return max(error, 0.0) / predicted if 0 < predicted < math.inf else 1.0
 
     def shortened(self, removed: Sequence[int]) -> "Sensitivities":
         """The same with at most ``removed[i]`` neurons of layer i gone: elimination goes on from where it stood."""

@@ -20,7 +20,8 @@ from llmfold.config import FoldConfig
 from llmfold.methods.dense import LayerInputs, Measurement
 from llmfold.methods.reconstruction.held import held_back
 from llmfold.models import LayerShape, ModelShape, Role
-from llmfold.planning.sensitivity import HALF, PARTS, Part, Sensitivities, judged_neurons
+from llmfold.planning import LayerCurves, Sensitivities
+from llmfold.planning.sensitivity import HALF, PARTS, Part, judged_neurons
 from llmfold.runtime.hidden_states import STATE_FOLDER, chunks, mapped, read, stored_array, write
 
 if TYPE_CHECKING:
@@ -162,17 +163,27 @@ class Losses:
         return self._stored(_ALL, part)
 
     def scaled(self, curves: Sensitivities) -> Sensitivities:
-        """Curves that predict what was measured: of each layer, and then of all together."""
-        judged, layers = self.judged, self.judged.shape.layers
+        """Curves that predict what was measured: of each layer, and then of all together.
+
+        Heads are never made cheaper beside neurons than they were: MLPs are judged as the closed form leaves them, and
+        refined in the fold, which heads are not.
+        """
+        layers, factors = self.judged.shape.layers, dict[Part, float]()
         for part in PARTS:
-            after = [judged.widths(part, layer) for layer in layers]
-            for index, loss in enumerate(self.loss(index, part) for index in range(len(layers))):
-                if loss is not None:
-                    curves.layers[index] = curves.layers[index].through(part, layers[index], after[index], loss)
-            together = self.loss_together(part)
+            after = [self.judged.widths(part, layer) for layer in layers]
+            single = [self._single(part, *each) for each in zip(range(len(layers)), curves.layers, after, strict=True)]
+            curves, together = Sensitivities(single), self.loss_together(part)
             if together is not None:
-                curves = curves.through(part, layers, after, together)
+                factors[part] = curves.factor(layers, after, together)
+        for part, factor in factors.items():
+            curves = curves.scaled(part, max(factors.values()) if part == "heads" else factor)
         return curves
+
+    def _single(self, part: Part, index: int, curves: LayerCurves, after: LayerShape) -> LayerCurves:
+        loss = self.loss(index, part)
+        if loss is None:
+            return curves
+        return curves.scaled(part, Sensitivities([curves]).factor([self.judged.shape.layers[index]], [after], loss))
 
     def _through(self, x: Tensor, index: int, layer: Narrowed) -> Tensor:
         measurement = self.measurement

@@ -132,11 +132,11 @@ def test_heads_that_are_given_stay_and_what_they_lose_alone_is_not_measured(
     assert report.ratio == pytest.approx(0.2, abs=0.01)
 
 
-@pytest.mark.parametrize(("heads", "kept"), [(1e-6, 2), (1e3, 4)])
-def test_heads_go_where_all_of_them_at_once_lose_little(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: float, kept: int
+@pytest.mark.parametrize(("dear", "kept"), [("neurons", 2), ("heads", 4)])
+def test_the_split_is_by_what_parts_of_all_layers_lose_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dear: str, kept: int
 ) -> None:
-    monkeypatch.setattr(Losses, "loss_together", lambda _, part: heads if part == "heads" else 1.0)
+    monkeypatch.setattr(Losses, "loss_together", lambda _, part: 1e3 if part == dear else None)
     report = fold(tiny_model(tmp_path / "m"), method="self", ratio=0.2, output=tmp_path / "out", **MEASURED)
     assert {layer["after"]["heads"] for layer in report.plan["layers"]} == {kept}
 

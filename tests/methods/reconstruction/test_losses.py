@@ -118,18 +118,23 @@ def test_a_part_that_was_not_narrowed_has_no_loss(tmp_path: Path) -> None:
     assert losses.scaled(curves) == curves
 
 
-def test_curves_predict_single_layers_and_then_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("heads", "neurons"), [(4.5, 4.5), (4.5, 9.0), (1.5, 9.0)])
+def test_curves_predict_single_layers_and_then_all_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: float, neurons: float
+) -> None:
+    """But for heads, which are made no cheaper beside neurons than single layers say."""
     measurement = Measurement(None, lambda: iter(()), (1, 1), tmp_path, CPU)  # type: ignore[arg-type]
     judged = Judged(config("adaptive"), MODEL)
     losses = Losses(measurement, lambda: None, judged)  # type: ignore[arg-type,return-value]
     monkeypatch.setattr(Losses, "loss", lambda _, index, part: {"heads": 1.0, "neurons": 0.5 + index}[part])
-    monkeypatch.setattr(Losses, "loss_together", lambda _, part: {"heads": 4.5, "neurons": None}[part])
+    monkeypatch.setattr(Losses, "loss_together", lambda _, part: {"heads": heads, "neurons": neurons}[part])
     curves = Sensitivities([LayerCurves([0.01 * n**2 for n in range(51)], [0.0, 7.0, 21.0]) for _ in range(3)])
     scaled, layers = losses.scaled(curves), MODEL.layers
-    for part, expected in (("heads", [1.5, 1.5, 1.5]), ("neurons", [0.5, 1.5, 2.5])):
+    dear = max(heads / 3, neurons / 4.5)
+    for part, expected in (("heads", [dear] * 3), ("neurons", [neurons / 9, neurons / 3, neurons / 1.8])):
         after = [judged.widths(part, layer) for layer in layers]  # type: ignore[arg-type]
         assert [scaled.layers[i].error(layers[i], after[i]) for i in range(3)] == pytest.approx(expected)
-    assert scaled.layers[0].heads == pytest.approx([0.0, 1.5, 4.5])  # the shape of a curve stays
+    assert scaled.layers[0].heads == pytest.approx([0.0, dear, 3 * dear])  # the shape of a curve stays
 
 
 @pytest.mark.parametrize(
