@@ -91,9 +91,12 @@ class _Work:
         """The whole, behind what comes ``before`` it; states lie before, within and after a layer of each process."""
         shape, layers = self.plan.before, self.plan.before.layers
         area = max(self._area(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b)
-        wide = max(map(self._wide, range(len(layers)))) * _SINGLE * (2 if any(self._streams) else 1)
+        wide = max(map(self._wide, range(len(layers)))) * _SINGLE
         states = (3 * processes + 1) * self.tokens * shape.hidden * _SINGLE
         states += sum(self._streams) * self._carried * shape.hidden * _SINGLE
+        if any(self._streams):  # consumers that are judged, as wide as the dense ones
+            features = (a.heads * shape.head_dim + a.intermediate * shape.mlps(a) for a in layers)
+            wide += max(features) * shape.hidden * _SINGLE
         sizes = {"work_area": area + wide, "states": states, "tokens": self.tokens, "length": self.length}
         return Cost.of([*before, *self._layers()], **sizes)
 

@@ -18,7 +18,6 @@ from llmfold.methods.base import FoldContext, Folded, LayerMethod, ReadLayer, We
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.layer import LayerReconstruction, ReconstructionOptions
-from llmfold.methods.reconstruction.losses import Narrowed
 from llmfold.methods.reconstruction.orders import Orders
 from llmfold.models import LayerShape
 from llmfold.models.pieces import Piece
@@ -73,14 +72,13 @@ class Reconstruction(LayerMethod):
             notify(f"layer {group[0]}: measure")
             self.prepare(group, read_layer)
             own = measurement.team.shard(group)
-            narrowed = dict[int, tuple[LayerInputs, dict[Part, Narrowed]]]()
+            narrowed = dict[int, tuple[LayerInputs, dict[Part, Weights]]]()
             for index in group if losses else own:
-                stored = read_layer(index)
-                inputs = self._states.around(index, measurement.wide(stored))
+                inputs = self._states.around(index, measurement.wide(read_layer(index)))
                 if losses:
                     losses.advance(index, inputs.weights)
                 if index in own:
-                    find = partial(self._find_orders, inputs, stored, ratio)
+                    find = partial(self._find_orders, inputs, ratio)
                     found, _ = measurement.team.with_oom_retry(find, self._chunk, f"layer {index}")
                     narrowed[index] = inputs, found
             if losses:
@@ -109,19 +107,19 @@ class Reconstruction(LayerMethod):
             heads += (orders.known(index, "heads").costs.cumsum(0) / rows).tolist()
         return LayerCurves(neurons.tolist(), heads)
 
-    def _find_orders(self, inputs: LayerInputs, stored: Weights, ratio: float, chunk: int) -> dict[Part, Narrowed]:
+    def _find_orders(self, inputs: LayerInputs, ratio: float, chunk: int) -> dict[Part, Weights]:
         """Eliminate as far as curves reach; the layer with a part of it narrowed, for each part that is judged."""
-        layer = LayerReconstruction(self.config, self.options, inputs, chunk, judged_alone=True)
+        layer = LayerReconstruction(self.config, self.options, inputs, chunk)
         before, losses = inputs.shape, self.options.losses
         keep = replace(before, intermediate=kept_neurons(before.intermediate, ratio, self.shape.grain))
-        found = dict[Part, Narrowed]()
+        found = dict[Part, Weights]()
         for part in PARTS:
             if part == "heads" and layer.couplings.heads is not None:
                 layer.head_order(1)
             for coupling in layer.couplings.neurons if part == "neurons" else ():
                 layer.neuron_order(coupling, max(1, self.shape.units(coupling, keep)))
             if losses and part in losses.judged.parts and (after := losses.judged.widths(part, before)) != before:
-                found[part] = Narrowed(layer.fold(Piece(inputs.index), stored, after)[0], after)
+                found[part] = layer.silenced(after)
         return found
 
     def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:

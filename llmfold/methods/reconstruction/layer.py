@@ -18,7 +18,7 @@ from llmfold.methods.reconstruction.held import split
 from llmfold.methods.reconstruction.importance import Importance
 from llmfold.methods.reconstruction.losses import Losses
 from llmfold.methods.reconstruction.orders import Orders
-from llmfold.methods.reconstruction.refitting import Consumer, Sums, refit_consumer
+from llmfold.methods.reconstruction.refitting import Consumer, Refitted, Sums, refit_consumer
 from llmfold.models import LayerShape, Role
 from llmfold.models.coupling import NeuronCoupling
 from llmfold.models.pieces import Piece
@@ -65,8 +65,6 @@ class LayerReconstruction:
         options: ReconstructionOptions,
         inputs: LayerInputs,
         chunk: int = CHUNK,
-        *,
-        judged_alone: bool = False,
     ) -> None:
         """Set up; nothing is computed yet.
 
@@ -75,9 +73,8 @@ class LayerReconstruction:
             options: settings.
             inputs: the layer with the states around it.
             chunk: sequences at once.
-            judged_alone: fit on the rows to fit on only and refine nothing, so that rows held back can judge the layer.
         """
-        self._config, self._options, self._inputs, self._alone = config, options, inputs, judged_alone
+        self._config, self._options, self._inputs = config, options, inputs
         self._measurement, self._widths = inputs.measurement, inputs.shape
         self._shape, self._orders = self._measurement.shape, Orders(self._measurement.work)
         self.couplings = self._shape.couplings(inputs.shape)
@@ -95,6 +92,29 @@ class LayerReconstruction:
         """A piece of the layer at widths ``after``, in the dtypes of ``stored`` or the one that is asked for."""
         shapes = dict(self._shape.of_piece(piece).layer_roles(after))
         return narrowed(stored, self._parts(piece, stored, after), shapes, after), self._record
+
+    def silenced(self, after: LayerShape) -> dict[Role, Tensor]:
+        """The layer as wide as it is, whose consumers read only the units that are left at widths ``after``.
+
+        They are refit on the rows to fit on only, and nothing is refined, so that rows held back can judge the layer.
+        """
+        weights, widths = self._inputs.weights, self._widths
+        shapes = {role: tuple(tensor.shape) for role, tensor in weights.items()}
+        return narrowed(weights, self._silenced(after), shapes, widths)
+
+    def _silenced(self, after: LayerShape) -> Iterator[tuple[Slots, dict[Role, Tensor]]]:
+        """Consumers of the couplings that are narrower at ``after``, and where they lie."""
+        if self._heads is not None and after.heads != self._widths.heads:
+            kept, refitted = self._refit_heads(after)
+            features = _features(kept, self._unit_size)
+            yield (
+                self._heads.slots,
+                _padded(self._attention_weights[self._reader], features, refitted.train, self._reader),
+            )
+        for coupling in self.couplings.neurons if after.intermediate != self._widths.intermediate else ():
+            kept, refitted = self._refit_neurons(coupling, self._shape.units(coupling, after))
+            dense = self._inputs.neurons_of(coupling).weights[coupling.reader]
+            yield coupling.slots, _padded(dense, kept, refitted.train, coupling.reader)
 
     def _parts(self, piece: Piece, stored: Weights, after: LayerShape) -> Iterator[tuple[Slots, dict[Role, Tensor]]]:
         """Folded tensors of each coupling of the piece, one after the other, and where they lie in it."""
@@ -185,37 +205,42 @@ class LayerReconstruction:
         return sums.scaled(1 - share) + extra.scaled(share * sums.trace / max(extra.trace, 1e-30))
 
     def _attention(self, after: LayerShape) -> dict[Role, Tensor]:
-        kept, known = self.head_order(self._widths.units_in(after)).kept, self._attention_weights
+        kept, refitted = self._refit_heads(after)
         assert self._heads is not None
-        views = unit_views(self._heads, known, self._widths, self._widths.head_units)
+        views = unit_views(self._heads, self._attention_weights, self._widths, self._widths.head_units)
         folded = {role: view[kept].flatten(0, 1) for role, view in views.items() if role != self._reader}
-        sums, outputs = self._sums("heads", self._inputs.heads), _features(kept, self._unit_size)
-        refitted = refit_consumer(Consumer(self._reader, known, sums), outputs, map(self._head_rows, self._judged))
         self._record.attention = {"before": self._widths.heads, "after": after.heads, **refitted.record}
         self._stages.lap("select")
-        return folded | (refitted.train if self._alone else refitted.whole)
+        return folded | refitted.whole
 
-    def _mlp(self, coupling: NeuronCoupling, width: int) -> tuple[dict[Role, Tensor], dict[str, Any]]:
-        """A coupling's tensors at ``width`` neurons, and what the report says of it."""
+    def _refit_heads(self, after: LayerShape) -> tuple[Tensor, Refitted]:
+        """Head units that are left at widths ``after``, and their consumer."""
+        kept, known = self.head_order(self._widths.units_in(after)).kept, self._attention_weights
+        sums, outputs = self._sums("heads", self._inputs.heads), _features(kept, self._unit_size)
+        return kept, refit_consumer(Consumer(self._reader, known, sums), outputs, map(self._head_rows, self._judged))
+
+    def _refit_neurons(self, coupling: NeuronCoupling, width: int) -> tuple[Tensor, Refitted]:
+        """Neurons that are left, and their consumer."""
         kept, inputs = self.neuron_order(coupling, width).kept, self._inputs.neurons_of(coupling)
-        reader, producers = coupling.reader, coupling.producers
-        folded = {role: inputs.weights[role][kept] for role in producers}
-        learned = inputs.weights.keys() - {*producers, reader, f"{reader}_bias"}  # of the activation itself
-        folded |= {role: inputs.weights[role] for role in learned}
 
         def rows(part: slice) -> tuple[Tensor, Tensor, Tensor]:
             x, y, w = inputs.mlp(part)
             return inputs.neurons(x), y, w
 
-        refitted = refit_consumer(
-            Consumer(reader, inputs.weights, self._neuron_sums(inputs)), kept, map(rows, self._judged)
-        )
+        consumer = Consumer(coupling.reader, inputs.weights, self._neuron_sums(inputs))
+        return kept, refit_consumer(consumer, kept, map(rows, self._judged))
+
+    def _mlp(self, coupling: NeuronCoupling, width: int) -> tuple[dict[Role, Tensor], dict[str, Any]]:
+        """A coupling's tensors at ``width`` neurons, and what the report says of it."""
+        kept, refitted = self._refit_neurons(coupling, width)
+        inputs, reader, producers = self._inputs.neurons_of(coupling), coupling.reader, coupling.producers
+        folded = {role: inputs.weights[role][kept] for role in producers}
+        learned = inputs.weights.keys() - {*producers, reader, f"{reader}_bias"}  # of the activation itself
+        folded |= {role: inputs.weights[role] for role in learned}
         self._known = {}  # the refinement needs the room
         self._stages.lap("select")
         record = {"before": coupling.units, "after": width, **refitted.record}
         refinement, seed = self._options.refinement, mixed_seed(self._config.seed, self._inputs.index)
-        if self._alone:
-            return folded | refitted.train, record
         if refinement.steps and self._held and not inputs.scarce:
             start = folded | refitted.train
             refined, errors = refine(start, inputs, self._train, self._held, refinement, seed)
@@ -235,6 +260,13 @@ class LayerReconstruction:
 def _free_of_bias(sums: ActivationSums, weights: Weights, reader: Role) -> ActivationSums:
     """Sums as the refit sees them: a bias of the consumer takes up what is constant."""
     return sums.centred() if f"{reader}_bias" in weights else sums
+
+
+def _padded(dense: Tensor, kept: Tensor, refitted: dict[Role, Tensor], reader: Role) -> dict[Role, Tensor]:
+    """A refit consumer with zeros where it read what does not stay, as ``dense`` (outputs, features), and its bias."""
+    whole = torch.zeros_like(dense)
+    whole[:, kept.to(dense.device)] = refitted[reader]
+    return refitted | {reader: whole}
 
 
 def _features(units: Tensor, size: int) -> Tensor:

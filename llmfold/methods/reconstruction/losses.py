@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from llmfold.config import FoldConfig
+from llmfold.methods.base import Weights
 from llmfold.methods.dense import LayerInputs, Measurement
 from llmfold.methods.reconstruction.held import held_back
-from llmfold.models import LayerShape, ModelShape, Role
+from llmfold.models import LayerShape, ModelShape
 from llmfold.planning import LayerCurves, Sensitivities
 from llmfold.planning.sensitivity import HALF, PARTS, Part, judged_neurons
 from llmfold.runtime.hidden_states import STATE_FOLDER, chunks, mapped, read, stored_array, write
@@ -32,13 +32,6 @@ SHARE, TOKENS = 32, 2048
 _ROWS = 128
 _ALL = -1
 """In place of a layer's number."""
-
-
-class Narrowed(NamedTuple):
-    """A layer of which a part is narrowed: its tensors as stored, and its widths."""
-
-    tensors: Mapping[Role, Tensor]
-    widths: LayerShape
 
 
 @dataclass(frozen=True)
@@ -104,29 +97,31 @@ class Losses:
     judged: Judged
     _carried: dict[tuple[int, Part], np.memmap] = field(default_factory=dict)
 
-    def add(self, group: Sequence[int], own: Mapping[int, tuple[LayerInputs, Mapping[Part, Narrowed]]]) -> None:
+    def add(self, group: Sequence[int], own: Mapping[int, tuple[LayerInputs, Mapping[Part, Weights]]]) -> None:
         """Begin with parts of single layers narrowed, and carry what is narrowed in all layers through them.
 
         Args:
             group: neighbouring layers, which come after those of earlier calls; all processes call this alike.
-            own: those of this process, each with the states around it and its narrowed parts.
+            own: those of this process, each with the states around it, and with the tensors that it has where a part
+                of it is narrowed: as wide as the dense ones, for that is what any stock layer runs.
         """
         for index in group:
             if index in own:
                 self._add(*own[index])
             self.measurement.team.wait()  # the next layer may be another process's
 
-    def _add(self, inputs: LayerInputs, narrowed: Mapping[Part, Narrowed]) -> None:
-        index, dense, x = inputs.index, Narrowed(inputs.weights, inputs.shape), inputs.attended(self._sequences)
+    def _add(self, inputs: LayerInputs, narrowed: Mapping[Part, Weights]) -> None:
+        index, x = inputs.index, inputs.attended(self._sequences)
         for part in [part for part in self.judged.alone if part in narrowed]:
             self._carried[index, part] = states = mapped(self._path(index, part), tuple(x.shape))
-            write(states, slice(None), self._through(x, index, narrowed[part]))
+            write(states, slice(None), self.measurement.context.layer(x, narrowed[part], index))
         for part in self.judged.together:
             states = mapped(self._path(_ALL, part), None if index else tuple(x.shape))
             before = read(states, slice(None), self.measurement.device) if index else x
-            write(states, slice(None), self._through(before, index, narrowed.get(part, dense)))
+            weights = narrowed.get(part, inputs.weights)
+            write(states, slice(None), self.measurement.context.layer(before, weights, index))
 
-    def advance(self, index: int, weights: dict[Role, Tensor]) -> None:
+    def advance(self, index: int, weights: Weights) -> None:
         """Carry parts of earlier layers through a dense layer, its tensors float32 on the device."""
         measurement = self.measurement
         for (begun, _), states in self._carried.items():
@@ -184,10 +179,6 @@ class Losses:
         if loss is None:
             return curves
         return curves.scaled(part, Sensitivities([curves]).factor([self.judged.shape.layers[index]], [after], loss))
-
-    def _through(self, x: Tensor, index: int, layer: Narrowed) -> Tensor:
-        measurement = self.measurement
-        return measurement.context.layer(x, measurement.wide(layer.tensors), index, layer.widths)
 
     @property
     def _sequences(self) -> slice:

@@ -19,7 +19,9 @@ from llmfold.methods.reconstruction.layer import SELECTION_RIDGE, LayerReconstru
 from llmfold.methods.reconstruction.refitting import Refitted, refit_consumer
 from llmfold.models import Role
 from llmfold.models.context import Context
-from llmfold.models.pieces import Piece
+from llmfold.models.coupling import HeadCoupling
+from llmfold.models.slots import narrowed
+from llmfold.planning.sensitivity import PARTS, Part
 from llmfold.runtime.hidden_states import chunks
 
 SIZE = (24, 10)
@@ -98,16 +100,44 @@ def test_a_layer_that_is_judged_is_not_fitted_to_the_rows_that_judge(
 ) -> None:
     found: list[Refitted] = []
     monkeypatch.setattr(module, "refit_consumer", lambda *given: found.append(refit_consumer(*given)) or found[-1])
-    inputs, stored = around("llama")
-    options, narrower = ReconstructionOptions(), inputs.shape.with_units(inputs.shape.intermediate // 2, 1)
-    tensors = {}
-    for alone in (True, False):
-        layer = LayerReconstruction(CONFIG, options, inputs, judged_alone=alone)
-        tensors[alone], _ = layer.fold(Piece(1), stored, narrower)
-    heads, mlp = found[:2]
-    for role, tensor in {**heads.train, **mlp.train}.items():
-        assert torch.equal(tensors[True][role], tensor)
-        assert not torch.equal(tensors[False][role], tensor)
+    inputs, _ = around("llama")
+    layer = LayerReconstruction(CONFIG, ReconstructionOptions(), inputs)
+    tensors = layer.silenced(inputs.shape.with_units(inputs.shape.intermediate // 2, 1))
+    for coupling, refitted in zip((layer.couplings.heads, *layer.couplings.neurons), found, strict=True):
+        consumer = tensors[coupling.slots[coupling.reader].tensor]
+        read = consumer[:, consumer.ne(0).any(0)]
+        assert torch.equal(read, refitted.train[coupling.reader])
+        assert not torch.equal(read, refitted.whole[coupling.reader])
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("family", ["llama", "phi3", "cohere", "gemma2", "mixtral"])
+@torch.no_grad()
+def test_a_silenced_layer_is_as_wide_and_reads_nothing_of_the_units_that_go(
+    around: Around, family: str, part: Part
+) -> None:
+    inputs, _ = around(family)
+    layer, widths = LayerReconstruction(CONFIG, ReconstructionOptions(), inputs), inputs.shape
+    fewer = (widths.intermediate, 1) if part == "heads" else (widths.intermediate // 2, widths.head_units)
+    silenced = layer.silenced(after := widths.with_units(*fewer))
+    shapes = {role: tuple(tensor.shape) for role, tensor in inputs.weights.items()}
+    assert {role: tuple(tensor.shape) for role, tensor in silenced.items()} == shapes
+    changed = []
+    for coupling in (layer.couplings.heads,) if part == "heads" else layer.couplings.neurons:
+        if isinstance(coupling, HeadCoupling):
+            gone, units = layer.head_order(1).removed, widths.head_units
+        else:
+            gone, units = layer.neuron_order(coupling, coupling.units // 2).removed, coupling.units
+        values = coupling.view(silenced, widths)
+        spoilt = {role: values[role].unflatten(0, (units, -1)).clone() for role in coupling.producers}
+        for tensor in spoilt.values():
+            tensor[gone] = 7.0
+        changed.append((coupling.slots, {role: tensor.flatten(0, 1) for role, tensor in spoilt.items()}))
+    spoiled = narrowed(silenced, changed, shapes, widths)
+    run, x = inputs.measurement.context.layer, inputs.attended(slice(0, 4))
+    assert after != widths
+    assert not torch.allclose(run(x, silenced, 1), run(x, inputs.weights, 1), atol=1e-3)
+    torch.testing.assert_close(run(x, silenced, 1), run(x, spoiled, 1), atol=1e-4, rtol=1e-4)
 
 
 def test_few_sequences_are_held_back_and_refined_on_too(tmp_path: Path) -> None:

@@ -14,15 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from llmfold import FoldConfig
 from llmfold.checkpoint import Checkpoint
-from llmfold.folding.heads import joined, unit_views
 from llmfold.methods.base import read_layer
 from llmfold.methods.dense import DenseStates, Measurement
 from llmfold.methods.reconstruction import losses as module
 from llmfold.methods.reconstruction.held import held_back, split
-from llmfold.methods.reconstruction.losses import SHARE, TOKENS, Judged, Losses, Narrowed, sequences_carried
+from llmfold.methods.reconstruction.losses import SHARE, TOKENS, Judged, Losses, sequences_carried
 from llmfold.models import ARCHITECTURES, LayerShape, ModelShape, Role
 from llmfold.models.context import Context
-from llmfold.models.stock_shape import StockShape
 from llmfold.models.tying import running_shape
 from llmfold.planning import LayerCurves, Sensitivities
 from llmfold.planning.sensitivity import HALF, PARTS, Part
@@ -30,23 +28,16 @@ from llmfold.planning.sensitivity import HALF, PARTS, Part
 CPU = torch.device("cpu")
 MODEL = ModelShape(ARCHITECTURES["llama"], 32, 8, 100, (LayerShape(100, 8, 4),) * 3, True, False, False, False, 2048)
 KEPT = 20
-
-
 ALL = None
 """In place of a layer's number."""
 
 
-def narrowed(shape: StockShape, weights: dict[Role, Tensor], part: Part) -> Narrowed:
-    """A layer with its first neurons only, or without its last group of heads."""
-    layer = shape.layers[0]
-    if part == "neurons":
-        cut = {role: weights[role][:KEPT] for role in ("gate", "up")}
-        return Narrowed({**weights, **cut, "down": weights["down"][:, :KEPT]}, replace(layer, intermediate=KEPT))
-    heads = shape.couplings(layer).heads
-    assert heads is not None
-    views = unit_views(heads, weights, layer, layer.head_units)
-    left = {role: joined(heads, role, view[:-1]) for role, view in views.items()}
-    return Narrowed({**weights, **left}, layer.with_units(layer.intermediate, layer.head_units - 1))
+def narrowed(weights: dict[Role, Tensor], part: Part, features: int) -> dict[Role, Tensor]:
+    """A layer whose consumer reads the first features only."""
+    reader: Role = "down" if part == "neurons" else "o"
+    read = weights[reader].clone()
+    read[:, features:] = 0
+    return {**weights, reader: read}
 
 
 def config(allocation: str, attention_ratio: float | None = None) -> FoldConfig:
@@ -54,7 +45,7 @@ def config(allocation: str, attention_ratio: float | None = None) -> FoldConfig:
 
 
 def measured(folder: Path, work: Path, tokens: Tensor, allocation: str) -> dict[tuple[int | None, Part], float | None]:
-    """All losses of a model; its second layer is not narrowed where all layers are."""
+    """All losses of a model."""
     checkpoint = Checkpoint.open(folder)
     shape = running_shape(checkpoint)
     context = Context(shape)
@@ -68,7 +59,10 @@ def measured(folder: Path, work: Path, tokens: Tensor, allocation: str) -> dict[
             states.move_to([index], read)
             inputs = states.around(index, read(index))
             losses.advance(index, inputs.weights)
-            parts = {part: narrowed(shape, read(index), part) for part in PARTS}
+            layer = shape.layers[index]
+            heads = shape.head_dim * (layer.heads - layer.group_size)
+            kept: dict[Part, int] = {"neurons": KEPT, "heads": heads}
+            parts = {part: narrowed(read(index), part, number) for part, number in kept.items()}
             losses.add([index], {index: (inputs, parts)})
         losses.finish(states.after(len(shape.layers) - 1))
     assert not list(work.rglob("narrowed-*"))
