@@ -220,15 +220,17 @@ def page() -> None:
 
 
 def _grouped(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Results by their amounts; those without a rival that needs data stand beside others that remove as much."""
+    """Results by their amounts; those without a rival that needs data stand beside others that remove as much.
+
+    Beside others too that were asked for the same ratio, where widths are rounded apart: rows say what was removed.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for each in results:
         if each["case"]["method"] != DENSE and _amount(each["case"]):
             groups.setdefault(_amount(each["case"]), []).append(each)
     ranks = {name: max(map(_rank, some)) for name, some in groups.items()}
     for name in sorted(groups, key=ranks.__getitem__, reverse=True):  # no folds last: no group moves after them
-        removed = groups[name][0]["removed_decoder"]
-        beside = [other for other in groups if ranks[other] > ranks[name] and _alike(groups[other], removed)]
+        beside = [other for other in groups if ranks[other] > ranks[name] and _alike(groups[other], groups[name][0])]
         for other in beside:
             groups[other] += groups[name]
         if beside:
@@ -247,8 +249,17 @@ def _calibrated(case: dict[str, Any]) -> bool:
     return case["method"] in RIVALS and case["data"] != SELF_DATA
 
 
-def _alike(results: Sequence[dict[str, Any]], removed: float) -> bool:
-    return any(abs(float(each["removed_decoder"]) - removed) <= ALIKE for each in results)
+def _alike(results: Sequence[dict[str, Any]], one: dict[str, Any]) -> bool:
+    return any(
+        abs(each["removed_decoder"] - one["removed_decoder"]) <= ALIKE or _asked(each) == _asked(one) is not None
+        for each in results
+    )
+
+
+def _asked(result: dict[str, Any]) -> tuple[Any, ...] | None:
+    """The ratio that a fold was asked for."""
+    case = result["case"]
+    return (case["ratio"], case.get("ratio_of")) if "ratio" in case else None
 
 
 def _amount(case: dict[str, Any]) -> str:
