@@ -73,7 +73,7 @@ class Reconstruction(LayerMethod):
             self.prepare(group, read_layer)
             own = measurement.team.shard(group)
             narrowed = dict[int, tuple[LayerInputs, dict[Part, Weights]]]()
-            for index in group if losses else own:
+            for index in group if losses and losses.judged.alone else own:  # all layers carry what earlier ones lose
                 inputs = self._states.around(index, measurement.wide(read_layer(index)))
                 if losses:
                     losses.advance(index, inputs.weights)
