@@ -240,7 +240,7 @@ def fit(
         width: neurons to keep.
         known: what other cases on the same inputs have computed.
     """
-    train_parts, held_parts = split(inputs.layer.measurement.size[0], 0.125)
+    train_parts, held_parts = split(inputs.layer.measurement.size[0])
     if "train" not in known:
         known["train"], known["held"] = sums(inputs, train_parts), sums(inputs, held_parts)
         known["whole"] = known["train"] + known["held"]
@@ -400,15 +400,17 @@ def _fit_on_folded(
     """Narrow an MLP on the folded model's inputs, correcting a share of the error that they bring; moves them on."""
     inputs = bench.inputs(dense.layer.index, dense.layer.weights, folded[case], None)
     share = float(case.target)
-    own = torch.from_numpy(inputs.layer.after)
+    own, inside = (torch.from_numpy(states) for states in (inputs.layer.after, inputs.layer.inside))
     goal = torch.lerp(own, torch.from_numpy(dense.layer.after), share)
-    inputs = dataclasses.replace(inputs.layer, after=goal.numpy()).neurons_of(inputs.coupling)  # type: ignore[arg-type]
+    given, output = inside.chunk(2, -1)  # what the MLP of a plain layer reads and gives
+    attended, wanted = own - output, torch.cat((given, output + goal - own), -1)
+    layer = dataclasses.replace(inputs.layer, after=goal.numpy(), inside=wanted.numpy())  # type: ignore[arg-type]
+    inputs = layer.neurons_of(inputs.coupling)
     mlp, facts = fit(case, inputs, bench.width, {"metrics": maps})
     after = torch.empty_like(goal)
     for part in chunks(len(goal)):
         x, _, _ = inputs.mlp(part)
-        found = inputs.mlp_output(x, mlp)
-        after[part] = torch.from_numpy(inputs.layer.inside[part]) + found.cpu().view_as(after[part])
+        after[part] = attended[part] + inputs.mlp_output(x, mlp).cpu().view_as(after[part])
     folded[case] = after
     return mlp, facts
 
