@@ -144,7 +144,7 @@ class _Work:
             kept = judged.widths("neurons", a).intermediate
             rows = self._neuron_rows(a, self.held)
             yield from (replace(self._refit(a.intermediate, kept, rows), name="widths") for _ in range(shape.mlps(a)))
-            if "heads" in judged.parts:
+            if "heads" in judged.parts and shape.folds_heads(a):
                 before, after = (heads * shape.head_dim for heads in (a.heads, judged.widths("heads", a).heads))
                 yield replace(self._refit(before, after, self._head_rows(a, self.held)), name="widths")
 

@@ -22,7 +22,7 @@ from llmfold.methods.reconstruction.orders import Orders
 from llmfold.models import LayerShape
 from llmfold.models.pieces import Piece
 from llmfold.planning import LayerCurves, Sensitivities
-from llmfold.planning.sensitivity import PARTS, Part, kept_neurons
+from llmfold.planning.sensitivity import Part, kept_neurons
 from llmfold.runtime.hidden_states import CHUNK
 
 if TYPE_CHECKING:
@@ -113,13 +113,18 @@ class Reconstruction(LayerMethod):
         before, losses = inputs.shape, self.options.losses
         keep = replace(before, intermediate=kept_neurons(before.intermediate, ratio, self.shape.grain))
         found = dict[Part, Weights]()
-        for part in PARTS:
-            if part == "heads" and layer.couplings.heads is not None:
-                layer.head_order(1)
-            for coupling in layer.couplings.neurons if part == "neurons" else ():
-                layer.neuron_order(coupling, max(1, self.shape.units(coupling, keep)))
+
+        def judge(part: Part) -> None:
+            """Silence it while the sums of its order are at hand."""
             if losses and part in losses.judged.parts and (after := losses.judged.widths(part, before)) != before:
                 found[part] = layer.silenced(after)
+
+        if layer.couplings.heads is not None:
+            layer.head_order(1)
+            judge("heads")
+        for coupling in layer.couplings.neurons:
+            layer.neuron_order(coupling, max(1, self.shape.units(coupling, keep)))
+        judge("neurons")
         return found
 
     def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -112,9 +112,9 @@ class LayerReconstruction:
                 _padded(self._attention_weights[self._reader], features, refitted.train, self._reader),
             )
         for coupling in self.couplings.neurons if after.intermediate != self._widths.intermediate else ():
-            kept, refitted = self._refit_neurons(coupling, self._shape.units(coupling, after))
-            dense = self._inputs.neurons_of(coupling).weights[coupling.reader]
-            yield coupling.slots, _padded(dense, kept, refitted.train, coupling.reader)
+            inputs = self._inputs.neurons_of(coupling)
+            kept, refitted = self._refit_neurons(inputs, self._shape.units(coupling, after))
+            yield coupling.slots, _padded(inputs.weights[coupling.reader], kept, refitted.train, coupling.reader)
 
     def _parts(self, piece: Piece, stored: Weights, after: LayerShape) -> Iterator[tuple[Slots, dict[Role, Tensor]]]:
         """Folded tensors of each coupling of the piece, one after the other, and where they lie in it."""
@@ -219,21 +219,21 @@ class LayerReconstruction:
         sums, outputs = self._sums("heads", self._inputs.heads), _features(kept, self._unit_size)
         return kept, refit_consumer(Consumer(self._reader, known, sums), outputs, map(self._head_rows, self._judged))
 
-    def _refit_neurons(self, coupling: NeuronCoupling, width: int) -> tuple[Tensor, Refitted]:
+    def _refit_neurons(self, inputs: NeuronInputs, width: int) -> tuple[Tensor, Refitted]:
         """Neurons that are left, and their consumer."""
-        kept, inputs = self.neuron_order(coupling, width).kept, self._inputs.neurons_of(coupling)
+        kept = self.neuron_order(inputs.coupling, width).kept
 
         def rows(part: slice) -> tuple[Tensor, Tensor, Tensor]:
             x, y, w = inputs.mlp(part)
             return inputs.neurons(x), y, w
 
-        consumer = Consumer(coupling.reader, inputs.weights, self._neuron_sums(inputs))
+        consumer = Consumer(inputs.coupling.reader, inputs.weights, self._neuron_sums(inputs))
         return kept, refit_consumer(consumer, kept, map(rows, self._judged))
 
     def _mlp(self, coupling: NeuronCoupling, width: int) -> tuple[dict[Role, Tensor], dict[str, Any]]:
         """A coupling's tensors at ``width`` neurons, and what the report says of it."""
-        kept, refitted = self._refit_neurons(coupling, width)
         inputs, reader, producers = self._inputs.neurons_of(coupling), coupling.reader, coupling.producers
+        kept, refitted = self._refit_neurons(inputs, width)
         folded = {role: inputs.weights[role][kept] for role in producers}
         learned = inputs.weights.keys() - {*producers, reader, f"{reader}_bias"}  # of the activation itself
         folded |= {role: inputs.weights[role] for role in learned}

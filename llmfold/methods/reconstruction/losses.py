@@ -54,8 +54,8 @@ class Judged:
     @cached_property
     def together(self) -> tuple[Part, ...]:
         """Parts of all layers at once: where the plan chooses between them, and no experts are read a few at a time."""
-        experts = any(self.shape.apart(index)[0] for index in range(len(self.shape.layers)))
-        return PARTS if self._split and not experts else ()
+        layers = range(len(self.shape.layers))
+        return PARTS if self._split and not any(self.shape.apart(index)[0] for index in layers) else ()
 
     @property
     def parts(self) -> tuple[Part, ...]:
