@@ -1,7 +1,9 @@
 """Every request of a push answered wrongly, cut or never: one sentence, no token anywhere, the folder whole."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from support import file_hashes
@@ -40,14 +42,22 @@ REMEDIES = (
     "wait a",
     "check the network",
 )
+IMPATIENT = 0.2
+"""Seconds that a busy machine answers within, where the fault is that nobody does."""
+
+
+def patience(seconds: float) -> AbstractContextManager[float]:
+    """Wait no longer for the hub."""
+    return mock.patch.object(push, "SILENCE", seconds)
 
 
 def fails_once_and_for_all(llmfold: Cli, hub: Hub, output: Path, request: str, fault: int | str) -> None:
-    """Push against the fault with --debug, then without the fault."""
+    """Push against the fault with --debug, and little patience if it is silence; then without the fault."""
     push_it = ("push", output, NAME, "--private", "--revision", BRANCH)
     hub.fail(REQUESTS[request], fault, times=10_000)
     before = file_hashes(output, skip=("README.md",))
-    code, stdout, stderr = llmfold(*push_it, "--debug")
+    with patience(IMPATIENT if fault == SILENT else push.SILENCE):
+        code, stdout, stderr = llmfold(*push_it, "--debug")
     assert hub.count(REQUESTS[request]) > 0, "the fault was met"
     assert TOKEN not in stdout + stderr
     assert not any(TOKEN.encode() in path.read_bytes() for path in output.rglob("*") if path.is_file())
@@ -66,11 +76,6 @@ def fails_once_and_for_all(llmfold: Cli, hub: Hub, output: Path, request: str, f
     hub.faults.clear()
     assert llmfold(*push_it, "--quiet") == (0, "", "")
     assert hub.files(NAME, BRANCH) == file_hashes(output, skip=())
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push, "SILENCE", 0.05)
 
 
 @pytest.mark.parametrize(("number", "request_"), list(enumerate(REQUESTS)))
@@ -96,8 +101,9 @@ def test_a_hub_that_falls_silent_once_is_asked_again_where_the_client_does(
     llmfold: Cli, hub: Hub, output: Path
 ) -> None:
     hub.fail("PUT /storage", SILENT)
-    assert llmfold("push", output, NAME, "--quiet") == (0, "", "")
-    hub.fail("GET /api/whoami", SILENT)
-    code, _, stderr = llmfold("push", output, NAME)
+    with patience(10 * IMPATIENT):  # what is asked again has to be answered
+        assert llmfold("push", output, NAME, "--quiet") == (0, "", "")
+        hub.fail("GET /api/whoami", SILENT)
+        code, _, stderr = llmfold("push", output, NAME)
     assert code == 1
     assert "the hub fell silent (ReadTimeout): wait a little and run `llmfold push" in stderr
