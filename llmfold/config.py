@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from llmfold.effort import DEFAULT_EFFORT, EFFORTS
 from llmfold.errors import UsageError
-from llmfold.kinds import ANYTHING, FRACTION, SWITCH, TEXT, choice, integer, is_integer, number, one_of
+from llmfold.kinds import ANYTHING, FRACTION, SWITCH, TEXT, choice, integer, integer_or, is_integer, number, one_of
 from llmfold.options import check_options, numbers, option, options_of, spelled
 from llmfold.registry import SELF_DATA, MethodFacts, Parallel, method_facts, names, users
 from llmfold.sizes import parse_size
@@ -79,6 +79,12 @@ class FoldConfig:
         MUCH,
         "uniform",
     )
+    depth: int | str = option(
+        "whole blocks that go, as part of --ratio; auto: as many as lose least, together with the widths",
+        integer_or("off", "auto"),
+        MUCH,
+        "off",
+    )
     ratio_of: str = option(
         "what --ratio counts: the whole model, or its decoder layers only", RATIO_BASE, MUCH, "model"
     )
@@ -144,6 +150,8 @@ class FoldConfig:
     def __post_init__(self) -> None:
         """Check every value; raises UsageError naming the option."""
         object.__setattr__(self, "eval", _tasks(self.eval))
+        if self.depth is False:  # what YAML makes of off
+            object.__setattr__(self, "depth", "off")
         check_options(self)
         for index, override in self.layers.items():
             if not is_integer(index) or index < 0:
@@ -160,12 +168,24 @@ class FoldConfig:
             )
         self._check_data()
         self._check_uses()
-        if self.ratio is None and self.mlp_ratio is None and self.attention_ratio is None and not self.layers:
+        self._check_depth()
+        fractions = (self.ratio, self.mlp_ratio, self.attention_ratio)
+        if fractions == (None, None, None) and not self.layers and not self.removes_blocks:
             raise UsageError("nothing says how much to remove; pass --ratio, for example --ratio 0.2")
         if self.ratio is None and self.ratio_of != "model":
             raise UsageError("--ratio-of says what --ratio counts, which is missing; leave it out")
         self.facts.check(vars(self))
         self.shard_bytes, self.memory_limits  # noqa: B018 - refuse a malformed size now, not after the clustering
+
+    def _check_depth(self) -> None:
+        """Refuse what cannot be had beside whole blocks that go."""
+        if self.depth == "auto" and not self.measures:
+            raise UsageError(
+                "--depth auto weighs blocks against widths: it needs --ratio, without --mlp-ratio or, unless under "
+                "--allocation adaptive, --attention-ratio"
+            )
+        if self.removes_blocks and self.layers:
+            raise UsageError("--depth renumbers the layers that a recipe names: leave one of the two out")
 
     def _check_uses(self) -> None:
         """Refuse options that would change nothing."""
@@ -223,6 +243,11 @@ class FoldConfig:
         return self.facts.measures and bool(self.ratio) and self.mlp_ratio is None and not heads_settle
 
     @property
+    def removes_blocks(self) -> bool:
+        """Whether whole blocks may go."""
+        return self.depth != "off"
+
+    @property
     def samples(self) -> bool:
         """Whether tokens are sampled from the model."""
         return self.facts.samples or self.data == SELF_DATA
@@ -248,7 +273,7 @@ class FoldConfig:
     @property
     def replans(self) -> bool:
         """Whether what is measured before the first layer changes the plan."""
-        return self.measures or self.facts.replans
+        return self.measures or self.facts.replans or self.removes_blocks
 
     @property
     def independent(self) -> bool:
@@ -315,6 +340,8 @@ def sweep_configs(config: Config, ratios: Sequence[float]) -> list[Config]:
     Raises:
         UsageError: a ratio that stands twice, or is none.
     """
+    if getattr(config, "depth", "off") == "auto" and len(ratios) > 1:
+        raise UsageError("--depth auto chooses for one --ratio: run once for each, or say how many blocks go")
     if len(set(ratios)) < len(ratios):
         raise UsageError(f"--ratio names {max(ratios, key=list(ratios).count):g} twice")
     configs = []

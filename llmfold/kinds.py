@@ -67,6 +67,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def integer_or(*words: str) -> Kind:
+    """Whole numbers from 1 on, or one of a few words."""
+
+    def accepts(value: Any) -> bool:
+        return value in words if isinstance(value, str) else is_integer(value) and value >= 1
+
+    wanted = f"give {', '.join(words)} or an integer of at least 1"
+    return Kind(accepts, wanted, lambda word: int(word) if word.isdecimal() else word)
+
+
 TEXT = Kind(lambda value: isinstance(value, str), "give a text")
 ANYTHING = Kind(lambda value: True)
 SWITCH = Kind(lambda value: isinstance(value, bool), "give true or false", None)

@@ -161,7 +161,9 @@ def _traced(model: Any) -> Iterator[list[Tensor]]:
 
 
 def _layer_errors(dense: Sequence[Tensor], model: Sequence[Tensor]) -> list[float | None]:
-    """Relative squared errors of the hidden states after every layer."""
+    """Relative squared errors of the hidden states after every layer; none where there are fewer layers than before."""
+    if len(dense) != len(model):
+        return []
     errors: list[float | None] = finite(
         [
             relative_error(*(float(x.double().square().sum()) for x in (new.double() - old.double(), old)))

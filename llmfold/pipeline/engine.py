@@ -58,7 +58,7 @@ def fold_together(
         stages = StageTimer()
         runs = [Run(config, listener or Listener(), ranks, stages, save) for config in configs]
         ranks.run_on_main(partial(_check_resources, runs))
-        runs[0].listener.opened(len(runs[0].shape.layers))
+        runs[0].listener.opened(len(runs[0].whole_shape.layers))
         for run in runs:
             run.open(stack)
             if reuse_from is not None:
@@ -103,6 +103,7 @@ def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
     first.time_forward_pass()
     for run in runs:
         run.forward_pass = first.forward_pass
+        run.settle_depth()
         ranks.run_on_all(run.sample)
     if not first.config.independent:
         for run, plan in zip(runs, ranks.run_on_main(build_on_main), strict=True):

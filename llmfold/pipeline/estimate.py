@@ -90,9 +90,9 @@ def _efforts(plan: FoldPlan, rates: Rates) -> dict[str, float]:
 def whole_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost of a fold: its method's, with what all runs share, in the order of a run's stages."""
     cost, size = method_cost(plan, processes), plan.bytes_before + plan.bytes_after
-    early, names = ("sample", "prepare", "importance", "widths"), {stage.name for stage in cost.stages}
+    early, names = ("sample", "depth", "prepare", "importance", "widths"), {stage.name for stage in cost.stages}
     stages = [
-        *(cost.stage(name) for name in early if name in names or name not in ("sample", "importance")),
+        *(cost.stage(name) for name in early if name in names or name not in ("sample", "depth", "importance")),
         Stage("read", disk=float(plan.bytes_before)),
         Stage("write", disk=float(plan.bytes_after), memory=float(size)),
         Stage("forward"),
@@ -105,7 +105,7 @@ def whole_cost(plan: FoldPlan, processes: int = 1) -> Cost:
 
 def method_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost of what the method itself does; none where no layer changes."""
-    return method_of(plan.config.method).cost(plan, processes) if plan.folded_layers else Cost()
+    return method_of(plan.config.method).cost(plan, processes) if plan.folded_layers or plan.removed else Cost()
 
 
 def _afterwards(plan: FoldPlan) -> list[Stage]:

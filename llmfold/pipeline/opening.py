@@ -26,8 +26,10 @@ from llmfold.model_path import local_folder
 from llmfold.models import ARCHITECTURES, ModelShape, shape_of, stock_config
 from llmfold.models.family_settings import family_settings
 from llmfold.models.plain import plain_settings
+from llmfold.models.shallower import ShallowCheckpoint, shallow_config
 from llmfold.models.stock_build import check_generation_config, check_stock_builds
 from llmfold.models.tying import stored_shape, with_stock
+from llmfold.pipeline.depth import removal_of, stand_ins
 from llmfold.pipeline.output_tokenizer import check_tokenizer_can_be_kept
 from llmfold.planning import FoldPlan, make_plan
 
@@ -95,6 +97,7 @@ def check_family(config: FoldConfig, shape: ModelShape) -> None:
         f"--method {config.method}": config.facts.own_widths,
         "--align gauge": config.alignment == "gauge",
         "--allocation adaptive": config.allocation == "adaptive",
+        "--depth": config.removes_blocks,
     }
     for option in (option for option, is_asked in asked.items() if is_asked):
         raise UsageError(f"{option} is for {', '.join(sorted(ARCHITECTURES))} alone, and {of_type}: leave it out")
@@ -169,7 +172,7 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
         check_family(config, shape)
         resolve_effort(config, shape)  # refuses sequences that the model has no positions for
         _check_texts(config, checkpoint.folder, shape)
-        plan = make_plan(shape, checkpoint.tensors, config)
+        plan = _planned(config, checkpoint, shape)
         check_output_class(checkpoint.config, plan)
         check_tokenizer_can_be_kept(checkpoint.folder, plan)
         return plan
@@ -181,7 +184,26 @@ def plan_from_config(config: FoldConfig) -> FoldPlan:
     check_family(config, shape)
     stored = str(raw.get("dtype") or raw.get("torch_dtype"))
     dtype = getattr(torch, stored) if stored in DTYPES[1:] else torch.float32
-    tensors = {name: TensorInfo(name, dtype, size, shard="") for name, size in shape.stored_tensors().items()}
-    plan = make_plan(shape, tensors, config)
+    plan = _planned_bare(config, raw, shape, dtype)
     check_output_class(raw, plan)
     return plan
+
+
+def _planned(config: FoldConfig, checkpoint: Checkpoint, shape: ModelShape) -> FoldPlan:
+    """A plan before anything is measured."""
+    blocks = stand_ins(config, shape)
+    if not blocks:
+        return make_plan(shape, checkpoint.tensors, config)
+    view = ShallowCheckpoint(checkpoint, blocks, {})
+    return make_plan(stored_shape(view), view.tensors, config, removal=removal_of(checkpoint.tensors, shape, blocks))
+
+
+def _planned_bare(config: FoldConfig, raw: Mapping[str, Any], shape: ModelShape, dtype: torch.dtype) -> FoldPlan:
+    """The same of a config without tensors."""
+
+    def tensors(of: ModelShape) -> dict[str, TensorInfo]:
+        return {name: TensorInfo(name, dtype, size, shard="") for name, size in of.stored_tensors().items()}
+
+    blocks = stand_ins(config, shape)
+    left = shape_of(shallow_config(raw, blocks)) if blocks else shape
+    return make_plan(left, tensors(left), config, removal=removal_of(tensors(shape), shape, blocks))

@@ -3,13 +3,14 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmfold.checkpoint import MARKER_FILE, Journal, ShardWriter, WorkFolder, is_damage, plan_shards
+from llmfold.checkpoint import MARKER_FILE, Checkpoint, Journal, ShardWriter, WorkFolder, is_damage, plan_shards
 from llmfold.checkpoint.base_card import carried_over
 from llmfold.checkpoint.locate import locate
 from llmfold.config import FoldConfig
@@ -18,12 +19,14 @@ from llmfold.environment import machine
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
 from llmfold.methods.base import FoldContext, LayerMethod
 from llmfold.methods.method import method_of
+from llmfold.methods.reconstruction.build import blocks_on_tokens
 from llmfold.methods.source import BATCH_FOLDER, sample_batches
 from llmfold.models import Role
 from llmfold.models.context import Context
 from llmfold.models.own_code import MODELING_FILE, modeling_source
 from llmfold.models.pieces import Piece
 from llmfold.models.stock_shape import StockShape
+from llmfold.pipeline.depth import choose, stand_ins, without_blocks
 from llmfold.pipeline.estimate import unit_tokens
 from llmfold.pipeline.forward_pass import forward_pass_seconds
 from llmfold.pipeline.opening import check_data, check_family, check_output_class, open_source, require_tokenizer
@@ -33,7 +36,8 @@ from llmfold.pipeline.portable import make_tokenizer_portable, source_notes
 from llmfold.pipeline.progress import Listener
 from llmfold.pipeline.provenance import origin, provenance, public_config, public_data, source_name
 from llmfold.pipeline.verification import DamagedError, verify
-from llmfold.planning import Sensitivities, make_plan
+from llmfold.planning import FoldPlan, Sensitivities, make_plan
+from llmfold.planning.depth import removal_words
 from llmfold.planning.sensitivity import SENSITIVITIES_FILE
 from llmfold.records.fold import FoldRecord
 from llmfold.records.saved import Save
@@ -70,18 +74,30 @@ class Run:
         self.device = pick_device(config.device)
         check_data(config)
         self.source = locate(config.model, config.revision)
-        self.checkpoint, self.shape = open_source(self.source)
-        check_family(config, self.shape)
+        self.whole, self.whole_shape = open_source(self.source)
+        check_family(config, self.whole_shape)
         require_tokenizer(config, self.source.folder)
-        self.config = resolve_effort(config, self.shape)
-        self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config)
+        self.config = resolve_effort(config, self.whole_shape)
+        self._take_out(stand_ins(self.config, self.whole_shape), {})
         check_output_class(self.checkpoint.config, self.plan)
         check_tokenizer_can_be_kept(self.checkpoint.folder, self.plan)
         self.data = public_data(config.data)
         self._done: set[str] = set()
         self._counted = 0
         self._notes: list[str] = []
+        self._facts: dict[str, Any] = {"data": "none"}
         self.forward_pass: float | None = None
+
+    def _take_out(self, blocks: tuple[int, ...], repairs: dict[str, Tensor]) -> None:
+        """Go on with the model without some blocks, and with those that were repaired for it."""
+        self.checkpoint, self.shape, self._removal = self.whole, self.whole_shape, None
+        if blocks:
+            view = without_blocks(self.whole, self.whole_shape, blocks, repairs)
+            self.checkpoint, self.shape, self._removal = view
+        self.plan = self._planned()
+
+    def _planned(self, curves: Sensitivities | None = None) -> FoldPlan:
+        return make_plan(self.shape, self.checkpoint.tensors, self.config, curves, self._removal)
 
     def open(self, stack: ExitStack) -> None:
         """Open the work folder and the journal, which ``stack`` closes."""
@@ -99,8 +115,29 @@ class Run:
         if not ranks.is_main:
             self.work = WorkFolder.join(output)
             self.journal = stack.enter_context(self.work.join_journal(self._head, ranks.rank))
-        team = OrderedReduce(ranks if self.config.together else None, self.device)
-        self.context = FoldContext(self.config, self.checkpoint, self.shape, self.work.folder, self.device, team)
+        self._team = OrderedReduce(ranks if self.config.together else None, self.device)
+        self.context = self._context_of(self.checkpoint, self.shape)
+
+    def _context_of(self, checkpoint: Checkpoint, shape: "StockShape") -> FoldContext:
+        return FoldContext(self.config, checkpoint, shape, self.work.folder, self.device, self._team)
+
+    def settle_depth(self) -> None:
+        """Choose the blocks that go as a whole, if any do, and repair those before them; all processes call this."""
+        if not self.config.removes_blocks:
+            return
+        context, stage = self._context_of(self.whole, self.whole_shape), self.listener.stage
+        if self.config.samples:
+            with self.stages("sample"):
+                self.ranks.run_on_all(partial(sample_batches, context, stage, self.ranks.shard))
+        with self.stages("depth"), torch.no_grad():
+            blocks = self.ranks.run_main_first(partial(blocks_on_tokens, context, stage))
+            depth = choose(context, blocks, self.ranks, stage)
+            left = len(self.whole_shape.layers) - len(depth.removed)
+            repairs = blocks.repairs(depth.removed, context.read_layer, stage) if self.resumed < left else {}
+        self._facts = depth.facts
+        self._take_out(depth.removed, repairs)
+        self.context = self._context_of(self.checkpoint, self.shape)
+        self.listener.opened(len(self.shape.layers))
 
     def is_done(self, index: int) -> bool:
         """Whether layer ``index`` was finished before this run."""
@@ -114,7 +151,7 @@ class Run:
     def time_forward_pass(self) -> None:
         """Time the unit of the report; processes that share the work share a pass."""
         with self.stages("prepare"):
-            seconds = forward_pass_seconds(Context(self.shape), *unit_tokens(self.plan), self.device)
+            seconds = forward_pass_seconds(Context(self.whole_shape), *unit_tokens(self.plan), self.device)
         self.forward_pass = seconds / (self.ranks.count if self.config.independent else 1)
 
     def build_method(self) -> LayerMethod | None:
@@ -145,14 +182,14 @@ class Run:
         with self.stages("widths"), torch.no_grad():
             if self.config.measures:
                 curves = self._curves(method)
-                self.plan = make_plan(self.shape, self.checkpoint.tensors, self.config, curves)
+                self.plan = self._planned(curves)
             self.plan = method_of(self.config.method).replan(self.plan, method)
         if self.plan.after.layers != planned.after.layers:
             check_output_class(self.checkpoint.config, self.plan)
         if self.plan.written_as != planned.written_as:
             check_tokenizer_can_be_kept(self.checkpoint.folder, self.plan)
         if self.ranks.is_main and METHOD not in self.journal.done:
-            self.journal.append(METHOD, {}, method.data_facts())
+            self.journal.append(METHOD, {}, method.data_facts() if self.plan.folded_layers else self._facts)
 
     def _curves(self, method: LayerMethod) -> Sensitivities | None:
         path = self.work.folder / SENSITIVITIES_FILE
@@ -262,7 +299,7 @@ class Run:
             resumed_layers=self.resumed,
             machine={**machine(), "processes": self.ranks.count},
             warnings=[facts["warning"]] if facts.get("warning") else [],
-            notes=[*self._notes, *([facts["note"]] if facts.get("note") else [])],
+            notes=[*self._notes, *([facts["note"]] if facts.get("note") else []), *self._removal_note()],
             base_card=carried_over(self.source.folder),
         )
         with _writing(folder):
@@ -272,6 +309,11 @@ class Run:
         self.listener.stage("publish")
         self.work.publish()
         return report
+
+    def _removal_note(self) -> list[str]:
+        removed, count = self.plan.removed, len(self.whole_shape.layers)
+        words = "what reads the MLP before each was refit to give what both gave"
+        return [f"{removal_words(removed, count)}: {words}"] if removed else []
 
     def _copy_outside(self) -> None:
         inside = {name for i in range(len(self.shape.layers)) for name in self.shape.stored_names(i)}

@@ -8,6 +8,7 @@ import torch
 from llmfold.config import FoldConfig
 from llmfold.data.tokens import TOKENS_FILE, stored_tokens
 from llmfold.models import ModelShape
+from llmfold.pipeline.depth import Depth
 from llmfold.planning import Sensitivities
 from llmfold.planning.sensitivity import SENSITIVITIES_FILE, kept_neurons
 
@@ -20,7 +21,11 @@ def reuse_measurements(work: Path, finished: Path, shape: ModelShape, config: Fo
     if (finished / TOKENS_FILE).exists():
         tokens = torch.from_numpy(np.load(finished / TOKENS_FILE, allow_pickle=False))
         stored_tokens(work / TOKENS_FILE, lambda: tokens)
-    shared = config.allocation != "adaptive" and (finished / SENSITIVITIES_FILE).exists()
+    depth = Depth.load(finished)
+    if depth is not None and Depth.load(work) is None:
+        depth.save(work)
+    of_these_layers = depth is not None or not config.removes_blocks
+    shared = config.allocation != "adaptive" and of_these_layers and (finished / SENSITIVITIES_FILE).exists()
     if shared and not (work / SENSITIVITIES_FILE).exists():
         ratio = float(config.ratio or 0.0)
         removed = [layer.intermediate - kept_neurons(layer.intermediate, ratio, shape.grain) for layer in shape.layers]

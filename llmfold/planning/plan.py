@@ -19,11 +19,13 @@ class FoldPlan:
     """What a fold will do, before it does it.
 
     Attributes:
-        before, after: shapes of the model read and the model written.
+        before, after: shapes of the model that is narrowed and of the model written.
         tensors: every tensor that will be written, in order.
         written_as: the family whose stock class loads the result.
         parameters_before, parameters_after: all parameters, tied embeddings once.
         bytes_before, bytes_after: tensor bytes.
+        whole: shape of the model read, where blocks of it go before the others are narrowed.
+        removed: numbers of these in the model read.
     """
 
     config: FoldConfig
@@ -32,11 +34,13 @@ class FoldPlan:
     tensors: tuple[TensorSpec, ...]
     written_as: Architecture
     bytes_before: int
+    whole: ModelShape
+    removed: tuple[int, ...] = ()
 
     @property
     def parameters_before(self) -> int:
         """Parameters of the model read."""
-        return self.before.parameters
+        return self.whole.parameters
 
     @property
     def parameters_after(self) -> int:
@@ -56,7 +60,7 @@ class FoldPlan:
     @property
     def decoder_ratio(self) -> float:
         """Fraction of the decoder layers' parameters that goes."""
-        return 1 - self.after.decoder_parameters / self.before.decoder_parameters
+        return 1 - self.after.decoder_parameters / self.whole.decoder_parameters
 
     @property
     def needs_remote_code(self) -> bool:
@@ -81,6 +85,7 @@ class FoldPlan:
             "written_as": self.written_as.causal_lm,
             "needs_trust_remote_code": self.needs_remote_code,
             **({"couplings": self.before.inferred} if self.before.inferred else {}),
+            **({"blocks": len(self.whole.layers), "blocks_removed": list(self.removed)} if self.removed else {}),
             "layers": [
                 {"before": a.widths(), "after": b.widths()}
                 for a, b in zip(self.before.layers, self.after.layers, strict=True)
@@ -88,19 +93,46 @@ class FoldPlan:
         }
 
 
+@dataclass(frozen=True)
+class Removal:
+    """Whole blocks that go before the others are narrowed.
+
+    Attributes:
+        shape, nbytes: of the model with them.
+        blocks: their numbers in it.
+    """
+
+    shape: ModelShape
+    nbytes: int
+    blocks: tuple[int, ...]
+
+
 def make_plan(
-    shape: ModelShape, tensors: Mapping[str, TensorInfo], config: FoldConfig, curves: Sensitivities | None = None
+    shape: ModelShape,
+    tensors: Mapping[str, TensorInfo],
+    config: FoldConfig,
+    curves: Sensitivities | None = None,
+    removal: Removal | None = None,
 ) -> FoldPlan:
     """Plan the fold of a checkpoint whose tensors have been validated against ``shape``, by measured curves if given.
+
+    Args:
+        shape: of the checkpoint without blocks that go as a whole.
+        tensors: of it.
+        config: options.
+        curves: what was measured.
+        removal: those blocks.
 
     Raises:
         UsageError: the ratio or the recipe cannot be met; see :func:`plan_widths`.
     """
-    after = dataclasses.replace(shape, layers=plan_widths(shape, config, curves))
+    removal = removal or Removal(shape, sum(t.nbytes for t in tensors.values()), ())
+    after = dataclasses.replace(shape, layers=plan_widths(shape, config, curves, removal.shape))
     new_shapes = after.layer_stored()
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     specs = (TensorSpec(t.name, dtype or t.dtype, new_shapes.get(t.name, t.shape)) for t in tensors.values())
-    return FoldPlan(config, shape, after, tuple(specs), family_of(after), sum(t.nbytes for t in tensors.values()))
+    written_as, whole = family_of(after), removal.shape
+    return FoldPlan(config, shape, after, tuple(specs), written_as, removal.nbytes, whole, removal.blocks)
 
 
 def family_of(after: ModelShape) -> Architecture:

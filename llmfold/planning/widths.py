@@ -27,6 +27,7 @@ class _Budget:
 
     shape: ModelShape
     config: FoldConfig
+    whole: ModelShape
 
     @cached_property
     def rules(self) -> Rules:
@@ -53,12 +54,17 @@ class _Budget:
     @cached_property
     def base(self) -> int:
         """Parameters that the ratio is of."""
-        return self.shape.parameters if self.config.ratio_of == "model" else self.shape.decoder_parameters
+        return self.whole.parameters if self.config.ratio_of == "model" else self.whole.decoder_parameters
+
+    @cached_property
+    def gone(self) -> int:
+        """Parameters of whole blocks that have gone."""
+        return self.whole.decoder_parameters - self.shape.decoder_parameters
 
     @cached_property
     def wanted(self) -> int:
-        """Parameters that must go."""
-        return round((self.config.ratio or 0.0) * self.base)
+        """Parameters that must go from the blocks that stay."""
+        return round((self.config.ratio or 0.0) * self.base) - self.gone
 
     @cached_property
     def step(self) -> int:
@@ -145,12 +151,15 @@ class _Budget:
         return min((a for a, _ in met), key=lambda a: self.error(curves, a), default=best)
 
 
-def plan_widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | None = None) -> tuple[LayerShape, ...]:
+def plan_widths(
+    shape: ModelShape, config: FoldConfig, curves: Sensitivities | None = None, whole: ModelShape | None = None
+) -> tuple[LayerShape, ...]:
     """Widths of every layer after folding, all of which ``tensor_parallel`` devices can share.
 
     Without measured curves the MLPs give first; heads go when the MLPs alone would lose more than half, until both lose
     alike. With curves the split between MLPs and heads is the one of least predicted error, and so are the widths of
-    single layers under ``allocation="adaptive"``. Layers that the recipe names are pinned to what it says.
+    single layers under ``allocation="adaptive"``. Layers that the recipe names are pinned to what it says. The
+    ratio is of the ``whole`` model, of which ``shape`` is what is left where blocks have gone.
 
     Raises:
         UsageError: layers that do not exist, a ratio that cannot be met (naming the largest that can), widths that
@@ -162,10 +171,10 @@ def plan_widths(shape: ModelShape, config: FoldConfig, curves: Sensitivities | N
         raise UsageError(f"layer {absent[0]} of the recipe does not exist; the model has {len(shape.layers)} layers")
     if config.ratio is not None and mlp is not None and attention is not None:
         raise UsageError("--ratio, --mlp-ratio and --attention-ratio say the same thing twice; give at most two")
-    budget = _Budget(shape, config)
+    budget = _Budget(shape, config, whole or shape)
     if config.ratio is None:
         widths = budget.layers(mlp, attention)
-    elif config.ratio == 0 and not budget.pinned and not mlp and not attention:
+    elif config.ratio == 0 and not budget.pinned and not mlp and not attention and not budget.gone:
         widths = shape.layers
     else:
         widths = _meet(budget, mlp, attention, curves)
@@ -208,14 +217,15 @@ def _meet(
 
 def _check_met(budget: _Budget, layers: tuple[LayerShape, ...], mlp: float | None, fractions: list[float]) -> None:
     """Hold the promise on the ratio: within half an MLP step, or half a head step where the MLPs are fixed."""
-    wanted, base = budget.wanted, budget.base
+    wanted, base, gone = budget.wanted, budget.base, budget.gone
     steps = [budget.removed(mlp, a) for a in fractions] if mlp is not None else []
     step = max((b - a for a, b in itertools.pairwise(steps)), default=budget.step)
     if abs(budget.removed_by(layers) - wanted) <= step / 2 + 1:
         return
     reached = {budget.removed(m, a) for a in fractions for m in ((0.0, 1.0) if mlp is None else (mlp,))}
-    below = [_name(max(x for x in reached if x <= wanted), base, step, math.floor)] if min(reached) <= wanted else []
-    above = [_name(min(x for x in reached if x > wanted), base, step, math.ceil)] if max(reached) > wanted else []
+    lower, upper = [x for x in reached if x <= wanted], [x for x in reached if x > wanted]
+    below = [_name(max(lower) + gone, base, step, math.floor)] if lower else []
+    above = [_name(min(upper) + gone, base, step, math.ceil)] if upper else []
     word = "nearest that can" if below and above else "largest that can" if below else "smallest that can"
     verb = "are" if below and above else "is"
     raise UsageError(

@@ -10,7 +10,7 @@ with G = Aᵀ diag(w) A and R the units removed. Where little is known of a dire
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,52 @@ def activation_sums(blocks: Iterable[tuple[Tensor, Tensor]]) -> ActivationSums:
         panel = slice(start, min(start + PANEL, len(gram)))
         gram[:start, panel] = gram[panel, :start].T
     return ActivationSums(gram, total, weight)
+
+
+@dataclass(frozen=True)
+class ProductSums:
+    """Weighted sums over rows of activations a, n wide, and of targets y, d wide, on their device.
+
+    Attributes:
+        activations: those of the activations alone.
+        products: (n, d) float32 Σ w aᵀy.
+    """
+
+    activations: ActivationSums
+    products: Tensor
+
+    def __add__(self, other: "ProductSums") -> "ProductSums":
+        """Sums over the rows of both."""
+        return ProductSums(self.activations + other.activations, self.products + other.products)
+
+    def added_rows(self, ridge: float) -> Tensor:
+        """Rows (n, d) float32 to add to a consumer D, so that A D gives the targets beside what it gave.
+
+        They are the W - D of least Σ w ‖A D + Y − A W‖² + λ ‖W − D‖², with λ a fraction ``ridge`` of the mean diagonal.
+        """
+        sums, dtype = self.activations, work_dtype(len(self.products))
+        factor = cholesky(sums.gram.to(dtype), sums.penalty(ridge))
+        return torch.cholesky_solve(self.products.to(dtype), factor).float()
+
+
+def product_sums(blocks: Iterable[tuple[Tensor, Tensor, Tensor]]) -> ProductSums:
+    """Sum over blocks of rows, in the order given.
+
+    Args:
+        blocks: activations (t, n), targets (t, d) and row weights (t,), float32.
+
+    Raises:
+        ValueError: no blocks.
+    """
+    products: list[Tensor] = []
+
+    def multiplied() -> Iterator[tuple[Tensor, Tensor]]:
+        for a, y, w in blocks:
+            new = (a * w[:, None]).T @ y
+            products[:] = [products[0] + new] if products else [new]
+            yield a, w
+
+    return ProductSums(activation_sums(multiplied()), *products)
 
 
 def work_dtype(units: int) -> torch.dtype:

@@ -13,6 +13,7 @@ from llmfold.checkpoint.base_card import CARD_FILE
 from llmfold.demo import DEMO_NAME
 from llmfold.evaluation.fidelity import POOR
 from llmfold.evaluation.scores import Evaluation
+from llmfold.planning.depth import removal_words
 from llmfold.records.fold import FoldRecord, is_of_image
 from llmfold.registry import MethodFacts, methods
 from llmfold.report import images, rendering
@@ -122,12 +123,15 @@ def _base(report: FoldRecord) -> str:
 
 def _done(report: FoldRecord) -> str:
     """What the method did, in a sentence without its full stop."""
-    method = report.config["method"]
+    method, gone = report.config["method"], report.plan.get("blocks_removed")
     facts = methods().get(method, MethodFacts())
     sentence = facts.sentence or f"Units are removed as the baseline {code(method)} says, for comparison with folding"
     if any((layer.get("mlp") or {}).get("refined_errors") for layer in report.layers):
         steps = f"{report.config['refine']} gradient steps on each layer alone"
         sentence += f"; MLPs are refined by {steps}, kept where held-back tokens gain"
+    if gone:
+        words = removal_words(gone, report.plan["blocks"])
+        sentence += f"; {words}, and what reads the MLP before each was refit to give what both gave"
     return sentence
 
 
@@ -153,6 +157,8 @@ def _option_rows(report: FoldRecord) -> Rows:
 def _asked(config: dict[str, Any]) -> str:
     units = {"ratio": config["ratio_of"], "mlp_ratio": "MLP neurons", "attention_ratio": "KV groups"}
     parts = [f"{config[key]:g} of the {unit}" for key, unit in units.items() if config[key] is not None]
+    if not parts and not config["layers"]:
+        parts = [f"{config['depth']} of the blocks"]
     return ", ".join(parts) or "by layer"
 
 

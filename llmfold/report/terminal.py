@@ -13,6 +13,7 @@ from llmfold.engines import doctor
 from llmfold.errors import CheckpointError
 from llmfold.pipeline.estimate import Estimate, advice
 from llmfold.planning import FoldPlan
+from llmfold.planning.depth import removal_words
 from llmfold.records.fold import PAGE_FILE, FoldRecord
 from llmfold.registry import SELF_DATA
 from llmfold.report.console import rich_table
@@ -48,6 +49,8 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
     ]
     if config.uses("num_samples"):
         rows.append(("measured on", _measured_on(resolve_effort(config, plan.before))))
+    if config.removes_blocks:
+        rows.append(("blocks", _blocks(plan, chosen=estimate is None)))
     rows.append(("loads as", f"{plan.written_as.causal_lm}{_loading_note(plan)}"))
     if plan.before.inferred:
         rows.append(("couplings", plan.before.inferred))
@@ -63,6 +66,16 @@ def plan_table(plan: FoldPlan, estimate: Estimate | None = None) -> RenderableTy
         if config.measures:
             rows.append(("widths", "preliminary: where to remove what is measured before folding"))
     return Group(facts(*rows), Text(), rich_table(width_rows(plan.to_dict()["layers"], "-"), words=0, no_wrap=False))
+
+
+def _blocks(plan: FoldPlan, *, chosen: bool) -> str:
+    """Which blocks go as a whole, or that it will be measured."""
+    count = len(plan.whole.layers)
+    if chosen:
+        return removal_words(plan.removed, count) if plan.removed else f"all {count} stay"
+    if plan.removed:
+        return f"{len(plan.removed)} of {count} go as a whole: which, is measured before folding"
+    return f"as many of {count} as lose least, if any: measured before folding"
 
 
 def stage_table(seconds: Mapping[str, float], forward_pass: float | None) -> Table:

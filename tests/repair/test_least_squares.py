@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmfold.repair.least_squares import ActivationSums, activation_sums, refit, refit_bias
+from llmfold.repair.least_squares import ActivationSums, activation_sums, product_sums, refit, refit_bias
 
 KEPT = torch.tensor([0, 2, 3, 7, 8, 11])
 
@@ -116,3 +116,23 @@ def test_silent_units_are_no_obstacle() -> None:
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         activation_sums([])
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 1e-1, 1e1])
+def test_rows_are_added_where_the_objective_is_least(ridge: float) -> None:
+    a, consumer, w = problem()
+    y = torch.randn(len(a), consumer.shape[1], generator=torch.Generator().manual_seed(2))
+    blocks = list(zip(a.split(64), y.split(64), w.split(64), strict=True))
+    known = product_sums(blocks[:3]) + product_sums(blocks[3:])
+    found, penalty = known.added_rows(ridge), known.activations.penalty(ridge)
+    gram = (a * w[:, None]).T.double() @ a.double()
+    expected = torch.linalg.solve(gram + penalty * torch.eye(len(gram)), (a * w[:, None]).T.double() @ y.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_units_can_give_is_given() -> None:
+    a, consumer, w = problem()
+    found = product_sums([(a, a @ consumer, w)]).added_rows(1e-9)
+    torch.testing.assert_close(found, consumer, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="at least one block"):
+        product_sums([])

@@ -143,7 +143,14 @@ ON_MEMBERS: dict[str, Any] = {"effort": "quick"}
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "self", **ON_TOKENS}, {"method": "weights", **ON_MEMBERS}], ids=lambda o: o["method"]
+    "options",
+    [
+        {"method": "self", **ON_TOKENS},
+        {"method": "self", **ON_TOKENS, "depth": 1},
+        {"method": "self", **ON_TOKENS, "depth": "auto"},
+        {"method": "weights", **ON_MEMBERS},
+    ],
+    ids=lambda o: f"{o['method']}-{o.get('depth', 'off')}",
 )
 def test_two_processes_that_measure_together_write_the_bytes_of_one(
     tmp_path: Path, source: Path, options: dict[str, Any]
@@ -157,11 +164,12 @@ def test_two_processes_that_measure_together_write_the_bytes_of_one(
     assert together["seconds"].keys() == report.seconds.keys()
 
 
+@pytest.mark.parametrize("depth", ["off", 1])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_process_killed_while_all_measure_ends_the_run_and_any_number_resumes(
-    tmp_path: Path, source: Path, processes: int
+    tmp_path: Path, source: Path, processes: int, depth: int | str
 ) -> None:
-    options = {"method": "self", **MEASURED, **ON_TOKENS}
+    options = {"method": "self", **MEASURED, **ON_TOKENS, "depth": depth}
     out = tmp_path / "out"
     done = two(source, out, options, dies_after("layer-1"))
     assert done.returncode == 1

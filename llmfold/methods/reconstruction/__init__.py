@@ -21,7 +21,7 @@ class _OnTokens(Method):
     """On token sequences."""
 
     summary = "units chosen by output error after repair, consumers refit by least squares"
-    options = frozenset(("refine", "num_samples", "sequence_length", "effort"))
+    options = frozenset(("refine", "num_samples", "sequence_length", "effort", "depth"))
     measures = weighs = by_pieces = random = True
     plain_only = False
     parallel = Parallel.ROWS

@@ -1,18 +1,22 @@
 """From options to a reconstruction that is ready to fold."""
 
+from functools import partial
+
 import torch
 
 from llmfold.data import tokens as tk
 from llmfold.methods.base import FoldContext
 from llmfold.methods.dense import Measurement
 from llmfold.methods.method import Notify
+from llmfold.methods.reconstruction.blocks import Blocks
 from llmfold.methods.reconstruction.fold import Reconstruction
 from llmfold.methods.reconstruction.importance import Importance, sequences_for
 from llmfold.methods.reconstruction.layer import ReconstructionOptions
 from llmfold.methods.reconstruction.losses import Judged, Losses
 from llmfold.methods.reconstruction.population import Population, PopulationOptions, population_rows
+from llmfold.methods.reconstruction.streams import Streams
 from llmfold.methods.source import token_source
-from llmfold.models.context import Context, Ends
+from llmfold.models.context import Context
 from llmfold.repair.refine import Refinement
 from llmfold.runtime.hidden_states import stored_array
 
@@ -24,15 +28,20 @@ def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
     """Measured on tokens, which are stored in the work folder."""
     source, config, shape = token_source(context, notify), context.config, context.shape
 
-    def ends() -> Ends:
-        return source.measurement.context.ends(context.checkpoint, context.device)
-
+    ends = partial(source.measurement.context.ends, context.checkpoint, context.device)
     importance = Importance(source.measurement, ends, sequences_for(tk.token_budget(config, shape)), config.seed)
     refinement = Refinement(tk.refine_steps(config, shape))
     judged = Judged(config, shape)
-    losses = Losses(source.measurement, ends, judged) if judged.parts else None
+    losses = Losses(Streams(source.measurement, ends), judged) if judged.parts else None
     options = ReconstructionOptions(refinement=refinement, importance=importance, losses=losses)
     return Reconstruction(context, source.measurement, options, source.facts)
+
+
+def blocks_on_tokens(context: FoldContext, notify: Notify) -> Blocks:
+    """Whole blocks, measured on the same tokens."""
+    source = token_source(context, notify)
+    ends = partial(source.measurement.context.ends, context.checkpoint, context.device)
+    return Blocks(source.measurement, Streams(source.measurement, ends), source.facts)
 
 
 def from_weights(context: FoldContext, notify: Notify) -> Reconstruction:

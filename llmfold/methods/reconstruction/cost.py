@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from llmfold.data.tokens import refine_steps, token_budget
 from llmfold.methods.reconstruction.held import held_back
 from llmfold.methods.reconstruction.importance import sequences_for
-from llmfold.methods.reconstruction.losses import Judged, sequences_carried
+from llmfold.methods.reconstruction.losses import Judged
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
 from llmfold.methods.reconstruction.refitting import RIDGES
+from llmfold.methods.reconstruction.streams import sequences_carried
 from llmfold.methods.sampling_cost import with_sampling
 from llmfold.models import LayerShape
 from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops, head_flops
@@ -36,7 +37,8 @@ def tokens_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     # A pass forward, and one back that computes every layer again; weights need no gradients.
     layers = 3 * decoder_flops(shape, tokens, budget.length) + len(shape.layers) * 2.0 * tokens * shape.hidden**2
     importance = Stage("importance", large=layers + 2 * head_flops(shape, tokens), disk=2 * plan.bytes_before)
-    cost = work.cost([Stage("prepare"), importance], processes)
+    before = [Stage("prepare"), importance] if plan.folded_layers else []
+    cost = work.cost([*work.depth(), *before], processes)
     states = (len(shape.layers) + 1) * tokens * shape.hidden * _SINGLE
     return with_sampling(replace(cost, states=max(cost.states, states)), plan, budget, processes)
 
@@ -90,15 +92,40 @@ class _Work:
     def cost(self, before: list[Stage], processes: int) -> Cost:
         """The whole, behind what comes ``before`` it; states lie before, within and after a layer of each process."""
         shape, layers = self.plan.before, self.plan.before.layers
-        area = max(self._area(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b)
+        changed = [(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b]
+        area = max((self._area(a, b) for a, b in changed), default=0)
         wide = max(map(self._wide, range(len(layers)))) * _SINGLE
         states = (3 * processes + 1) * self.tokens * shape.hidden * _SINGLE
         states += sum(self._streams) * self._carried * shape.hidden * _SINGLE
         if any(self._streams):  # consumers that are judged, as wide as the dense ones
             features = (a.heads * shape.head_dim + a.intermediate * shape.mlps(a) for a in layers)
             wide += max(features) * shape.hidden * _SINGLE
+        if self.plan.config.removes_blocks:
+            whole = self.plan.whole.layers
+            area = max(area, *map(self._block_area, whole))
+            rows = len(whole) * self._carried + len(self.plan.removed) * max(each.intermediate for each in whole)
+            states += rows * shape.hidden * _SINGLE
         sizes = {"work_area": area + wide, "states": states, "tokens": self.tokens, "length": self.length}
-        return Cost.of([*before, *self._layers()], **sizes)
+        return Cost.of([*before, *(self._layers() if changed else ())], **sizes)
+
+    def depth(self) -> Iterator[Stage]:
+        """What each block costs that may go: a pass, a refit of the MLP before it, and what is left of the model."""
+        plan, shape = self.plan, self.plan.whole
+        if not plan.config.removes_blocks:
+            return
+        yield Stage("depth", large=2 * decoder_flops(shape, self.tokens, self.length), disk=2 * plan.bytes_before)
+        blocks = len(shape.layers)
+        carried = blocks / 2 * decoder_flops(shape, self._carried, self.length)
+        yield Stage("depth", large=carried + blocks * head_flops(shape, self._carried))
+        for a in shape.layers:
+            n, fits, rows = a.intermediate, len(RIDGES), self.tokens + self.held
+            fitted = (
+                self._gram_of_neurons(a) + 2.0 * rows * n * shape.hidden + 2.0 * fits * self.held * n * shape.hidden
+            )
+            solved = fits * (float(n) ** 3 / 3 + 2.0 * n**2 * shape.hidden)
+            yield Stage("depth", large=fitted + solved) if n > WIDE else Stage("depth", large=fitted, double=solved)
+        if plan.config.depth == "auto":  # curves of the whole model, and again of what is left of it
+            yield from (replace(stage, name="depth") for stage in self._layers() if stage.name == "widths")
 
     def _wide(self, index: int) -> int:
         """Parameters of a layer that are at hand at once; experts are read one by one, and held as stored and wide."""
@@ -210,6 +237,11 @@ class _Work:
             if self.steps:
                 wanted.append(_ADAM_TENSORS * 3 * shape.hidden * k * _SINGLE)
         return max(wanted) + self._chunk(before)
+
+    def _block_area(self, layer: LayerShape) -> int:
+        """Work area of the MLP that takes over what the next block adds."""
+        n = layer.intermediate
+        return self._gram_area(n, n, _SINGLE if n > WIDE else _DOUBLE) + 2 * self._chunk(layer)
 
     def _gram_area(self, n: int, k: int, size: int) -> int:
         """Grams with what elimination, the refit, or its judgement holds beside them."""

@@ -7,31 +7,19 @@ all layers share. Those of deeply narrowed MLPs add up to twice what all of them
 not, so what a part of all layers costs at once puts heads and neurons on the scale that both share.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from llmfold.config import FoldConfig
 from llmfold.methods.base import Weights
-from llmfold.methods.dense import LayerInputs, Measurement
-from llmfold.methods.reconstruction.held import held_back
+from llmfold.methods.dense import LayerInputs
+from llmfold.methods.reconstruction.streams import ALL, Streams
 from llmfold.models import LayerShape, ModelShape
 from llmfold.planning import LayerCurves, Sensitivities
 from llmfold.planning.sensitivity import HALF, PARTS, Part, judged_neurons
-from llmfold.runtime.hidden_states import STATE_FOLDER, chunks, mapped, read, stored_array, write
-
-if TYPE_CHECKING:
-    from llmfold.models.context import Ends  # builds on transformers' models
-
-SHARE, TOKENS = 32, 2048
-"""One sequence in so many, and this many tokens at least, are carried through the model for each part."""
-_ROWS = 128
-_ALL = -1
-"""In place of a layer's number."""
 
 
 @dataclass(frozen=True)
@@ -77,25 +65,17 @@ class Judged:
         return open_split and any(map(self.shape.folds_heads, self.shape.layers))
 
 
-def sequences_carried(sequences: int, length: int) -> int:
-    """How many of the sequences that are measured on: of those held back, where there are any."""
-    return min(held_back(sequences) or sequences, max(sequences // SHARE, -(-TOKENS // length)))
-
-
-@dataclass
+@dataclass(frozen=True)
 class Losses:
-    """The last sequences, once for every part of every layer of this process, and once for every part of all layers.
+    """What is lost by every part of every layer of this process, and by every part of all layers.
 
     Attributes:
-        measurement: what is measured on, sequences of tokens.
-        output: reads the end of the model.
+        streams: carry what is narrowed to the end of the model.
         judged: which losses.
     """
 
-    measurement: Measurement
-    output: Callable[[], "Ends"]
+    streams: Streams
     judged: Judged
-    _carried: dict[tuple[int, Part], np.memmap] = field(default_factory=dict)
 
     def add(self, group: Sequence[int], own: Mapping[int, tuple[LayerInputs, Mapping[Part, Weights]]]) -> None:
         """Begin with parts of single layers narrowed, and carry what is narrowed in all layers through them.
@@ -108,54 +88,31 @@ class Losses:
         for index in group:
             if index in own:
                 self._add(*own[index])
-            self.measurement.team.wait()  # the next layer may be another process's
+            self.streams.measurement.team.wait()  # the next layer may be another process's
 
     def _add(self, inputs: LayerInputs, narrowed: Mapping[Part, Weights]) -> None:
-        index, x = inputs.index, inputs.attended(self._sequences)
+        index, given = inputs.index, self.streams.given(inputs)
         for part in [part for part in self.judged.alone if part in narrowed]:
-            self._carried[index, part] = states = mapped(self._path(index, part), tuple(x.shape))
-            write(states, slice(None), self.measurement.context.layer(x, narrowed[part], index))
+            after = self.streams.measurement.context.layer(given, narrowed[part], index)
+            self.streams.begin(index, part, after)
         for part in self.judged.together:
-            states = mapped(self._path(_ALL, part), None if index else tuple(x.shape))
-            before = read(states, slice(None), self.measurement.device) if index else x
-            weights = narrowed.get(part, inputs.weights)
-            write(states, slice(None), self.measurement.context.layer(before, weights, index))
+            self.streams.advance_all(index, part, narrowed.get(part, inputs.weights), given)
 
     def advance(self, index: int, weights: Weights) -> None:
-        """Carry parts of earlier layers through a dense layer, its tensors float32 on the device."""
-        measurement = self.measurement
-        for (begun, _), states in self._carried.items():
-            if begun < index:
-                x = read(states, slice(None), measurement.device)
-                write(states, slice(None), measurement.context.layer(x, weights, index))
+        """See :meth:`Streams.advance`."""
+        self.streams.advance(index, weights)
 
     def finish(self, dense: np.ndarray) -> None:
-        """Compare with the dense states (sequences, tokens, hidden) after the last layer; all processes call this."""
-        team, carried = self.measurement.team, dict(self._carried)
-        if team.is_main:
-            carried |= {(_ALL, part): mapped(self._path(_ALL, part), None) for part in self.judged.together}
-        ends, losses = self.output(), dict.fromkeys(carried, 0.0)
-        for number, sequence in enumerate(range(*self._sequences.indices(len(dense)))):
-            whole = read(dense, np.array([sequence]), self.measurement.device).flatten(0, 1)
-            for rows in chunks(len(whole), _ROWS):
-                expected = ends.logits(whole[rows]).log_softmax(-1)
-                for key, states in carried.items():
-                    found = ends.logits(read(states[number], rows, self.measurement.device)).log_softmax(-1)
-                    losses[key] += float((expected.exp() * (expected - found)).sum(-1).double().sum())
-        rows_seen = len(range(*self._sequences.indices(len(dense)))) * dense.shape[1]
-        for (begun, part), total in losses.items():
-            stored_array(self._result(begun, part), partial(np.array, total / rows_seen))
-            self._path(begun, part).unlink()
-        self._carried.clear()
-        team.wait()
+        """See :meth:`Streams.finish`."""
+        self.streams.finish(dense, self.judged.together)
 
     def loss(self, index: int, part: Part) -> float | None:
         """KL divergence from the dense model in nats a token, None of a part that was not narrowed."""
-        return self._stored(index, part)
+        return self.streams.loss(index, part)
 
     def loss_together(self, part: Part) -> float | None:
         """The same with a part of all layers narrowed."""
-        return self._stored(_ALL, part)
+        return self.streams.loss(ALL, part)
 
     def scaled(self, curves: Sensitivities) -> Sensitivities:
         """Curves that predict what was measured: of each layer, and then of all together.
@@ -179,22 +136,3 @@ class Losses:
         if loss is None:
             return curves
         return curves.scaled(part, Sensitivities([curves]).factor([self.judged.shape.layers[index]], [after], loss))
-
-    @property
-    def _sequences(self) -> slice:
-        sequences, length = self.measurement.size
-        return slice(sequences - sequences_carried(sequences, length), sequences)
-
-    def _stored(self, index: int, part: Part) -> float | None:
-        path = self._result(index, part)
-        return float(np.load(path, allow_pickle=False)) if path.exists() else None
-
-    def _path(self, index: int, part: Part) -> Path:
-        return self.measurement.work / STATE_FOLDER / f"narrowed-{_name(index, part)}.npy"
-
-    def _result(self, index: int, part: Part) -> Path:
-        return self.measurement.work / STATE_FOLDER / f"loss-{_name(index, part)}.npy"
-
-
-def _name(index: int, part: Part) -> str:
-    return f"all-{part}" if index == _ALL else f"{index:05d}-{part}"

@@ -16,9 +16,10 @@ from llmfold import FoldConfig
 from llmfold.checkpoint import Checkpoint
 from llmfold.methods.base import read_layer
 from llmfold.methods.dense import DenseStates, Measurement
-from llmfold.methods.reconstruction import losses as module
+from llmfold.methods.reconstruction import streams as module
 from llmfold.methods.reconstruction.held import held_back, split
-from llmfold.methods.reconstruction.losses import SHARE, TOKENS, Judged, Losses, sequences_carried
+from llmfold.methods.reconstruction.losses import Judged, Losses
+from llmfold.methods.reconstruction.streams import SHARE, TOKENS, Streams, sequences_carried
 from llmfold.models import ARCHITECTURES, LayerShape, ModelShape, Role
 from llmfold.models.context import Context
 from llmfold.models.tying import running_shape
@@ -52,7 +53,8 @@ def measured(folder: Path, work: Path, tokens: Tensor, allocation: str) -> dict[
     size = (len(tokens), tokens.shape[1])
     measurement = Measurement(context, lambda: context.embed(checkpoint, tokens, CPU), size, work, CPU)
     judged = Judged(config(allocation), shape)
-    losses, states = Losses(measurement, partial(context.ends, checkpoint, CPU), judged), DenseStates(measurement)
+    streams, states = Streams(measurement, partial(context.ends, checkpoint, CPU)), DenseStates(measurement)
+    losses = Losses(streams, judged)
     read = partial(read_layer, checkpoint, shape)
     with torch.no_grad():
         for index in range(len(shape.layers)):
@@ -106,7 +108,7 @@ def test_losses_are_those_of_the_whole_model(
 
 def test_a_part_that_was_not_narrowed_has_no_loss(tmp_path: Path) -> None:
     measurement = Measurement(None, lambda: iter(()), (1, 1), tmp_path, CPU)  # type: ignore[arg-type]
-    losses = Losses(measurement, lambda: None, Judged(config("adaptive"), MODEL))  # type: ignore[arg-type,return-value]
+    losses = Losses(Streams(measurement, lambda: None), Judged(config("adaptive"), MODEL))  # type: ignore[arg-type,return-value]
     curves = Sensitivities([LayerCurves([0.0, 1.0], [0.0, 2.0])] * 3)
     assert losses.loss(0, "heads") is losses.loss_together("heads") is None
     assert losses.scaled(curves) == curves
@@ -119,7 +121,7 @@ def test_curves_predict_single_layers_and_then_all_together(
     """But for heads, which are made no cheaper beside neurons than single layers say."""
     measurement = Measurement(None, lambda: iter(()), (1, 1), tmp_path, CPU)  # type: ignore[arg-type]
     judged = Judged(config("adaptive"), MODEL)
-    losses = Losses(measurement, lambda: None, judged)  # type: ignore[arg-type,return-value]
+    losses = Losses(Streams(measurement, lambda: None), judged)  # type: ignore[arg-type,return-value]
     monkeypatch.setattr(Losses, "loss", lambda _, index, part: {"heads": 1.0, "neurons": 0.5 + index}[part])
     monkeypatch.setattr(Losses, "loss_together", lambda _, part: {"heads": heads, "neurons": neurons}[part])
     curves = Sensitivities([LayerCurves([0.01 * n**2 for n in range(51)], [0.0, 7.0, 21.0]) for _ in range(3)])
