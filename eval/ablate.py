@@ -25,7 +25,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ablation_cases import AXES, OF_SAMPLING, Case, parsed
+from ablation_cases import AXES, BY_LAYER, OF_SAMPLING, Case, parsed
 from keeping import command_line, place, store
 from torch import Tensor, nn
 
@@ -471,19 +471,35 @@ def page() -> None:
                 lines.append("|---|" + "---:|" * (len(texts) + 3))
                 lines += [_row(case, result, dense, texts) for case, result in rows]
                 lines.append("")
+        lines += _by_layer([(case, found[case.name]) for case in BY_LAYER if case.name in found])
         lines += [f"- {name}: {words}" for name, words in dense["protocols"].items()]
         lines += ["", place(dense), ""]
     (RESULTS.parent / "ablation.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def _by_layer(cases: list[tuple[Case, dict[str, Any]]]) -> list[str]:
+    """Errors of each layer: on the rows fitted to, on those held back, and on text that is like neither."""
+    if not cases:
+        return []
+    heads = (f"{_words(case)}: fitted | held back | unseen" for case, _ in cases)
+    lines = ["### by layer", "", f"| layer | {' | '.join(heads)} |", "|---|" + "---:|" * (3 * len(cases))]
+    for layers in zip(*(found["layers"] for _, found in cases), strict=True):
+        cells = (f"{layer[key]:.4f}" for layer in layers for key in ("fitted", "held", "unseen"))
+        lines.append(f"| {layers[0]['layer']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _words(case: Case) -> str:
+    return ", ".join(f"{key} {value}" for key, value in case.given.items()) or "base"
+
+
 def _row(case: Case, found: dict[str, Any], dense: dict[str, Any], texts: list[str]) -> str:
-    said = ", ".join(f"{key} {value}" for key, value in case.given.items()) or "base"
     excess = [f"{found['nll'][text] - dense['nll'][text]:.3f}" for text in texts]
     means = [
         np.mean([layer.get("refined", layer[key]) if key == "held" else layer[key] for layer in found["layers"]])
         for key in ("fitted", "held", "unseen")
     ]
-    return f"| {said} | {' | '.join(excess)} | {' | '.join(f'{value:.4f}' for value in means)} |"
+    return f"| {_words(case)} | {' | '.join(excess)} | {' | '.join(f'{value:.4f}' for value in means)} |"
 
 
 def describe(runs: argparse.ArgumentParser) -> None:

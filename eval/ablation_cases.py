@@ -137,6 +137,17 @@ AXES: dict[str, list[Case]] = {
 }
 
 
+FEW = 16_384
+"""Tokens of cases that a processor without an accelerator gets through in ten minutes each."""
+for _axis in ("target", "selection", "length", "ridge", "refine"):
+    _cases = (dataclasses.replace(case, tokens=FEW) for case in (Case(), OWN, *AXES[_axis]))
+    AXES[f"{_axis}_few"] = list(dict.fromkeys(_cases))
+
+
+BY_LAYER = tuple(dataclasses.replace(case, tokens=tokens) for tokens in (FEW, Case().tokens) for case in (Case(), OWN))
+"""Cases whose errors stand on the page layer by layer."""
+
+
 def parsed(words: str) -> Case:
     """A case as it is typed, such as ``source=own,tokens=65536``."""
     return Case(**{name: yaml.safe_load(value) for name, _, value in (w.partition("=") for w in words.split(","))})

@@ -22,7 +22,7 @@ def with_sampling(cost: Cost, plan: FoldPlan, budget: TokenBudget, processes: in
 def sampling_cost(plan: FoldPlan, budget: TokenBudget, processes: int) -> Cost:
     """Cost of sampling all documents of a budget; its states are the files of key/value caches."""
     device = pick_device(plan.config.device)
-    shape, length = plan.before, budget.document_length
+    shape, length = plan.whole, budget.document_length
     each = sum(2 * 4 * layer.kv_heads * shape.head_dim for layer in shape.layers) * length
     batches = budget.batches(each, CACHE_BYTES)
     cache = -(-budget.documents // batches) * each

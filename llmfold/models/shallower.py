@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from llmfold.checkpoint import Checkpoint, TensorInfo
+from llmfold.checkpoint.blocks import is_finite
+from llmfold.errors import CheckpointError
 from llmfold.models.base import LAYERS
 from llmfold.models.registry import stock_config
 
-_COUNT, _TYPES, _WIDTHS = "num_hidden_layers", "layer_types", "per_layer_config"
+_COUNT, _TYPES, _FIRST, _WIDTHS = "num_hidden_layers", "layer_types", "max_window_layers", "per_layer_config"
 
 
 def kept_blocks(count: int, removed: Collection[int]) -> list[int]:
@@ -36,6 +38,8 @@ def shallow_config(config: Mapping[str, Any], removed: Collection[int]) -> dict[
         types = getattr(stock_config(config), _TYPES, None)
     if types is not None:
         shallow[_TYPES] = [types[index] for index in kept]
+    if isinstance(config.get(_FIRST), int):
+        shallow[_FIRST] = sum(index < config[_FIRST] for index in kept)
     if config.get(_WIDTHS):
         widths = {int(index): value for index, value in config[_WIDTHS].items()}
         shallow[_WIDTHS] = {str(new): widths[old] for new, old in enumerate(kept) if old in widths}
@@ -61,6 +65,8 @@ class ShallowCheckpoint(Checkpoint):
         if name not in self.repaired:
             return super().read(name, part, check_finite=check_finite)
         tensor = self.repaired[name].to(self.tensors[name].dtype)
+        if check_finite and not is_finite(tensor):
+            raise CheckpointError(f"the repair of {name!r} overflows {tensor.dtype}: leave --depth out")
         return tensor if part is None else tensor[part.start : part.stop]
 
 

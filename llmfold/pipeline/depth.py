@@ -13,6 +13,7 @@ from torch import Tensor
 from llmfold.checkpoint import Checkpoint, TensorInfo
 from llmfold.config import FoldConfig
 from llmfold.data.tokens import TOKENS_FILE, load_tokens, stored_tokens
+from llmfold.errors import UsageError
 from llmfold.jsonfile import read_object
 from llmfold.methods.base import FoldContext
 from llmfold.methods.method import Notify, method_of
@@ -62,8 +63,12 @@ def stand_ins(config: FoldConfig, shape: ModelShape) -> tuple[int, ...]:
     """Blocks in place of those that are not chosen yet: as many, if that is known.
 
     Raises:
-        UsageError: there are not so many.
+        UsageError: there are not so many, or they are not alike.
     """
+    if config.removes_blocks and len({tuple(layer.widths().items()) for layer in shape.layers}) > 1:
+        raise UsageError(
+            "--depth takes out blocks that are alike, and those of this model differ in width: leave it out"
+        )
     count = config.depth if isinstance(config.depth, int) else 0
     return cheapest_blocks([None, *[0.0] * (len(shape.layers) - 1)], count)
 
@@ -101,20 +106,23 @@ def choose(context: FoldContext, blocks: "Blocks", ranks: Ranks, notify: Notify)
         removed = best_blocks(losses, partial(_error, context, curves))
     depth = Depth(removed, losses, blocks.facts)
     ranks.run_on_main(partial(depth.save, context.work))
+    ranks.run_on_main(partial(shutil.rmtree, _apart(context), ignore_errors=True))
     return depth
 
 
+def _apart(context: FoldContext) -> Path:
+    """Where curves of the whole model are measured: what is found there is not for what is left of it."""
+    return context.states / "whole"
+
+
 def _curves(context: FoldContext, ranks: Ranks, notify: Notify) -> Sensitivities:
-    """What every layer of the whole model would lose by every width; nothing of it is left for other shapes."""
-    work = context.states / "whole"
-    apart = dataclasses.replace(context, work=work)
-    ranks.run_on_main(partial(_share_tokens, context.work, work))
+    """What every layer of the whole model would lose by every width."""
+    apart = dataclasses.replace(context, work=_apart(context))
+    ranks.run_on_main(partial(_share_tokens, context.work, apart.work))
     method = ranks.run_main_first(lambda: method_of(context.config.method).build(apart, notify))
     method.ready(apart.read_layer, notify)
     curves = method.measure(apart.read_layer, float(context.config.ratio or 0.0), notify)
     assert curves is not None
-    context.team.wait()
-    ranks.run_on_main(partial(shutil.rmtree, work, ignore_errors=True))
     return curves
 
 
@@ -124,9 +132,12 @@ def _share_tokens(work: Path, apart: Path) -> None:
 
 
 def _error(context: FoldContext, curves: Sensitivities, removed: tuple[int, ...]) -> float:
-    """Predicted error of the widths that make up the rest of the ratio, as finely as these can."""
+    """Predicted error of the widths that make up the rest of the ratio: equal ones exactly, others in legal steps."""
     kept, shape = kept_blocks(len(context.shape.layers), removed), context.shape
     left = dataclasses.replace(shape, layers=tuple(shape.layers[index] for index in kept))
     some = Sensitivities([curves.layers[index] for index in kept])
-    widths = plan_widths(left, dataclasses.replace(context.config, multiple_of=1), some, shape)
+    config = context.config
+    if config.allocation != "adaptive":
+        config = dataclasses.replace(config, multiple_of=1)
+    widths = plan_widths(left, config, some, shape)
     return some.error(left.layers, widths)

@@ -72,13 +72,13 @@ def estimate(plan: FoldPlan) -> Estimate:
     device = pick_device(plan.config.device)
     rates = machine_rates(device, compute_dtype(plan.config.compute_dtype, device, plan.tensors[0].dtype))
     stages = {stage.name: rates.seconds(stage) for stage in whole_cost(plan).stages}
-    unit = forward_flops(plan.before, *unit_tokens(plan)) / rates.large
+    unit = forward_flops(plan.whole, *unit_tokens(plan)) / rates.large
     return Estimate(memory_needed(plan), disk_needed(plan), stages, unit, _efforts(plan, rates))
 
 
 def _efforts(plan: FoldPlan, rates: Rates) -> dict[str, float]:
     """Seconds of the same fold by effort; explicit numbers stay."""
-    if not plan.config.uses("effort") or not plan.folded_layers:
+    if not plan.config.uses("effort") or not (plan.folded_layers or plan.removed):
         return {}
     seconds = {}
     for name in EFFORTS:
@@ -113,7 +113,7 @@ def _afterwards(plan: FoldPlan) -> list[Stage]:
     tokens = plan.config.fidelity_tokens
     if not tokens and plan.config.eval is None:
         return []
-    before, after = (forward_flops(shape, tokens, 0) for shape in (plan.before, plan.after))
+    before, after = (forward_flops(shape, tokens, 0) for shape in (plan.whole, plan.after))
     size = float(plan.bytes_before + plan.bytes_after)
     continued = _CONTINUED_TOKENS * size if tokens else 0.0
     return [Stage(AFTERWARDS, skinny=before, large=before + after, memory=continued, disk=size)]

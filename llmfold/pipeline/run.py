@@ -172,7 +172,8 @@ class Run:
     @property
     def _folded(self) -> bool:
         """Whether no method is needed any more."""
-        return self.resumed == len(self.shape.layers) and not self.config.replans
+        replans = self.config.measures or self.config.facts.replans
+        return self.resumed == len(self.shape.layers) and not replans
 
     def finalize_plan(self, method: LayerMethod | None) -> None:
         """Let what the method measures decide the widths, if it may."""

@@ -126,6 +126,8 @@ def _done(report: FoldRecord) -> str:
     method, gone = report.config["method"], report.plan.get("blocks_removed")
     facts = methods().get(method, MethodFacts())
     sentence = facts.sentence or f"Units are removed as the baseline {code(method)} says, for comparison with folding"
+    if gone and all(layer["before"] == layer["after"] for layer in report.plan["layers"]):
+        sentence = "No block is narrowed"
     if any((layer.get("mlp") or {}).get("refined_errors") for layer in report.layers):
         steps = f"{report.config['refine']} gradient steps on each layer alone"
         sentence += f"; MLPs are refined by {steps}, kept where held-back tokens gain"
@@ -157,8 +159,8 @@ def _option_rows(report: FoldRecord) -> Rows:
 def _asked(config: dict[str, Any]) -> str:
     units = {"ratio": config["ratio_of"], "mlp_ratio": "MLP neurons", "attention_ratio": "KV groups"}
     parts = [f"{config[key]:g} of the {unit}" for key, unit in units.items() if config[key] is not None]
-    if not parts and not config["layers"]:
-        parts = [f"{config['depth']} of the blocks"]
+    if isinstance(config.get("depth"), int):
+        parts.append(f"{config['depth']} of the blocks")
     return ", ".join(parts) or "by layer"
 
 

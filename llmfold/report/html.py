@@ -91,7 +91,9 @@ def _error_chart(layers: Layers, quality: Evaluation | None) -> str | None:
         )
         for label, part in (("MLP", "mlp"), ("attention", "attention"))
     ]
-    if quality and quality.fidelity:
+    beside = []
+    if quality and quality.fidelity and quality.fidelity.layer_errors:
+        beside = ["of the hidden states after it, beside the dense model"]
         errors = enumerate(quality.fidelity.layer_errors)
         points = [Point(float(index), error) for index, error in errors if error is not None]
         series.append(Series("hidden states", points))
@@ -101,7 +103,7 @@ def _error_chart(layers: Layers, quality: Evaluation | None) -> str | None:
     return line_chart(
         drawn,
         title="Relative squared error by layer",
-        subtitle="of what a block adds, on tokens held back; of the hidden states after it, beside the dense model",
+        subtitle="; ".join(("of what a block adds, on tokens held back", *beside)),
         x_label="layer",
         y_label="relative squared error",
         x_format=plain,

@@ -10,10 +10,14 @@ from support import CONFIG, FAMILIES, edit_tensors, file_hashes, fold, logits, t
 
 import llmfold
 from llmfold import FoldConfig, FoldReport, LayerOverride
+from llmfold.checkpoint import Journal
 from llmfold.cli import main
 from llmfold.commands.fold import read_configs
 from llmfold.errors import UsageError
-from llmfold.pipeline.depth import DEPTH_FILE
+from llmfold.methods.reconstruction.blocks import Blocks
+from llmfold.methods.reconstruction.streams import Streams
+from llmfold.pipeline import depth as depth_module
+from llmfold.pipeline.depth import DEPTH_FILE, Depth
 from llmfold.pipeline.opening import plan_from_config
 
 LAYERS, IDLE = 5, 3
@@ -24,8 +28,9 @@ IDS = (torch.arange(24) * 7 % 64).view(2, 12)
 def idle_block(folder: Path, family: str = "llama", **options: Any) -> Path:
     """A model one of whose blocks adds nothing."""
     tiny_model(folder, family, num_hidden_layers=LAYERS, **options)
-    names = [f"model.layers.{IDLE}.{name}.weight" for name in ("self_attn.o_proj", "mlp.down_proj")]
-    edit_tensors(folder, lambda stored: [stored[name].zero_() for name in names] and None)
+    adding = (f"model.layers.{IDLE}.{name}." for name in ("self_attn.o_proj", "mlp.down_proj"))
+    starts = tuple(adding)
+    edit_tensors(folder, lambda stored: [stored[name].zero_() for name in stored if name.startswith(starts)] and None)
     return folder
 
 
@@ -33,9 +38,15 @@ def folded(model: Path, output: Path, **options: Any) -> FoldReport:
     return fold(model, output=output, **{**ON_TOKENS, **options})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_block_that_adds_nothing_goes_and_nothing_changes(tmp_path: Path, family: str) -> None:
-    model = idle_block(tmp_path / "m", family)
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [*((family, {}) for family in FAMILIES), ("llama", {"attention_bias": True, "mlp_bias": True}),
+     ("llama", {"tie_word_embeddings": True})],
+)  # fmt: skip
+def test_a_block_that_adds_nothing_goes_and_nothing_changes(
+    tmp_path: Path, family: str, options: dict[str, Any]
+) -> None:
+    model = idle_block(tmp_path / "m", family, **options)
     report = folded(model, tmp_path / "out", depth=1)
     assert report.plan["blocks_removed"] == [IDLE]
     assert json.loads((report.output / CONFIG).read_text())["num_hidden_layers"] == LAYERS - 1
@@ -43,7 +54,9 @@ def test_a_block_that_adds_nothing_goes_and_nothing_changes(tmp_path: Path, fami
     assert report.data["data"] == "sampled from the model itself"
     torch.testing.assert_close(logits(report.output, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
     assert f"block {IDLE} of {LAYERS} is gone as a whole" in " ".join(report.notes)
-    assert f"block {IDLE} of {LAYERS} is gone as a whole" in (report.output / "README.md").read_text()
+    card = (report.output / "README.md").read_text()
+    assert f"No block is narrowed; block {IDLE} of {LAYERS} is gone as a whole" in card
+    assert "1 of the blocks" in card
 
 
 @pytest.mark.parametrize("ratio_of", ["model", "decoder"])
@@ -125,6 +138,50 @@ def test_what_the_model_has_not_is_refused_before_any_work(
     with pytest.raises(UsageError, match=message):
         folded(model, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_blocks_of_different_widths_stay(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m", num_hidden_layers=LAYERS)
+    uneven = fold(model, output=tmp_path / "uneven", layers={1: LayerOverride(0.5)}).output
+    with pytest.raises(UsageError, match="--depth takes out blocks that are alike, and those of this model differ"):
+        folded(uneven, tmp_path / "out", depth=1)
+    same = fold(model, output=tmp_path / "same", mlp_ratio=0.25, attention_ratio=0.5).output
+    assert len(folded(same, tmp_path / "shallow", depth=1).plan["layers"]) == LAYERS - 1
+
+
+@pytest.mark.parametrize(
+    ("depth", "owner", "name"),
+    [
+        *(
+            (depth, *place)
+            for depth in (1, "auto")
+            for place in ((Blocks, "repairs"), (Depth, "save"), (Journal, "append"))
+        ),
+        ("auto", depth_module, "best_blocks"),
+    ],
+)
+def test_a_run_that_is_interrupted_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int | str, owner: Any, name: str
+) -> None:
+    model, out = idle_block(tmp_path / "m"), tmp_path / "out"
+    options = {"ratio": 0.3, "ratio_of": "decoder", "depth": depth}
+    alone = folded(model, tmp_path / "alone", **options)
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            folded(model, out, **options)
+    assert not out.exists()
+    monkeypatch.setattr(Streams, "begin", _not_again)
+    report = folded(model, out, **options)
+    assert file_hashes(report.output) == file_hashes(alone.output)
+
+
+def _not_again(*_: Any) -> None:
+    pytest.fail("losses of blocks are measured again")
 
 
 def test_other_families_keep_their_blocks(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from llmfold.runtime.hidden_states import CHUNK, STATE_FOLDER, read, stored_tens
 _WORD = "block"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Blocks:
     """Blocks of a model of a registered family, measured on its dense states.
 
@@ -40,12 +40,16 @@ class Blocks:
     measurement: Measurement
     streams: Streams
     facts: dict[str, Any]
+    _chunk: int = CHUNK
 
     def losses(self, read_layer: ReadLayer, notify: Notify) -> list[float | None]:
         """KL divergence from the dense model in nats a token when one block goes, repaired, on sequences held back.
 
-        None of the first, which has no other before it. All processes call this alike.
+        None of the first, which has no other before it. All processes call this alike; what was measured is not again.
         """
+        known = self._known()
+        if None not in known[1:]:
+            return known
         states, count = DenseStates(self.measurement), len(self.measurement.shape.layers)
         own, before = set(self.measurement.team.shard(range(1, count))), None
         for index in range(count):
@@ -59,7 +63,7 @@ class Blocks:
             before = inputs
         self.streams.finish(states.after(count - 1))
         states.close()
-        return [self.streams.loss(index, _WORD) for index in range(count)]
+        return self._known()
 
     def repairs(self, removed: Collection[int], read_layer: ReadLayer, notify: Notify) -> dict[str, Tensor]:
         """Consumers of the blocks before those that go, float32, by the names they have when those are gone.
@@ -81,12 +85,17 @@ class Blocks:
         states.close()
         return found
 
+    def _known(self) -> list[float | None]:
+        return [self.streams.loss(index, _WORD) for index in range(len(self.measurement.shape.layers))]
+
     def _absorbing(self, before: LayerInputs, after: np.memmap) -> "_Absorbing":
-        attempt = partial(_Absorbing, before, after)
-        return self.measurement.team.with_oom_retry(attempt, CHUNK, f"layer {before.index}")[0]
+        attempt, team = partial(_Absorbing, before, after), self.measurement.team
+        found, self._chunk = team.with_oom_retry(attempt, self._chunk, f"layer {before.index}")
+        return found
 
     def _around(self, states: DenseStates, index: int, read_layer: ReadLayer) -> LayerInputs:
-        states.move_to([index], read_layer)
+        move = partial(states.move_to, [index], read_layer)
+        _, self._chunk = self.measurement.team.with_oom_retry(move, self._chunk, f"layer {index}")
         return states.around(index, self.measurement.wide(read_layer(index)))
 
 

@@ -38,7 +38,7 @@ def tokens_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     layers = 3 * decoder_flops(shape, tokens, budget.length) + len(shape.layers) * 2.0 * tokens * shape.hidden**2
     importance = Stage("importance", large=layers + 2 * head_flops(shape, tokens), disk=2 * plan.bytes_before)
     before = [Stage("prepare"), importance] if plan.folded_layers else []
-    cost = work.cost([*work.depth(), *before], processes)
+    cost = work.cost([*work.depth(importance), *before], processes)
     states = (len(shape.layers) + 1) * tokens * shape.hidden * _SINGLE
     return with_sampling(replace(cost, states=max(cost.states, states)), plan, budget, processes)
 
@@ -95,7 +95,8 @@ class _Work:
         changed = [(a, b) for a, b in zip(layers, self.plan.after.layers, strict=True) if a != b]
         area = max((self._area(a, b) for a, b in changed), default=0)
         wide = max(map(self._wide, range(len(layers)))) * _SINGLE
-        states = (3 * processes + 1) * self.tokens * shape.hidden * _SINGLE
+        layers_at_hand = max(processes, 1 + self.plan.config.removes_blocks)  # a block and the one before it
+        states = (3 * layers_at_hand + 1) * self.tokens * shape.hidden * _SINGLE
         states += sum(self._streams) * self._carried * shape.hidden * _SINGLE
         if any(self._streams):  # consumers that are judged, as wide as the dense ones
             features = (a.heads * shape.head_dim + a.intermediate * shape.mlps(a) for a in layers)
@@ -103,13 +104,18 @@ class _Work:
         if self.plan.config.removes_blocks:
             whole = self.plan.whole.layers
             area = max(area, *map(self._block_area, whole))
-            rows = len(whole) * self._carried + len(self.plan.removed) * max(each.intermediate for each in whole)
+            wide += max(map(self.plan.whole.layer_parameters, whole)) * _SINGLE
+            repairs = len(self.plan.removed) or len(whole) // 2
+            rows = len(whole) * self._carried + repairs * max(each.intermediate for each in whole)
             states += rows * shape.hidden * _SINGLE
         sizes = {"work_area": area + wide, "states": states, "tokens": self.tokens, "length": self.length}
         return Cost.of([*before, *(self._layers() if changed else ())], **sizes)
 
-    def depth(self) -> Iterator[Stage]:
-        """What each block costs that may go: a pass, a refit of the MLP before it, and what is left of the model."""
+    def depth(self, importance: Stage) -> Iterator[Stage]:
+        """What each block costs that may go: a pass, a refit of the MLP before it, and what is left of the model.
+
+        Curves that weigh blocks against widths are those of the whole model, with an ``importance`` of its own.
+        """
         plan, shape = self.plan, self.plan.whole
         if not plan.config.removes_blocks:
             return
@@ -124,8 +130,9 @@ class _Work:
             )
             solved = fits * (float(n) ** 3 / 3 + 2.0 * n**2 * shape.hidden)
             yield Stage("depth", large=fitted + solved) if n > WIDE else Stage("depth", large=fitted, double=solved)
-        if plan.config.depth == "auto":  # curves of the whole model, and again of what is left of it
-            yield from (replace(stage, name="depth") for stage in self._layers() if stage.name == "widths")
+        if plan.config.depth == "auto":
+            curves = (stage for stage in self._layers() if stage.name == "widths")
+            yield from (replace(stage, name="depth") for stage in (importance, *curves))
 
     def _wide(self, index: int) -> int:
         """Parameters of a layer that are at hand at once; experts are read one by one, and held as stored and wide."""
