@@ -41,10 +41,11 @@ from llmfold.runtime.devices import pick_device
 
 RESULTS = Path(__file__).parent / "results" / "real"
 DENSE = "dense"
-SLICING, DROPPING = "slicegpt", "shortgpt"
-"""Results of ``eval/slicegpt.py`` and ``eval/shortgpt.py``, which are no folds but stand in the same tables."""
+SLICING, DROPPING, SEARCHING = "slicegpt", "shortgpt", "osscar"
+"""Results of ``eval/slicegpt.py``, ``eval/shortgpt.py`` and ``eval/osscar.py``, no folds but in the same tables."""
 AMOUNTS = ("ratio", "ratio_of", "mlp_ratio", "attention_ratio", "fraction")
 RIVALS = (*names(lambda method: method.needs_data and not method.folds), SLICING, DROPPING)
+"""Those that others are measured by; OSSCAR, which refits as folds do, stands beside them."""
 ALIKE = 0.015
 """Shares of the decoder removed that differ by no more than this are put in one table: half of a block in thirty."""
 UNCHECKED = {"verify": "shapes", "fidelity_tokens": 0}
@@ -203,9 +204,10 @@ def page() -> None:
         lines = [f"# {folder.name}: folds on several texts", "", dense["note"], ""]
         lines += [
             "Excess log-perplexity, and in brackets its ratio to the least of the rivals that need data in the same "
-            "table; ± is the sample standard deviation over seeds. Made by `eval/real_model.py`, "
-            "and what SliceGPT and ShortGPT give by `eval/slicegpt.py` and `eval/shortgpt.py`, in float32. "
-            "A letter behind the seconds names the machine.",
+            "table (the pruners of llmfold, SliceGPT and ShortGPT; OSSCAR, which is given data and refits by least "
+            "squares, stands beside them); ± is the sample standard deviation over seeds. Made by "
+            "`eval/real_model.py`, and what SliceGPT, ShortGPT and OSSCAR give by `eval/slicegpt.py`, "
+            "`eval/shortgpt.py` and `eval/osscar.py`, in float32. A letter behind the seconds names the machine.",
             "",
             f"Dense: {', '.join(f'{name}: {math.exp(value):.2f}' for name, value in dense['nll'].items())}.",
             "",
@@ -241,7 +243,7 @@ def _grouped(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 def _rank(result: dict[str, Any]) -> int:
     """What is no fold goes to folds, and folds alone go to where a rival is."""
     method = result["case"]["method"]
-    return 0 if method in (SLICING, DROPPING) else 1 + _calibrated(result["case"])
+    return 0 if method in (SLICING, DROPPING, SEARCHING) else 1 + _calibrated(result["case"])
 
 
 def _calibrated(case: dict[str, Any]) -> bool:
