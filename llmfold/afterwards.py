@@ -33,6 +33,7 @@ def prepare_afterwards(config: FoldConfig) -> Suite:
         column=config.text_column,
         data_dir=config.eval_data_dir,
         limit=config.eval_limit,
+        prefix="--eval-",
     )
     if suite.text:
         text_windows(locate(config.model, config.revision).folder, suite.text)

@@ -49,11 +49,15 @@ def test_eval_measures_both_models_and_stands_in_the_report(tmp_path: Path, pros
     assert f"{dense:.4f}" in (report.output / "report.html").read_text()
 
 
-def test_data_that_is_missing_stops_the_fold_before_it_begins(session_model: Path, space: Path) -> None:
+def test_data_that_is_missing_stops_the_fold_before_it_begins(session_model: Path, space: Path, prose: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.txt does not exist"):
         package.fold(session_model, **QUICK, output=space / "out", eval="wikitext2", eval_text="nowhere.txt")
     with pytest.raises(UsageError, match="did you mean boolq"):
         package.fold(session_model, **QUICK, output=space / "out", eval="bolq", eval_data_dir=str(space))
+    with pytest.raises(UsageError, match="--eval-limit counts documents of zero-shot tasks, and none is named"):
+        package.fold(session_model, **QUICK, output=space / "out", eval="wikitext2", eval_text=str(prose), eval_limit=3)
+    with pytest.raises(UsageError, match=r"--eval-data-dir .*nowhere is no folder"):
+        package.fold(session_model, **QUICK, output=space / "out", eval="piqa", eval_data_dir=str(space / "nowhere"))
     with pytest.raises(UsageError, match="--eval, which is missing"):
         package.fold(session_model, **QUICK, output=space / "out", eval_limit=3)
     assert list(space.iterdir()) == []

@@ -41,6 +41,7 @@ def prepare(
     column: str = TEXT_COLUMN,
     data_dir: str | Path | None = None,
     limit: int | None = None,
+    prefix: str = "--",
 ) -> Suite:
     """Find the data of all tasks.
 
@@ -53,22 +54,25 @@ def prepare(
         data_dir: folder of JSON lines in place of the hub, with ``wikitext-2-raw-v1-test.txt`` if perplexity is asked
             for and ``text`` is not given.
         limit: most documents of a zero-shot task.
+        prefix: of the last two where they are options, for messages.
 
     Raises:
         UsageError: an unknown task, a bad limit, data that cannot be had, a limit or a folder that no task reads.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit is {limit}; give at least 1")
+        raise UsageError(f"{prefix}limit is {limit}; give at least 1")
     names = task_names(tasks) if tasks is None or isinstance(tasks, str) else list(tasks)
     folder = Path(data_dir).expanduser() if data_dir is not None else None
     if folder is not None and not folder.is_dir():
-        raise UsageError(f"--data-dir {folder} is no folder")
+        raise UsageError(f"{prefix}data-dir {folder} is no folder")
     scored = [name for name in names if name not in (PERPLEXITY, SPEED)]
     if limit is not None and not scored:
-        raise UsageError("--limit counts documents of zero-shot tasks, and none is named: name one, or leave it out")
+        raise UsageError(
+            f"{prefix}limit counts documents of zero-shot tasks, and none is named: name one, or leave it out"
+        )
     if folder is not None and not scored and (PERPLEXITY not in names or text is not None):
-        raise UsageError("--data-dir holds documents of tasks, and none that is named reads them: leave it out")
-    harness = Harness(expand(scored, local=folder is not None), folder, limit)
+        raise UsageError(f"{prefix}data-dir holds documents of tasks, and none that is named reads them: leave it out")
+    harness = Harness(expand(scored, local=folder is not None), folder, limit, prefix)
     if PERPLEXITY in names and text is None:
         text = str(folder / _WIKITEXT_FILE) if folder else WIKITEXT
     content = read_text(text, column) if text else None

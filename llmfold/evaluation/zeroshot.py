@@ -62,11 +62,13 @@ class Harness:
         names: tasks by their stock names, groups taken apart.
         data_dir: folder of JSON lines; None for the hub.
         limit: most documents of a task; None for all.
+        prefix: of the last two where they are options, for messages.
     """
 
     names: tuple[str, ...]
     data_dir: Path | None = None
     limit: int | None = None
+    prefix: str = "--"
     _ready: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def prepare(self) -> None:
@@ -142,7 +144,11 @@ class Harness:
                 with _quiet():
                     self._ready[name] = (self._manager().load([local])["tasks"][local], local)
             except Exception as error:  # data sets are read by whatever loader the task names
-                where = str(self._file(name)) if self.data_dir else "the hub: check the network, or pass --data-dir"
+                where = (
+                    str(self._file(name))
+                    if self.data_dir
+                    else f"the hub: check the network, or pass {self.prefix}data-dir"
+                )
                 reason = f" ({type(error).__name__}: {error})" if self.data_dir else f" ({type(error).__name__})"
                 raise UsageError(f"the data of {name} cannot be read from {where}{reason}") from error
         task, local = self._ready[name]
@@ -157,9 +163,8 @@ class Harness:
 
     def _check_file(self, name: str) -> None:
         if name not in _local_files():
-            raise UsageError(
-                f"{name} cannot read local data: choose from {', '.join(sorted(_local_files()))}, or drop --data-dir"
-            )
+            able = ", ".join(sorted(_local_files()))
+            raise UsageError(f"{name} cannot read local data: choose from {able}, or drop {self.prefix}data-dir")
         if not self._file(name).is_file():
             raise UsageError(f"{self._file(name)} does not exist: it should hold the documents of {name}")
 
