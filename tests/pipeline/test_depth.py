@@ -18,6 +18,7 @@ from llmfold.methods.reconstruction.blocks import Blocks
 from llmfold.methods.reconstruction.streams import Streams
 from llmfold.pipeline import depth as depth_module
 from llmfold.pipeline.depth import DEPTH_FILE, Depth
+from llmfold.pipeline.estimate import disk_needed, estimate
 from llmfold.pipeline.opening import plan_from_config
 
 LAYERS, IDLE = 5, 3
@@ -211,3 +212,19 @@ def test_plans_say_what_will_be_measured(tmp_path: Path, capsys: pytest.CaptureF
     (bare / CONFIG).write_bytes((model / CONFIG).read_bytes())
     full, of_config = (plan_from_config(FoldConfig(str(m), ratio=0.4, depth=1)).to_dict() for m in (model, bare))
     assert full == of_config
+
+
+@pytest.mark.parametrize(
+    "options", [{"depth": 1}, {"depth": 1, "ratio": 0.4}, {"depth": "auto", "ratio": 0.4}], ids=str
+)
+def test_the_plan_names_the_stages_of_the_run_and_what_they_hold(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = idle_block(tmp_path / "m")
+    plan = plan_from_config(FoldConfig(str(model), fidelity_tokens=0, **ON_TOKENS, **options))
+    expected = estimate(plan)
+    planned = {name for name, seconds in expected.stages.items() if seconds > 0}
+    report = folded(model, tmp_path / "out", **options)
+    assert {"sample", "depth"} <= planned & report.seconds.keys()
+    assert ("widths" in planned) == ("importance" in planned) == ("ratio" in options)
+    assert planned <= report.seconds.keys()
+    shallow = plan_from_config(FoldConfig(str(model), fidelity_tokens=0, mlp_ratio=0.25, **ON_TOKENS))
+    assert expected.disk_bytes - plan.bytes_after > disk_needed(shallow) - shallow.bytes_after
