@@ -95,6 +95,7 @@ AXES: dict[str, list[Case]] = {
         *_each(Case(), "ridge", (0.01, 0.1, 1.0)),
         Case(ridge=1e-3, toward="zero"),
         *_each(OWN, "ridge", (0.1, 1.0)),
+        dataclasses.replace(OWN, ridge=1e-3, toward="zero"),
     ],
     "refine": [
         dataclasses.replace(case, tokens=tokens, refine=steps, batch=batch)
