@@ -90,7 +90,7 @@ AXES: dict[str, list[Case]] = {
     "selection": _each(Case(), "metric", METRICS) + _each(OWN, "metric", METRICS),
     "tokens": _each(Case(), "tokens", (8192, 16_384, 65_536, MANY))
     + _each(OWN, "tokens", (8192, 16_384, 65_536, MANY)),
-    "length": _each(Case(), "length", (256, 1024)) + _each(OWN, "length", (256, 1024)) + [Case(source="head")],
+    "length": _each(Case(), "length", (256, 1024)) + _each(OWN, "length", (128, 256, 1024)) + [Case(source="head")],
     "ridge": [
         *_each(Case(), "ridge", (0.01, 0.1, 1.0)),
         Case(ridge=1e-3, toward="zero"),
