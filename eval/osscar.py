@@ -17,8 +17,7 @@ Any model of transformers with gated MLPs in ``model.model.layers`` will do.
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +56,6 @@ class _EnoughError(Exception):
     """The first layer has been reached."""
 
 
-@contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 @torch.inference_mode()
 def first_inputs(model: Any, tokens: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
     """States before the first layer, with whatever else layers are given, in chunks of sequences."""
@@ -74,7 +65,7 @@ def first_inputs(model: Any, tokens: Tensor) -> list[tuple[Tensor, dict[str, Any
         found.append((arguments[0], others))
         raise _EnoughError
 
-    with _hooked(model.model.layers[0].register_forward_pre_hook(keep, with_kwargs=True)):
+    with model.model.layers[0].register_forward_pre_hook(keep, with_kwargs=True):
         for part in tokens.split(CHUNK):
             try:
                 model.model(part.to(model.device), use_cache=False)
@@ -95,7 +86,7 @@ def prune(model: Any, tokens: Tensor, width: int, solve: Solver) -> None:
             rows = arguments[0].flatten(0, 1).float()
             gram += rows.T @ rows
 
-        with _hooked(down.register_forward_pre_hook(add)):
+        with down.register_forward_pre_hook(add):
             for states, others in given:
                 layer(states, **others)
         rows = down.weight.T.float().clone()

@@ -191,6 +191,11 @@ def stored_tokens(path: Path, make: Callable[[], Tensor]) -> Tensor:
     return load_tokens(path)
 
 
+def share_tokens(finished: Path, work: Path) -> None:
+    """Bring the tokens of one work folder into another that has none yet."""
+    stored_tokens(work / TOKENS_FILE, lambda: load_tokens(finished / TOKENS_FILE))
+
+
 def load_tokens(path: Path) -> Tensor:
     """Stored tokens, int64."""
     return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64))

@@ -8,6 +8,7 @@ from llmfold.registry import MethodFacts, method_facts
 
 if TYPE_CHECKING:
     from llmfold.methods.base import FoldContext, LayerMethod
+    from llmfold.methods.reconstruction.blocks import Blocks
     from llmfold.planning import FoldPlan
     from llmfold.planning.cost import Cost
 
@@ -21,9 +22,11 @@ class Method(MethodFacts):
     Attributes:
         builder: function behind :meth:`build`, as ``module:name``; a method without one overrides the hook.
         estimator: function behind :meth:`cost`, likewise.
+        block_builder: function behind :meth:`blocks`, likewise, of a method that uses ``--depth``.
     """
 
     builder: str = ""
+    block_builder: str = ""
     estimator: str = "llmfold.methods.base:rewriting_cost"
 
     def cost(self, plan: "FoldPlan", processes: int = 1) -> "Cost":
@@ -43,6 +46,11 @@ class Method(MethodFacts):
         """
         layers: LayerMethod = resolve_name(self.builder)(context, notify)
         return layers
+
+    def blocks(self, context: "FoldContext", notify: Notify) -> "Blocks":
+        """Get ready to measure whole blocks; arguments and errors as of :meth:`build`."""
+        blocks: Blocks = resolve_name(self.block_builder)(context, notify)
+        return blocks
 
     def replan(self, plan: "FoldPlan", layers: "LayerMethod") -> "FoldPlan":
         """The plan as it stands once ``layers``, which :meth:`build` gave, has measured."""

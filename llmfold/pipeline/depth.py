@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmfold.checkpoint import Checkpoint, TensorInfo
 from llmfold.config import FoldConfig
-from llmfold.data.tokens import TOKENS_FILE, load_tokens, stored_tokens
+from llmfold.data.tokens import share_tokens
 from llmfold.errors import UsageError
 from llmfold.jsonfile import read_object
 from llmfold.methods.base import FoldContext
@@ -118,17 +118,12 @@ def _apart(context: FoldContext) -> Path:
 def _curves(context: FoldContext, ranks: Ranks, notify: Notify) -> Sensitivities:
     """What every layer of the whole model would lose by every width."""
     apart = dataclasses.replace(context, work=_apart(context))
-    ranks.run_on_main(partial(_share_tokens, context.work, apart.work))
+    ranks.run_on_main(partial(share_tokens, context.work, apart.work))
     method = ranks.run_main_first(lambda: method_of(context.config.method).build(apart, notify))
     method.ready(apart.read_layer, notify)
     curves = method.measure(apart.read_layer, float(context.config.ratio or 0.0), notify)
     assert curves is not None
     return curves
-
-
-def _share_tokens(work: Path, apart: Path) -> None:
-    apart.mkdir(parents=True, exist_ok=True)
-    stored_tokens(apart / TOKENS_FILE, lambda: load_tokens(work / TOKENS_FILE))
 
 
 def _error(context: FoldContext, curves: Sensitivities, removed: tuple[int, ...]) -> float:

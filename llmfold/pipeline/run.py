@@ -19,7 +19,6 @@ from llmfold.environment import machine
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
 from llmfold.methods.base import FoldContext, LayerMethod
 from llmfold.methods.method import method_of
-from llmfold.methods.reconstruction.build import blocks_on_tokens
 from llmfold.methods.source import BATCH_FOLDER, sample_batches
 from llmfold.models import Role
 from llmfold.models.context import Context
@@ -130,7 +129,7 @@ class Run:
             with self.stages("sample"):
                 self.ranks.run_on_all(partial(sample_batches, context, stage, self.ranks.shard))
         with self.stages("depth"), torch.no_grad():
-            blocks = self.ranks.run_main_first(partial(blocks_on_tokens, context, stage))
+            blocks = self.ranks.run_main_first(partial(method_of(self.config.method).blocks, context, stage))
             depth = choose(context, blocks, self.ranks, stage)
             left = len(self.whole_shape.layers) - len(depth.removed)
             repairs = blocks.repairs(depth.removed, context.read_layer, stage) if self.resumed < left else {}

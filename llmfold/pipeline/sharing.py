@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from llmfold.config import FoldConfig
-from llmfold.data.tokens import TOKENS_FILE, stored_tokens
+from llmfold.data.tokens import TOKENS_FILE, share_tokens
 from llmfold.models import ModelShape
 from llmfold.pipeline.depth import Depth
 from llmfold.planning import Sensitivities
@@ -19,8 +16,7 @@ def reuse_measurements(work: Path, finished: Path, shape: ModelShape, config: Fo
     Curves that go through what layers lose at the ratio itself are measured for each.
     """
     if (finished / TOKENS_FILE).exists():
-        tokens = torch.from_numpy(np.load(finished / TOKENS_FILE, allow_pickle=False))
-        stored_tokens(work / TOKENS_FILE, lambda: tokens)
+        share_tokens(finished, work)
     depth = Depth.load(finished)
     if depth is not None and Depth.load(work) is None:
         depth.save(work)

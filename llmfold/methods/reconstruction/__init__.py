@@ -26,6 +26,7 @@ class _OnTokens(Method):
     plain_only = False
     parallel = Parallel.ROWS
     builder = f"{__name__}.build:from_tokens"
+    block_builder = f"{__name__}.build:blocks_on_tokens"
     estimator = f"{__name__}.cost:tokens_cost"
 
 

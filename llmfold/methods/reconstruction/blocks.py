@@ -4,7 +4,7 @@ A block that goes leaves the one before it as it is but for the MLP's consumer, 
 what the two added. Of neighbours only one goes, so that each that does has a dense one before it.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from llmfold.methods.base import ReadLayer, Weights
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement, row_weight
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.held import split
-from llmfold.methods.reconstruction.refitting import RIDGES
+from llmfold.methods.reconstruction.refitting import RIDGES, consumer_errors
 from llmfold.methods.reconstruction.streams import Streams
 from llmfold.models import Role, tensor_name
 from llmfold.models.shallower import renamed
@@ -116,7 +116,8 @@ class _Absorbing:
         fitted, self._held = split(size, chunk)
         self._train = product_sums(map(self._rows, fitted))
         trials = [self._train.added_rows(ridge) for ridge in RIDGES]
-        errors = [self._error(trial, self._held or fitted) for trial in trials]
+        judged = map(self._rows, self._held or fitted)
+        errors = consumer_errors([(trial, None) for trial in trials], judged, slice(None))
         self._best = min(range(len(RIDGES)), key=errors.__getitem__)
         self._added = trials[self._best]
 
@@ -144,7 +145,3 @@ class _Absorbing:
         x, _, _ = self._inputs.mlp(part)
         own, wanted = (read(states, part, device).flatten(0, 1) for states in (self._layer.after, self._after))
         return self._inputs.neurons(x), wanted - own, row_weight(wanted)
-
-    def _error(self, added: Tensor, parts: list[slice]) -> float:
-        rows: Iterator[tuple[Tensor, Tensor, Tensor]] = map(self._rows, parts)
-        return sum(float(((y - a @ added).square().sum(1) * w).double().sum()) for a, y, w in rows)

@@ -53,7 +53,7 @@ def refit_consumer(consumer: Consumer, kept: Tensor, judged: Iterable[tuple[Tens
 
     index = kept.to(dense.device)
     candidates = [(dense[index], bias), *(fitted(sums.train, ridge) for ridge in RIDGES)]
-    errors = _errors(candidates, judged, index)
+    errors = consumer_errors(candidates, judged, index)
     best = min(range(len(RIDGES)), key=lambda i: errors[i + 1])
     record = {"ridge": RIDGES[best], "error_before_repair": errors[0], "error_after_repair": errors[best + 1]}
     whole = fitted(sums.whole, RIDGES[best])
@@ -61,10 +61,18 @@ def refit_consumer(consumer: Consumer, kept: Tensor, judged: Iterable[tuple[Tens
     return Refitted(_consumer(role, *candidates[best + 1]), _consumer(role, *whole), record)
 
 
-def _errors(
-    candidates: Sequence[tuple[Tensor, Tensor | None]], rows: Iterable[tuple[Tensor, Tensor, Tensor]], kept: Tensor
+def consumer_errors(
+    candidates: Sequence[tuple[Tensor, Tensor | None]],
+    rows: Iterable[tuple[Tensor, Tensor, Tensor]],
+    kept: Tensor | slice,
 ) -> list[float]:
-    """Relative squared error on some rows of consumers (k, d) with biases."""
+    """Relative squared errors of consumers (k, d) with biases (d,), in one pass over some rows.
+
+    Args:
+        candidates: the consumers.
+        rows: all features (t, n), targets (t, d) and row weights (t,).
+        kept: the k features that consumers read.
+    """
     wrong, total = [0.0] * len(candidates), 0.0
     for features, targets, w in rows:
         total += float((targets.square().sum(1) * w).double().sum())
