@@ -37,9 +37,9 @@ class Effort:
 
     def tokens_for(self, shape: "ModelShape") -> int:
         """Tokens to measure a model on, at least."""
-        neurons = _widest(shape)
-        widest = max(neurons, *(layer.heads * shape.head_dim for layer in shape.layers))
-        return max(self._size(neurons).tokens, min(self.most, _FILL * widest), self.tokens_per_unit * widest)
+        widest = widest_consumer(shape)
+        least = self._size(_widest(shape)).tokens
+        return max(least, min(self.most, _FILL * widest), self.tokens_per_unit * widest)
 
     def refine_for(self, shape: "ModelShape") -> int:
         """Gradient steps: every token is seen as often, however many there are."""
@@ -51,6 +51,11 @@ class Effort:
 
     def _size(self, neurons: int) -> Size:
         return Size(self.tokens, self.length) if self.wide is None or neurons <= WIDE_MLP else self.wide
+
+
+def widest_consumer(shape: "ModelShape") -> int:
+    """Features of the widest consumer: neurons that an MLP reads back, or channels of heads."""
+    return max(_widest(shape), *(layer.heads * shape.head_dim for layer in shape.layers))
 
 
 def _widest(shape: "ModelShape") -> int:

@@ -5,8 +5,9 @@ computes again what it needs. States lie in mapped files: before a layer, and wh
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,11 @@ class Measurement:
         """Tokens of all sequences."""
         sequences, tokens = self.size
         return sequences * tokens
+
+    def first(self, sequences: int) -> "Measurement":
+        """The same on fewer sequences, whole chunks of them."""
+        start, parts = self.start, len(list(chunks(sequences)))
+        return replace(self, start=lambda: islice(start(), parts), size=(sequences, self.size[1]))
 
     def wide(self, weights: Weights) -> dict[Role, Tensor]:
         """A layer's tensors in float32 on the device."""

@@ -79,6 +79,20 @@ def test_states_are_those_of_transformers(
                 torch.testing.assert_close(torch.from_numpy(found[:]), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_first_sequences_alone_have_the_states_that_they_have_among_all(prepare: Callable[..., Prepared]) -> None:
+    measurement, read_layer = prepare()
+    few, found = measurement.first(8), []
+    for each in (few, measurement):
+        states = DenseStates(each)
+        states.move_to([0, 1], read_layer)
+        around = states.around(1, each.wide(read_layer(1)))
+        found.append([torch.from_numpy(part[:8].copy()) for part in (around.before, around.inside, around.after)])
+        assert len(around.after) == each.size[0]
+        states.close()
+    assert few.rows == 8 * SIZE[1] < measurement.rows
+    torch.testing.assert_close(*found)
+
+
 def test_only_states_around_the_group_stay_on_disk(prepare: Callable[..., Prepared]) -> None:
     measurement, read_layer = prepare()
     states = DenseStates(measurement)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llmfold.data.tokens import refine_steps, token_budget
-from llmfold.methods.reconstruction.held import held_back
+from llmfold.effort import widest_consumer
+from llmfold.methods.reconstruction.held import held_back, sequences_for_curves
 from llmfold.methods.reconstruction.importance import sequences_for
 from llmfold.methods.reconstruction.losses import Judged
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
@@ -74,6 +75,14 @@ class _Work:
         return self.sequences * self.length
 
     @property
+    def measured(self) -> "_Work":
+        """The same on the sequences that curves are made on."""
+        if self.judged is None or not self.judged.roughly:
+            return self
+        widest = widest_consumer(self.plan.before)
+        return replace(self, sequences=sequences_for_curves(self.sequences, self.length, widest))
+
+    @property
     def _carried(self) -> int:
         """Tokens that are carried on from every part that is judged."""
         return sequences_carried(self.sequences, self.length) * self.length
@@ -109,7 +118,8 @@ class _Work:
             rows = len(whole) * self._carried + repairs * max(each.intermediate for each in whole)
             states += rows * shape.hidden * _SINGLE
         sizes = {"work_area": area + wide, "states": states, "tokens": self.tokens, "length": self.length}
-        return Cost.of([*before, *(self._layers() if changed else ())], **sizes)
+        widths = self.measured.widths() if changed and self.plan.config.measures else ()
+        return Cost.of([*before, *widths, *(self._layers() if changed else ())], **sizes)
 
     def depth(self, importance: Stage) -> Iterator[Stage]:
         """What each block costs that may go: a pass, a refit of the MLP before it, and what is left of the model.
@@ -131,8 +141,7 @@ class _Work:
             solved = fits * (float(n) ** 3 / 3 + 2.0 * n**2 * shape.hidden)
             yield Stage("depth", large=fitted + solved) if n > WIDE else Stage("depth", large=fitted, double=solved)
         if plan.config.depth == "auto":
-            curves = (stage for stage in self._layers() if stage.name == "widths")
-            yield from (replace(stage, name="depth") for stage in (importance, *curves))
+            yield from (replace(stage, name="depth") for stage in (importance, *self.measured.widths()))
 
     def _wide(self, index: int) -> int:
         """Parameters of a layer that are at hand at once; experts are read one by one, and held as stored and wide."""
@@ -141,31 +150,35 @@ class _Work:
             return self.plan.before.layer_parameters(self.plan.before.layers[index])
         return rest + 2 * group
 
+    def widths(self) -> Iterator[Stage]:
+        """Curves of all layers, and the losses that they go through."""
+        shape = self.plan.before
+        yield Stage("widths", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
+        for a in shape.layers:
+            yield Stage("widths", large=self._gram_of_heads(a) + self._gram_of_neurons(a))
+            if shape.folds_heads(a):
+                yield self._eliminate_heads("widths", a, 1)
+            keep = kept_neurons(a.intermediate, self.plan.config.ratio or 0.0, shape.grain)
+            yield from (self._eliminate_neurons("widths", a, keep) for _ in range(shape.mlps(a)))
+        if self.judged and self.judged.parts:
+            yield from self._judged_refits(self.judged)
+            yield self._losses()
+
     def _layers(self) -> Iterator[Stage]:
-        shape, measured = self.plan.before, self.plan.config.measures
-        if measured:
-            yield Stage("widths", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
-            for a in shape.layers:
-                yield Stage("widths", large=self._gram_of_heads(a) + self._gram_of_neurons(a))
-                if shape.folds_heads(a):
-                    yield self._eliminate_heads("widths", a, 1)
-                keep = kept_neurons(a.intermediate, self.plan.config.ratio or 0.0, shape.grain)
-                yield from (self._eliminate_neurons("widths", a, keep) for _ in range(shape.mlps(a)))
-            if self.judged and self.judged.parts:
-                yield from self._judged_refits(self.judged)
-                yield self._losses()
+        shape = self.plan.before
+        ordered = self.plan.config.measures and self.measured.sequences == self.sequences
         yield Stage("forward", large=decoder_flops(shape, self.tokens, self.length), disk=self.plan.bytes_before)
         for a, b in zip(shape.layers, self.plan.after.layers, strict=True):
             if a.heads != b.heads:
                 yield Stage("measure", large=self._gram_of_heads(a))
-                if not measured:
+                if not ordered:
                     yield self._eliminate_heads("select", a, a.units_in(b))
                 widths = (a.heads * shape.head_dim, b.heads * shape.head_dim)
                 yield self._refit(*widths, self._head_rows(a, self.held))
             if a.intermediate != b.intermediate:
                 yield Stage("measure", large=self._gram_of_neurons(a))
                 for _ in range(shape.mlps(a)):
-                    if not measured:
+                    if not ordered:
                         yield self._eliminate_neurons("select", a, b.intermediate)
                     yield self._refit(a.intermediate, b.intermediate, self._neuron_rows(a, self.held))
                     if self.steps and self.held:

@@ -60,21 +60,22 @@ class Reconstruction(LayerMethod):
         Errors count in nats where units are selected by what predictions lose, scaled to what parts of single layers
         and of all layers were measured to lose, if that is asked for; else relative to the mean square of the residual
         stream that they disturb, since the next RMSNorm divides by it.
-        Each process eliminates in layers of its own; the order found is kept, and :meth:`fold` takes it up.
+        Each process eliminates in layers of its own; :meth:`fold` takes up the orders that were found on all sequences.
 
         Args:
             read_layer: tensors of a layer by role.
             ratio: about the fraction that will go, which bounds how far curves reach.
             notify: told of every layer.
         """
-        measurement, layers, losses = self.measurement, self.measurement.shape.layers, self.options.losses
+        measurement, layers, losses = self._measured, self.shape.layers, self.options.losses
+        states = DenseStates(measurement)
         for group in self.groups(range(len(layers))):
             notify(f"layer {group[0]}: measure")
-            self.prepare(group, read_layer)
+            self._move(states, group, read_layer)
             own = measurement.team.shard(group)
             narrowed = dict[int, tuple[LayerInputs, dict[Part, Weights]]]()
             for index in group if losses and losses.judged.alone else own:  # all layers carry what earlier ones lose
-                inputs = self._states.around(index, measurement.wide(read_layer(index)))
+                inputs = states.around(index, measurement.wide(read_layer(index)))
                 if losses:
                     losses.advance(index, inputs.weights)
                 if index in own:
@@ -84,8 +85,8 @@ class Reconstruction(LayerMethod):
             if losses:
                 losses.add(group, narrowed)
         if losses:
-            losses.finish(self._states.after(len(layers) - 1))
-        self._states.close()
+            losses.finish(states.after(len(layers) - 1))
+        states.close()
         rows = measurement.rows
         if self.options.importance is None:
             rows *= measurement.shape.hidden
@@ -94,7 +95,7 @@ class Reconstruction(LayerMethod):
 
     def _curves_of(self, index: int, rows: int) -> LayerCurves:
         """Curves of a layer; those of several couplings of neurons add up at equal fractions."""
-        layer, orders = self.shape.layers[index], Orders(self.measurement.work)
+        layer, orders = self.shape.layers[index], Orders(self._measured.work, self._measured.size[0])
         couplings, parts = self.shape.couplings(layer), list[Tensor]()
         for coupling in couplings.neurons:
             costs = orders.known(index, coupling.name).costs.cumsum(0)
@@ -135,7 +136,10 @@ class Reconstruction(LayerMethod):
     def prepare(self, layers: Sequence[int], read_layer: ReadLayer) -> None:
         """Move the dense states to a group of layers; all processes call this alike."""
         self._read_layer = read_layer
-        move = partial(self._states.move_to, layers, read_layer)
+        self._move(self._states, layers, read_layer)
+
+    def _move(self, states: DenseStates, layers: Sequence[int], read_layer: ReadLayer) -> None:
+        move = partial(states.move_to, layers, read_layer)
         _, self._chunk = self.measurement.team.with_oom_retry(move, self._chunk, f"layer {layers[0]}")
 
     def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
@@ -174,6 +178,11 @@ class Reconstruction(LayerMethod):
     def data_facts(self) -> dict[str, Any]:
         """What the states are, for the report."""
         return self._facts
+
+    @property
+    def _measured(self) -> Measurement:
+        """What curves are made on."""
+        return self.options.curves_on or self.measurement
 
     @property
     def shape(self) -> "StockShape":

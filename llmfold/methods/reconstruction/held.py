@@ -1,8 +1,11 @@
-"""Which sequences a layer is fitted on, and which judge: about an eighth, the last ones, held back."""
+"""Which sequences a layer is fitted on, which judge (about an eighth, the last ones), and which make curves."""
+
+import math
 
 from llmfold.runtime.hidden_states import CHUNK, chunks
 
 _SHARE = 0.125
+_CURVES, _ROWS_PER_UNIT = 0.25, 8
 
 
 def held_back(sequences: int) -> int:
@@ -18,3 +21,15 @@ def split(sequences: int, chunk: int = CHUNK) -> tuple[list[slice], list[slice]]
     fitted = sequences - held_back(sequences)
     judging = [slice(part.start + fitted, part.stop + fitted) for part in chunks(sequences - fitted, chunk)]
     return list(chunks(fitted, chunk)), judging
+
+
+def sequences_for_curves(sequences: int, length: int, widest: int) -> int:
+    """How many sequences make curves that go through measured losses anyway: a quarter of them, in whole chunks.
+
+    Args:
+        sequences: all that are measured on.
+        length: tokens of each.
+        widest: features of the widest consumer, each of which wants some rows.
+    """
+    rows = max(_CURVES * sequences * length, _ROWS_PER_UNIT * widest)
+    return min(sequences, math.ceil(rows / (length * CHUNK)) * CHUNK)

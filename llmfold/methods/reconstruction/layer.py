@@ -13,7 +13,7 @@ from llmfold.config import FoldConfig
 from llmfold.folding.heads import unit_views
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Folded, Weights
-from llmfold.methods.dense import LayerInputs, NeuronInputs
+from llmfold.methods.dense import LayerInputs, Measurement, NeuronInputs
 from llmfold.methods.reconstruction.held import split
 from llmfold.methods.reconstruction.importance import Importance
 from llmfold.methods.reconstruction.losses import Losses
@@ -47,6 +47,7 @@ class ReconstructionOptions:
         metric: (hidden, m) map of outputs whose squared norm selects neurons, or None.
         importance: gives every layer a metric of its own, in which neurons and heads are selected; or None.
         losses: measures what parts of the layers cost, which puts their curves on one scale; or None.
+        curves_on: fewer sequences to make curves on, where no layer's width hangs on them; None for all.
     """
 
     refinement: Refinement = field(default_factory=Refinement)
@@ -54,6 +55,7 @@ class ReconstructionOptions:
     metric: Tensor | None = None
     importance: Importance | None = None
     losses: Losses | None = None
+    curves_on: Measurement | None = None
 
 
 class LayerReconstruction:
@@ -76,7 +78,8 @@ class LayerReconstruction:
         """
         self._config, self._options, self._inputs = config, options, inputs
         self._measurement, self._widths = inputs.measurement, inputs.shape
-        self._shape, self._orders = self._measurement.shape, Orders(self._measurement.work)
+        self._shape = self._measurement.shape
+        self._orders = Orders(self._measurement.work, self._measurement.size[0])
         self.couplings = self._shape.couplings(inputs.shape)
         heads = self.couplings.heads
         self._attention_weights = {} if heads is None else heads.view(inputs.weights, inputs.shape)

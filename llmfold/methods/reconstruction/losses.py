@@ -46,6 +46,11 @@ class Judged:
         return PARTS if self._split and not any(self.shape.apart(index)[0] for index in layers) else ()
 
     @property
+    def roughly(self) -> bool:
+        """Whether curves do with fewer sequences: no layer's width hangs on them, but the split does."""
+        return bool(self.together) and not self.alone
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """Parts that are narrowed."""
         return self.alone or self.together

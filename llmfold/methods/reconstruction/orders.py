@@ -1,4 +1,4 @@
-"""Orders in which units go, kept in the work folder: measuring the widths finds them, and folding takes them up."""
+"""Orders in which units go, kept in the work folder: the fold takes up those found before on as many sequences."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ class Orders:
 
     Attributes:
         work: the work folder.
+        sequences: that they were measured on; those of fewer are others.
     """
 
     work: Path
+    sequences: int
 
     def known(self, index: int, part: str) -> Elimination:
         """One that was found, as far as it went."""
@@ -34,4 +36,4 @@ class Orders:
         return Elimination.of(units, order.removed[: units - keep], order.costs[: units - keep])
 
     def _path(self, index: int, part: str) -> Path:
-        return self.work / STATE_FOLDER / f"order-{index:05d}-{part}.safetensors"
+        return self.work / STATE_FOLDER / f"order-{index:05d}-{part}-{self.sequences}.safetensors"

@@ -20,10 +20,13 @@ from llmfold.data import tokens as tk
 from llmfold.data.sampling import Sampler
 from llmfold.errors import CheckpointError, OutputError
 from llmfold.methods import source as source_module
+from llmfold.methods.reconstruction import build
 from llmfold.methods.reconstruction.losses import Losses
+from llmfold.methods.reconstruction.orders import Orders
 from llmfold.methods.reconstruction.population import Population
 from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.planning import Sensitivities
+from llmfold.selection.elimination import Elimination
 
 MEASURED: dict[str, Any] = {"num_samples": 16, "sequence_length": 32}
 MEASURED_BY: dict[str, dict[str, Any]] = {"self": MEASURED, "weights": {"effort": "quick"}}
@@ -262,10 +265,27 @@ def test_a_layer_does_not_depend_on_what_others_lose(tmp_path: Path) -> None:
         assert torch.equal(alone[key], every[key])
 
 
-def test_measured_widths_and_given_ones_fold_to_the_same_bytes(tmp_path: Path) -> None:
-    """What the measuring pass has eliminated is taken up; without one the fold eliminates the same units itself."""
-    model = tiny_model(tmp_path / "m")
-    measured = fold(model, method="self", ratio=0.25, output=tmp_path / "measured", **MEASURED)
+@pytest.mark.parametrize("some", [8, 16])
+def test_measured_widths_and_given_ones_fold_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, some: int
+) -> None:
+    """What is eliminated on all sequences when widths are measured is taken up; the fold does what is left to do."""
+    monkeypatch.setattr(build, "sequences_for_curves", lambda *_: some)
+    model, eliminated, find = tiny_model(tmp_path / "m"), list[int](), Orders.find
+
+    def counted(orders: Orders, index: int, part: str, keep: int, eliminate: Callable[[], Elimination]) -> Elimination:
+        def noted() -> Elimination:
+            eliminated.append(orders.sequences)
+            return eliminate()
+
+        return find(orders, index, part, keep, noted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Orders, "find", counted)
+        measured = fold(model, method="self", ratio=0.25, output=tmp_path / "measured", **MEASURED)
+    assert eliminated[:4] == [some] * 4
+    assert set(eliminated) == {some, 16}
+    assert len(eliminated) == 4 or some < 16
     widths = measured.plan["layers"][0]
     given = {
         "mlp": 1 - widths["after"]["intermediate"] / widths["before"]["intermediate"],
