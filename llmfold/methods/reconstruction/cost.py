@@ -138,8 +138,7 @@ class _Work:
             fitted = (
                 self._gram_of_neurons(a) + 2.0 * rows * n * shape.hidden + 2.0 * fits * self.held * n * shape.hidden
             )
-            solved = fits * (float(n) ** 3 / 3 + 2.0 * n**2 * shape.hidden)
-            yield Stage("depth", large=fitted + solved) if n > WIDE else Stage("depth", large=fitted, double=solved)
+            yield self._solve("depth", n, n, fits, fitted)
         if plan.config.depth == "auto":
             yield from (replace(stage, name="depth") for stage in (importance, *self.measured.widths()))
 
@@ -235,9 +234,13 @@ class _Work:
     def _refit(self, n: int, k: int, rows: float) -> Stage:
         """Ridges on the rows to fit on, the best of them on all rows, and their errors on the rows held back."""
         d, fits = self.plan.before.hidden, len(RIDGES) + 1
-        solved = fits * (float(k) ** 3 / 3 + 2.0 * k**2 * d)
         products = rows + (2.0 * fits * k * (n - k) * d + 2.0 * fits * self.held * k * d)
-        return Stage("select", large=products + solved) if n > WIDE else Stage("select", large=products, double=solved)
+        return self._solve("select", n, k, fits, products)
+
+    def _solve(self, name: str, n: int, k: int, fits: int, products: float) -> Stage:
+        """So many consumers of k of n features by Cholesky factors, beside other ``products``."""
+        solved = fits * (float(k) ** 3 / 3 + 2.0 * k**2 * self.plan.before.hidden)
+        return Stage(name, large=products + solved) if n > WIDE else Stage(name, large=products, double=solved)
 
     def _refine(self, k: int) -> Stage:
         """Steps of Adam: forward, the gradients of all three matrices and of the neurons; and two judgements."""
