@@ -5,13 +5,11 @@ from functools import partial
 import torch
 
 from llmfold.data import tokens as tk
-from llmfold.effort import widest_consumer
 from llmfold.methods.base import FoldContext
 from llmfold.methods.dense import Measurement
 from llmfold.methods.method import Notify
 from llmfold.methods.reconstruction.blocks import Blocks
 from llmfold.methods.reconstruction.fold import Reconstruction
-from llmfold.methods.reconstruction.held import sequences_for_curves
 from llmfold.methods.reconstruction.importance import Importance, sequences_for
 from llmfold.methods.reconstruction.layer import ReconstructionOptions
 from llmfold.methods.reconstruction.losses import Judged, Losses
@@ -33,11 +31,10 @@ def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
     ends = partial(source.measurement.context.ends, context.checkpoint, context.device)
     importance = Importance(source.measurement, ends, sequences_for(tk.token_budget(config, shape)), config.seed)
     refinement = Refinement(tk.refine_steps(config, shape))
-    judged, measured = Judged(config, shape), source.measurement
-    if judged.roughly:
-        measured = measured.first(sequences_for_curves(*measured.size, widest_consumer(shape)))
+    judged = Judged(config, shape)
+    measured = source.measurement.first(judged.sequences(*source.measurement.size))
     losses = Losses(Streams(measured, ends), judged) if judged.parts else None
-    options = ReconstructionOptions(refinement=refinement, importance=importance, losses=losses, curves_on=measured)
+    options = ReconstructionOptions(refinement=refinement, importance=importance, losses=losses)
     return Reconstruction(context, source.measurement, options, source.facts)
 
 

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llmfold.data.tokens import refine_steps, token_budget
-from llmfold.effort import widest_consumer
-from llmfold.methods.reconstruction.held import held_back, sequences_for_curves
+from llmfold.methods.reconstruction.held import held_back
 from llmfold.methods.reconstruction.importance import sequences_for
 from llmfold.methods.reconstruction.losses import Judged
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
@@ -77,10 +76,9 @@ class _Work:
     @property
     def measured(self) -> "_Work":
         """The same on the sequences that curves are made on."""
-        if self.judged is None or not self.judged.roughly:
+        if self.judged is None:
             return self
-        widest = widest_consumer(self.plan.before)
-        return replace(self, sequences=sequences_for_curves(self.sequences, self.length, widest))
+        return replace(self, sequences=self.judged.sequences(self.sequences, self.length))
 
     @property
     def _carried(self) -> int:

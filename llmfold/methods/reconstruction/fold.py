@@ -181,8 +181,8 @@ class Reconstruction(LayerMethod):
 
     @property
     def _measured(self) -> Measurement:
-        """What curves are made on."""
-        return self.options.curves_on or self.measurement
+        """What curves are made on: what the losses that they go through are measured on, where there are any."""
+        return self.options.losses.streams.measurement if self.options.losses else self.measurement
 
     @property
     def shape(self) -> "StockShape":

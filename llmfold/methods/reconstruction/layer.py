@@ -13,7 +13,7 @@ from llmfold.config import FoldConfig
 from llmfold.folding.heads import unit_views
 from llmfold.folding.layer import LayerRecord
 from llmfold.methods.base import Folded, Weights
-from llmfold.methods.dense import LayerInputs, Measurement, NeuronInputs
+from llmfold.methods.dense import LayerInputs, NeuronInputs
 from llmfold.methods.reconstruction.held import split
 from llmfold.methods.reconstruction.importance import Importance
 from llmfold.methods.reconstruction.losses import Losses
@@ -47,7 +47,6 @@ class ReconstructionOptions:
         metric: (hidden, m) map of outputs whose squared norm selects neurons, or None.
         importance: gives every layer a metric of its own, in which neurons and heads are selected; or None.
         losses: measures what parts of the layers cost, which puts their curves on one scale; or None.
-        curves_on: fewer sequences to make curves on, where no layer's width hangs on them; None for all.
     """
 
     refinement: Refinement = field(default_factory=Refinement)
@@ -55,7 +54,6 @@ class ReconstructionOptions:
     metric: Tensor | None = None
     importance: Importance | None = None
     losses: Losses | None = None
-    curves_on: Measurement | None = None
 
 
 class LayerReconstruction:

@@ -14,8 +14,10 @@ from functools import cached_property
 import numpy as np
 
 from llmfold.config import FoldConfig
+from llmfold.effort import widest_consumer
 from llmfold.methods.base import Weights
 from llmfold.methods.dense import LayerInputs
+from llmfold.methods.reconstruction.held import sequences_for_curves
 from llmfold.methods.reconstruction.streams import ALL, Streams
 from llmfold.models import LayerShape, ModelShape
 from llmfold.planning import LayerCurves, Sensitivities
@@ -45,10 +47,10 @@ class Judged:
         layers = range(len(self.shape.layers))
         return PARTS if self._split and not any(self.shape.apart(index)[0] for index in layers) else ()
 
-    @property
-    def roughly(self) -> bool:
-        """Whether curves do with fewer sequences: no layer's width hangs on them, but the split does."""
-        return bool(self.together) and not self.alone
+    def sequences(self, every: int, length: int) -> int:
+        """How many of the sequences curves are made on: fewer where no layer's own width hangs on them."""
+        roughly = self.together and not self.alone
+        return sequences_for_curves(every, length, widest_consumer(self.shape)) if roughly else every
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -20,7 +20,7 @@ from llmfold.data import tokens as tk
 from llmfold.data.sampling import Sampler
 from llmfold.errors import CheckpointError, OutputError
 from llmfold.methods import source as source_module
-from llmfold.methods.reconstruction import build
+from llmfold.methods.reconstruction import losses
 from llmfold.methods.reconstruction.losses import Losses
 from llmfold.methods.reconstruction.orders import Orders
 from llmfold.methods.reconstruction.population import Population
@@ -270,7 +270,7 @@ def test_measured_widths_and_given_ones_fold_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, some: int
 ) -> None:
     """What is eliminated on all sequences when widths are measured is taken up; the fold does what is left to do."""
-    monkeypatch.setattr(build, "sequences_for_curves", lambda *_: some)
+    monkeypatch.setattr(losses, "sequences_for_curves", lambda *_: some)
     model, eliminated, find = tiny_model(tmp_path / "m"), list[int](), Orders.find
 
     def counted(orders: Orders, index: int, part: str, keep: int, eliminate: Callable[[], Elimination]) -> Elimination:
