@@ -84,7 +84,7 @@ def test_the_table_of_the_readme_is_that_of_the_results() -> None:
     for method, _, *figures in ours:
         name = re.match(r"`?([a-z-]+)", method)
         assert name
-        found = [row for row in results if re.split(r"[, ]", row[0])[0] == name[1]]
+        found = [row for row in results if re.split(r"[,; ]", row[0])[0] == name[1]]
         pairs = [list(zip(row[1:4], figures, strict=True)) for row in found]
         assert any(all(cell.startswith(figure) for cell, figure in row) for row in pairs), (method, figures)
 
