@@ -95,7 +95,7 @@ class Reconstruction(LayerMethod):
 
     def _curves_of(self, index: int, rows: int) -> LayerCurves:
         """Curves of a layer; those of several couplings of neurons add up at equal fractions."""
-        layer, orders = self.shape.layers[index], Orders(self._measured.work, self._measured.size[0])
+        layer, orders = self.shape.layers[index], Orders.of(self._measured)
         couplings, parts = self.shape.couplings(layer), list[Tensor]()
         for coupling in couplings.neurons:
             costs = orders.known(index, coupling.name).costs.cumsum(0)

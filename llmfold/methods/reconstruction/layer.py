@@ -77,7 +77,7 @@ class LayerReconstruction:
         self._config, self._options, self._inputs = config, options, inputs
         self._measurement, self._widths = inputs.measurement, inputs.shape
         self._shape = self._measurement.shape
-        self._orders = Orders(self._measurement.work, self._measurement.size[0])
+        self._orders = Orders.of(self._measurement)
         self.couplings = self._shape.couplings(inputs.shape)
         heads = self.couplings.heads
         self._attention_weights = {} if heads is None else heads.view(inputs.weights, inputs.shape)

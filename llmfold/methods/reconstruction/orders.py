@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from llmfold.methods.dense import Measurement
 from llmfold.runtime.hidden_states import STATE_FOLDER, stored_tensors
 from llmfold.selection.elimination import Elimination
 
@@ -21,6 +22,11 @@ class Orders:
 
     work: Path
     sequences: int
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> "Orders":
+        """Those that are found by a measurement."""
+        return cls(measurement.work, measurement.size[0])
 
     def known(self, index: int, part: str) -> Elimination:
         """One that was found, as far as it went."""
