@@ -62,12 +62,12 @@ def noisy(share: float, half: bool, vocabulary: Tensor) -> Iterator[None]:
     """A share of all draws, or of those for half of the documents, falls on any of some tokens."""
     draw = sampling_module.draw
 
-    def mixed(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:
+    def mixed(logits: Tensor, chances: Tensor, temperatures: Tensor) -> Tensor:
         clean = torch.arange(len(chances)) // 2 % 2 == 0  # beginnings alternate from one document to the next
         if not half:
             clean[:] = False
         left = torch.where(clean, chances, (chances - share).clamp_min(0) / (1 - share))
-        own = draw(logits, left, temperature)
+        own = draw(logits, left, temperatures)
         return torch.where(clean, own, strewn(own, chances, share, vocabulary))
 
     sampling_module.draw = mixed if share else draw

@@ -1,4 +1,4 @@
-"""How sampled documents begin, what begins where one of them ends, and the words that are strewn in them."""
+"""How sampled documents begin, what begins where one of them ends, and what keeps them as diverse as text is."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ UNSET = -1
 """Where a prompt leaves the token to the model."""
 _WORD_MARKS = "Ġ▁"
 """What stands before the first letter of a word in the vocabularies of byte-level BPE and of sentencepiece."""
+BURST_EVERY = 64
+"""Tokens of a document from the beginning of one burst of hotter ones to that of the next."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,22 @@ class Mixture:
             model's start token. Chat models write nothing but chat after that one.
         strewn: share of tokens that are random words: models hardly write rare words by themselves, and text is full
             of them.
+        burst: how many of every ``BURST_EVERY`` tokens of a document, the first of them, are drawn hotter than the
+            others: what a document is about is told by few tokens, and by itself a model tells little.
+        heat: times the temperature of the others, that of these.
     """
 
     words: float = 0.5
     strewn: float = 0.0
+    burst: int = 0
+    heat: float = 1.0
+
+    def heats(self, ages: Tensor) -> Tensor:
+        """Times the temperature, that of tokens with so many before them in their documents; float32."""
+        return torch.where(ages % BURST_EVERY < self.burst, self.heat, 1.0)
 
 
-PLAIN, MIXTURE = Mixture(), Mixture(strewn=0.03)
+PLAIN, MIXTURE = Mixture(), Mixture(strewn=0.03, burst=8, heat=1.45)
 """What a model writes by itself, and what folding measures on."""
 
 
@@ -88,10 +99,22 @@ class Beginnings:
         Returns:
             (documents,) int64, ``UNSET`` where no document has ended.
         """
-        ended = torch.isin(previous, torch.tensor(self.ends, dtype=torch.int64))
+        ended = self._ended(previous)
         if self.words:
             return torch.where(ended, torch.tensor(self.words)[(chances * len(self.words)).long()], UNSET)
         return torch.where(ended & (previous != self.start), self.start, UNSET)
+
+    def ages(self, ages: Tensor, previous: Tensor) -> Tensor:
+        """How many tokens of its document stand before each that is to come; one where a document has just ended.
+
+        Args:
+            ages: (documents,) int64 of the last tokens.
+            previous: (documents,) int64 last tokens.
+        """
+        return torch.where(self._ended(previous), 0, ages) + 1
+
+    def _ended(self, previous: Tensor) -> Tensor:
+        return torch.isin(previous, torch.tensor(self.ends, dtype=torch.int64))
 
 
 def starts(beginnings: Beginnings, mixture: Mixture, documents: range, generator: torch.Generator) -> Tensor:

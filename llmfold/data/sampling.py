@@ -32,10 +32,10 @@ class Sampling:
     Attributes:
         budget: sequences and tokens.
         seed: of everything random.
-        temperature: of the softmax; 1 follows the model.
+        temperature: of the softmax outside of bursts; 1 follows the model.
         cache_limit: bytes that the key/value cache may take, in float32: it bounds how many documents are sampled at
             once, whatever the machine has.
-        mixture: how documents begin, and what is strewn in them.
+        mixture: how documents begin, what is strewn in them, and where they are hotter.
     """
 
     budget: TokenBudget
@@ -115,6 +115,7 @@ class Sampler:
         share = sampling.mixture.strewn if len(words) else 0.0
         cache, device = self._cache(length), input_device(self._model)
         tokens = prompts[:, :1].repeat(1, length)
+        ages = torch.zeros(len(documents), dtype=torch.int64)
         for place in range(1, length):
             last = tokens[:, place - 1]
             output = self._model(last[:, None].to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -123,7 +124,8 @@ class Sampler:
             logits = output.logits[:, -1]
             if not is_finite(logits):
                 raise CheckpointError(f"the model {not_finite(self._model, tokens[:, :place].to(device))}")
-            free = draw(logits, left, sampling.temperature)
+            ages = self._beginnings.ages(ages, last)
+            free = draw(logits, left, sampling.temperature * sampling.mixture.heats(ages))
             if share:
                 free = strewn(free, chances[:, place], share, words)
             fixed = prompts[:, 1] if place == 1 else self._beginnings.following(last, chances[:, place])
@@ -144,18 +146,18 @@ def strewn(tokens: Tensor, chances: Tensor, share: float, words: Tensor) -> Tens
     return torch.where(chances < share, words[chosen], tokens)
 
 
-def draw(logits: Tensor, chances: Tensor, temperature: float) -> Tensor:
+def draw(logits: Tensor, chances: Tensor, temperatures: Tensor) -> Tensor:
     """Draw a token a row from the softmax, by inverting its cumulative distribution.
 
     Args:
         logits: (rows, vocabulary), finite, of any float dtype, on any device.
         chances: (rows,) float32 uniform in [0, 1), on the CPU.
-        temperature: of the softmax.
+        temperatures: (rows,) float32 of the softmax, on the CPU.
 
     Returns:
         (rows,) int64 on the CPU.
     """
-    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    cumulative = (logits.float() / temperatures.to(logits.device)[:, None]).softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
     below = (chances.to(total.device)[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, below, right=True)[:, 0].cpu()

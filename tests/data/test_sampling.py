@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from llmfold import CheckpointError
 from llmfold.data import sampling as sampling_module
 from llmfold.data import tokens as tokens_module
-from llmfold.data.beginnings import UNSET, Beginnings, Mixture, starts
+from llmfold.data.beginnings import PLAIN, UNSET, Beginnings, Mixture, starts
 from llmfold.data.sampling import Sampler, Sampling, cache_bytes, draw, strewn
 from llmfold.data.tokens import TOKENS_FILE, TokenBudget
 from llmfold.models.casting import load_model
@@ -82,8 +82,9 @@ def test_samples_follow_the_model(tmp_path: Path) -> None:
 def test_draws_invert_the_cumulative_distribution() -> None:
     logits = torch.tensor([0.1, 0.0, 0.4, 0.5, 0.0]).log().clamp(min=-1e9)[None].repeat(6, 1)
     chances = torch.tensor([0.0, 0.099, 0.101, 0.499, 0.501, 1 - 2**-24])
-    assert draw(logits, chances, 1.0).tolist() == [0, 0, 2, 2, 3, 3]
-    assert draw(logits, torch.full((6,), 0.3), 1e-3).tolist() == [3] * 6
+    assert draw(logits, chances, torch.ones(6)).tolist() == [0, 0, 2, 2, 3, 3]
+    temperatures = torch.tensor([1e-3, 1.0, 1e3]).repeat(2)
+    assert draw(logits.clamp(min=-10), torch.full((6,), 0.3), temperatures).tolist() == [3, 2, 1] * 2
 
 
 def test_a_share_of_the_tokens_are_random_words() -> None:
@@ -137,6 +138,28 @@ def test_another_document_begins_with_a_word_or_with_the_start_token() -> None:
     assert plain.following(previous, chances).tolist() == [1, 1, UNSET, UNSET]
     without_bos = Beginnings(start=2, ends=(2,))
     assert without_bos.following(torch.tensor([2, 9]), torch.zeros(2)).tolist() == [UNSET, UNSET]
+
+
+def test_the_first_of_every_64_tokens_of_a_document_are_hotter() -> None:
+    known, mixture = Beginnings(start=1, ends=(2, 3)), Mixture(burst=8, heat=1.5)
+    document = [1, *range(10, 109), 2, *range(10, 30)]
+    ages, found = torch.zeros(1, dtype=torch.int64), []
+    for token in document:
+        ages = known.ages(ages, torch.tensor([token]))
+        found.append(mixture.heats(ages).item())
+    hot = [place for place, heat in enumerate(found, 1) if heat == 1.5]
+    assert hot == [*range(1, 8), *range(64, 72), *range(101, 108)]
+    assert set(found) == {1.0, 1.5}
+    assert PLAIN.heats(torch.arange(200)).eq(1).all()
+
+
+def test_bursts_make_the_beginnings_of_documents_diverse(data_dir: Path) -> None:
+    folder = data_dir / "models" / "story-llama"
+    sampler = Sampler(folder, load_model(folder, torch.float32, CPU))
+    mixtures = (PLAIN, Mixture(burst=8, heat=3.0))
+    plain, hot = (sampler.sequences(Sampling(TokenBudget(64, 24), 0, mixture=mixture)) for mixture in mixtures)
+    assert hot[:, 2:8].unique().numel() > 1.5 * plain[:, 2:8].unique().numel()
+    assert hot[:, 16:].unique().numel() < 1.5 * plain[:, 16:].unique().numel()
 
 
 def test_beginnings_are_mixed_in_their_shares() -> None:
