@@ -85,8 +85,10 @@ def test_disk_counts_what_waits_there(free: Any) -> None:
         assert module.disk_needed(own, processes) == own.bytes_after + states
 
 
-def test_the_time_of_offloaded_sampling_is_that_of_the_disk(free: Any) -> None:
+def test_the_time_of_offloaded_sampling_is_that_of_the_disk(free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(method="self", refine=0)
+    rates = Rates(large=1e12, skinny=1e12, double=1e11, memory=1e10, disk=1e9)
+    monkeypatch.setattr(module, "machine_rates", lambda *_: rates)
     free(10 * GB)
     slow = estimate(plan).stages["sample"]
     free(64 * GB)
