@@ -30,7 +30,7 @@ class Mixture:
         strewn: share of tokens that are random words: models hardly write rare words by themselves, and text is full
             of them.
         burst: how many of every ``BURST_EVERY`` tokens of a document, the first of them, are drawn hotter than the
-            others: what a document is about is told by few tokens, and by itself a model tells little.
+            others: without them documents have fewer rare words than text has, and repeat themselves more.
         heat: times the temperature of the others, that of these.
     """
 
