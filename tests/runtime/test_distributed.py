@@ -148,9 +148,10 @@ ON_MEMBERS: dict[str, Any] = {"effort": "quick"}
         {"method": "self", **ON_TOKENS},
         {"method": "self", **ON_TOKENS, "depth": 1},
         {"method": "self", **ON_TOKENS, "depth": "auto"},
+        {"method": "self", **ON_TOKENS, "allocation": "adaptive"},
         {"method": "weights", **ON_MEMBERS},
     ],
-    ids=lambda o: f"{o['method']}-{o.get('depth', 'off')}",
+    ids=lambda o: "-".join(str(o[name]) for name in ("method", "depth", "allocation") if name in o),
 )
 def test_two_processes_that_measure_together_write_the_bytes_of_one(
     tmp_path: Path, source: Path, options: dict[str, Any]

@@ -82,8 +82,10 @@ class Reconstruction(LayerMethod):
                     find = partial(self._find_orders, inputs, ratio)
                     found, _ = measurement.team.with_oom_retry(find, self._chunk, f"layer {index}")
                     narrowed[index] = inputs, found
+                    if losses:
+                        losses.begin(inputs, found)
             if losses:
-                losses.add(group, narrowed)
+                losses.advance_all(group, narrowed)
         if losses:
             losses.finish(states.after(len(layers) - 1))
         states.close()

@@ -84,26 +84,33 @@ class Losses:
     streams: Streams
     judged: Judged
 
-    def add(self, group: Sequence[int], own: Mapping[int, tuple[LayerInputs, Mapping[Part, Weights]]]) -> None:
-        """Begin with parts of single layers narrowed, and carry what is narrowed in all layers through them.
+    def begin(self, inputs: LayerInputs, narrowed: Mapping[Part, Weights]) -> None:
+        """Begin with parts of a layer narrowed, before later layers are advanced through.
+
+        Args:
+            inputs: the states around the layer.
+            narrowed: its tensors where a part of it is narrowed: as wide as the dense ones, for that is what any stock
+                layer runs.
+        """
+        for part in [part for part in self.judged.alone if part in narrowed]:
+            given = self.streams.given(inputs)
+            after = self.streams.measurement.context.layer(given, narrowed[part], inputs.index)
+            self.streams.begin(inputs.index, part, after)
+
+    def advance_all(self, group: Sequence[int], own: Mapping[int, tuple[LayerInputs, Mapping[Part, Weights]]]) -> None:
+        """Carry what is narrowed in all layers through some of them.
 
         Args:
             group: neighbouring layers, which come after those of earlier calls; all processes call this alike.
-            own: those of this process, each with the states around it, and with the tensors that it has where a part
-                of it is narrowed: as wide as the dense ones, for that is what any stock layer runs.
+            own: those of this process, each as :meth:`begin` takes it.
         """
         for index in group:
             if index in own:
-                self._add(*own[index])
+                inputs, narrowed = own[index]
+                for part in self.judged.together:
+                    given = self.streams.given(inputs)
+                    self.streams.advance_all(index, part, narrowed.get(part, inputs.weights), given)
             self.streams.measurement.team.wait()  # the next layer may be another process's
-
-    def _add(self, inputs: LayerInputs, narrowed: Mapping[Part, Weights]) -> None:
-        index, given = inputs.index, self.streams.given(inputs)
-        for part in [part for part in self.judged.alone if part in narrowed]:
-            after = self.streams.measurement.context.layer(given, narrowed[part], index)
-            self.streams.begin(index, part, after)
-        for part in self.judged.together:
-            self.streams.advance_all(index, part, narrowed.get(part, inputs.weights), given)
 
     def advance(self, index: int, weights: Weights) -> None:
         """See :meth:`Streams.advance`."""

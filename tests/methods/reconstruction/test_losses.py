@@ -65,7 +65,8 @@ def measured(folder: Path, work: Path, tokens: Tensor, allocation: str) -> dict[
             heads = shape.head_dim * (layer.heads - layer.group_size)
             kept: dict[Part, int] = {"neurons": KEPT, "heads": heads}
             parts = {part: narrowed(read(index), part, number) for part, number in kept.items()}
-            losses.add([index], {index: (inputs, parts)})
+            losses.begin(inputs, parts)
+            losses.advance_all([index], {index: (inputs, parts)})
         losses.finish(states.after(len(shape.layers) - 1))
     assert not list(work.rglob("narrowed-*"))
     together: dict[tuple[int | None, Part], float | None] = {(ALL, part): losses.loss_together(part) for part in PARTS}
