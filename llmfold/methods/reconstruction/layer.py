@@ -209,7 +209,8 @@ class LayerReconstruction:
         kept, refitted = self._refit_heads(after)
         assert self._heads is not None
         views = unit_views(self._heads, self._attention_weights, self._widths, self._widths.head_units)
-        folded = {role: view[kept].flatten(0, 1) for role, view in views.items() if role != self._reader}
+        producers = {role: w for role, w in self._attention_weights.items() if role in self._heads.producers}
+        folded = producers | {role: view[kept].flatten(0, 1) for role, view in views.items() if role != self._reader}
         self._record.attention = {"before": self._widths.heads, "after": after.heads, **refitted.record}
         self._stages.lap("select")
         return folded | refitted.whole

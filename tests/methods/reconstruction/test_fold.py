@@ -79,8 +79,10 @@ def test_biases_are_fitted(tmp_path: Path) -> None:
         assert not torch.equal(before[f"model.layers.1.{name}"], after[f"model.layers.1.{name}"])
 
 
-def test_multi_query_attention_loses_query_heads(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "m", num_key_value_heads=1)
+@pytest.mark.parametrize("family", ["llama", "Phi3"])
+def test_multi_query_attention_loses_query_heads(tmp_path: Path, family: str) -> None:
+    """Keys and values stay, as tensors of their own or in one with the queries."""
+    model = tiny_model(tmp_path / "m", family, num_key_value_heads=1, pad_token_id=0)
     report = fold(model, method="self", attention_ratio=0.5, output=tmp_path / "out", **MEASURED)
     assert report.plan["layers"][0]["after"] == {"intermediate": 48, "heads": 2, "kv_heads": 1}
 
