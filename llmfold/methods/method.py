@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from llmfold.registry import MethodFacts, method_facts
 
 if TYPE_CHECKING:
+    from llmfold.config import FoldConfig
     from llmfold.methods.base import FoldContext, LayerMethod
     from llmfold.methods.reconstruction.blocks import Blocks
+    from llmfold.models import ModelShape
     from llmfold.planning import FoldPlan
     from llmfold.planning.cost import Cost
 
@@ -28,6 +30,9 @@ class Method(MethodFacts):
     builder: str = ""
     block_builder: str = ""
     estimator: str = "llmfold.methods.base:rewriting_cost"
+
+    def check_model(self, config: "FoldConfig", shape: "ModelShape") -> None:
+        """Raise UsageError, before any work, where it cannot fold this model by these options."""
 
     def cost(self, plan: "FoldPlan", processes: int = 1) -> "Cost":
         """What a fold by ``plan`` costs, shared by so many processes; by default each weight is read and written."""

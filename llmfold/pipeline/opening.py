@@ -22,6 +22,7 @@ from llmfold.demo import DEMO_NAME
 from llmfold.errors import CheckpointError, UsageError
 from llmfold.folder_files import CONFIG_FILE, raw_config, regular_file
 from llmfold.jsonfile import read_bounded
+from llmfold.methods.method import method_of
 from llmfold.model_path import local_folder
 from llmfold.models import ARCHITECTURES, ModelShape, shape_of, stock_config
 from llmfold.models.family_settings import family_settings
@@ -89,8 +90,12 @@ def has_weights(folder: Path) -> bool:
 
 
 def check_family(config: FoldConfig, shape: ModelShape) -> None:
-    """Raise UsageError where options are for families that are registered, or for plain layers, and others are here."""
+    """Raise UsageError where options are for families that are registered, or for plain layers, and others are here.
+
+    So does the method where it cannot fold the model itself.
+    """
     if shape.architecture.registered:
+        method_of(config.method).check_model(config, shape)
         return
     family, of_type = shape.architecture, f"the model is of type {shape.architecture.model_type}"
     asked = {
@@ -109,6 +114,7 @@ def check_family(config: FoldConfig, shape: ModelShape) -> None:
             f"--method {config.method} is for layers of one gated MLP and one attention with matrices of their own, "
             f"which {family.causal_lm} has not, and {of_type}: leave it out"
         )
+    method_of(config.method).check_model(config, shape)
 
 
 def check_output_class(config: Mapping[str, Any], plan: FoldPlan) -> None:

@@ -1,15 +1,19 @@
 """FLAP's allocation and bias compensation."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from support import tiny_model
 from torch import Tensor
 
+from llmfold.config import FoldConfig
 from llmfold.errors import UsageError
 from llmfold.methods.baselines.flap.allocation import adaptive_widths, best_within, standardised_scores
 from llmfold.methods.baselines.structures import Units, keep_units
 from llmfold.models import LayerShape, shape_of
+from llmfold.pipeline.opening import plan_from_config
 
 from .builders import Prepared, consumer_inputs
 
@@ -124,5 +128,7 @@ def test_standardised_scores_compare_across_layers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
 def test_families_without_room_for_biases_are_told_of_the_option(tmp_path: Path, kind: str) -> None:
+    config = FoldConfig(str(tiny_model(tmp_path / "m", kind)), method="flap", data="self", ratio=0.2)
     with pytest.raises(UsageError, match="--no-bias"):
-        Prepared(tmp_path, kind, "flap")
+        plan_from_config(config)
+    assert plan_from_config(replace(config, bias=False)).ratio > 0.1

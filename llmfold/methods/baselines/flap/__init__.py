@@ -8,7 +8,9 @@ from llmfold.methods.baselines.baseline import MeasuringBaseline
 from llmfold.registry import register_method
 
 if TYPE_CHECKING:
+    from llmfold.config import FoldConfig
     from llmfold.methods.base import LayerMethod
+    from llmfold.models import ModelShape
     from llmfold.planning import FoldPlan
 
 
@@ -21,6 +23,13 @@ class _Fluctuations(MeasuringBaseline):
     replans = True
     builder = f"{__name__}.pruner:build"
     estimator = f"{__name__}.cost:fluctuation_cost"
+
+    def check_model(self, config: "FoldConfig", shape: "ModelShape") -> None:
+        """Biases want a place in the config."""
+        from llmfold.methods.baselines.flap.replan import check_biases
+
+        if config.bias:
+            check_biases(shape.architecture)
 
     def replan(self, plan: "FoldPlan", layers: "LayerMethod") -> "FoldPlan":
         """Biases on all projections."""

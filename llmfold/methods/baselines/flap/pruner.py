@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from llmfold.methods.base import FoldContext, Weights
-from llmfold.methods.baselines.flap.replan import check_biases
 from llmfold.methods.baselines.pruner import Pruner
 from llmfold.methods.baselines.statistics import Moments, consumer_moments
 from llmfold.methods.baselines.structures import Units, feature_mask, structures_of
@@ -96,8 +95,6 @@ class FlapPruner(Pruner):
 
 
 def build(context: FoldContext, notify: Notify) -> FlapPruner:
-    """See :meth:`llmfold.methods.method.Method.build`; raises UsageError where the family has no place for biases."""
-    if context.config.bias:
-        check_biases(context.shape.architecture)
+    """See :meth:`llmfold.methods.method.Method.build`."""
     source, path = token_source(context, notify), context.states / "fluctuations.safetensors"
     return FlapPruner(context, source, stored_tensors(path, lambda: measure_fluctuations(context, source, notify)))
