@@ -79,15 +79,18 @@ def measure_afterwards(report: FoldRecord, config: FoldConfig, suite: Suite, not
             f"llmfold eval --model {report.output.name} --against {report.source['name']} measures it by offloading"
         ]
     start = time.perf_counter()
+    failures: list[str] = []
     if tokens or not suite.empty:
         evaluation = evaluate(_settings(config, report, tokens), notify=notify, suite=suite, limits=limits)
-        report.quality = evaluation.to_dict()
+        report.quality, failures = evaluation.to_dict(), evaluation.failures
         if tokens and not evaluation.samples:
             report.notes += ["no prompt was continued by the two models, since there is no tokenizer that fits them"]
         far = evaluation.fidelity.warning if evaluation.fidelity else None
         report.warnings = [warning for warning in (report.data.get("warning"), far) if warning]
     report.seconds[AFTERWARDS] = time.perf_counter() - start
     save_report(report, report.output)
+    if failures:
+        raise LlmfoldError(failures[0])
 
 
 def _settings(config: FoldConfig, report: FoldRecord, tokens: int) -> EvaluationSettings:

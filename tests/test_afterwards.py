@@ -9,8 +9,9 @@ from support import edit_tensors, tiny_model
 import llmfold as package
 from llmfold import FoldConfig, UsageError
 from llmfold import afterwards as module
-from llmfold.errors import CheckpointError
+from llmfold.errors import CheckpointError, LlmfoldError
 from llmfold.evaluation.fidelity import Fidelity
+from llmfold.evaluation.scores import Evaluation
 
 QUICK = {"method": "paper", "mlp_ratio": 0.25, "fidelity_tokens": 256}
 
@@ -82,6 +83,22 @@ def test_a_model_far_from_the_dense_one_gets_a_warning(tmp_path: Path, space: Pa
     assert report.quality["fidelity"]["top1"] < 0.5
     assert "next tokens only" in report.warnings[0]
     assert "next tokens only" in (report.output / "report.html").read_text()
+
+
+def test_a_task_that_cannot_be_scored_fails_when_the_rest_is_measured_and_saved(
+    session_model: Path, space: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = module.evaluate
+
+    def failing(*given: Any, **options: Any) -> Evaluation:
+        found = measured(*given, **options)
+        found.failures.append("piqa cannot be scored: an answer is too long")
+        return found
+
+    monkeypatch.setattr(module, "evaluate", failing)
+    with pytest.raises(LlmfoldError, match=r"piqa cannot be scored.*the fold is finished and stands at"):
+        package.fold(session_model, **QUICK, output=space / "out")
+    assert saved(space / "out")["quality"]["fidelity"]["kl"] > 0
 
 
 @pytest.mark.parametrize("struck", [KeyboardInterrupt(), CheckpointError("transformers cannot load it")])

@@ -7,8 +7,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import find_executable_batch_size
-
 from llmfold.checkpoint import Checkpoint, Source
 from llmfold.checkpoint.locate import locate, public_name
 from llmfold.data.tokenizer import load_tokenizer
@@ -30,6 +28,7 @@ from llmfold.evaluation.speed import SpeedSettings, speed
 from llmfold.evaluation.suite import Suite, prepare
 from llmfold.models import shape_of
 from llmfold.runtime.devices import pick_device
+from llmfold.runtime.oom import explain_oom, in_smaller_chunks
 
 Notify = Callable[[str], None]
 _DECIDING = ("llmfold", "torch", "transformers", "lm-eval")
@@ -63,10 +62,11 @@ def evaluate(
         limit=settings.limit,
     )
     run = _Run(settings, suite, results, notify, limits)
-    run.compare()
-    run.zero_shot()
-    if suite.speed:
-        run.time()
+    with explain_oom():
+        run.compare()
+        run.zero_shot()
+        if suite.speed:
+            run.time()
     results.save(run.evaluation.to_dict())
     return run.evaluation
 
@@ -145,8 +145,7 @@ class _Run:
             }
 
         if self.settings.batch_size == AUTO:
-            result: dict[str, Any] = find_executable_batch_size(measure, starting_batch_size=BATCH)()
-            return result
+            return in_smaller_chunks(measure, BATCH, f"measuring {self.evaluation.model.name}")[0]
         return measure(int(self.settings.batch_size))
 
     def zero_shot(self) -> None:

@@ -93,17 +93,23 @@ def placed(folder: Path, loading: Loading) -> Iterator[dict[str, Any]]:
         elif fits(folder, replace(loading, dtype=None)):
             yield {"as_stored": True}
         else:
-            yield {"device_map": "auto", "offload_folder": scratch, "max_memory": _rooms(loading.limits)}
+            yield {"device_map": "auto", "offload_folder": scratch, "max_memory": _rooms(loading)}
 
 
 def fits(folder: Path, loading: Loading) -> bool:
     """Whether the weights find room in the device's free memory and within its limit, in the dtype they compute in."""
     name = loading.device.index or 0 if loading.device.type == "cuda" else "cpu"
-    return Checkpoint.open(folder).size_in(loading.dtype) <= _rooms(loading.limits).get(name, 0)
+    return Checkpoint.open(folder).size_in(loading.dtype) <= _rooms(loading).get(name, 0)
 
 
-def _rooms(limits: Limits | None = None) -> dict[int | str, int]:
-    """Bytes that a model may take by device; of the host, no more than the cgroup of this process leaves it."""
-    free: dict[int | str, int] = dict(get_max_memory())
-    free["cpu"] = min(free.get("cpu", 0), available_memory())
-    return {device: room(device, size, limits) for device, size in free.items()}
+def _rooms(loading: Loading) -> dict[int | str, int]:
+    """Bytes that a model may take by device, as accelerate calls them.
+
+    Of GPUs the one that is named, or all where none is; of the host, no more than the cgroup of this process leaves it.
+    """
+    gpus: dict[int | str, int] = {}
+    if loading.device.type == "cuda":
+        wanted = loading.device.index
+        gpus = {name: free for name, free in get_max_memory().items() if name != "cpu" and wanted in (None, name)}
+    free = gpus | {"cpu": available_memory()}
+    return {name: room(name, size, loading.limits) for name, size in free.items()}

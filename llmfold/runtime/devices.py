@@ -18,7 +18,8 @@ def pick_device(name: str) -> torch.device:
     """Resolve ``auto`` to CUDA where present, else the CPU.
 
     Raises:
-        UsageError: a device that torch does not know or this machine does not have.
+        UsageError: a device that torch does not know or this machine does not have, or one without float64 arithmetic
+            that torch can tell the memory of: all but CUDA's and the CPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,6 +29,8 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name} cannot be used here: {reason}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name} is not supported: pass cpu, or cuda where there is a GPU")
     return device
 
 

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from support import fold, tiny_model
 
 from llmfold import CheckpointError, UsageError
+from llmfold.errors import DeviceError
+from llmfold.evaluation.dense_comparison import DenseComparison, Scores
 from llmfold.evaluation.evaluate import evaluate
 from llmfold.evaluation.options import EvaluationSettings
 from llmfold.evaluation.scores import Evaluation
@@ -112,6 +115,32 @@ def test_an_earlier_result_is_used_for_the_same_question_only(
     out.write_text("{}")
     with pytest.raises(UsageError, match=r"found\.json is no evaluation that can be continued"):
         evaluate(settings, out)
+
+
+def test_what_does_not_fit_is_measured_in_smaller_batches(
+    reader: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EvaluationSettings(str(reader), text=str(prose), sequence_length=50)
+    roomy, tried, room = evaluate(settings).model.perplexity, list[int](), 3
+    dense = DenseComparison.dense
+
+    def scarce(comparison: DenseComparison) -> Scores:
+        tried.append(comparison._batch)
+        if comparison._batch > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return dense(comparison)
+
+    monkeypatch.setattr(DenseComparison, "dense", scarce)
+    found = evaluate(settings).model.perplexity
+    assert roomy
+    assert found
+    assert found.nll == pytest.approx(roomy.nll, rel=1e-5)
+    assert list(dict.fromkeys(tried)) == [8, 4, 2]
+    room = 0
+    with pytest.raises(DeviceError, match="even one sequence at a time"):
+        evaluate(settings)
+    with pytest.raises(DeviceError, match="the memory of the GPU does not suffice"):
+        evaluate(replace(settings, batch_size=64))
 
 
 def test_a_model_of_several_widths_is_measured_alone_and_beside_another(reader: Path, prose: Path, space: Path) -> None:

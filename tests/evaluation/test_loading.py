@@ -13,6 +13,7 @@ from llmfold.evaluation import loading as module
 from llmfold.evaluation.loading import Loading, fits, max_positions, opened, placed
 
 CPU = torch.device("cpu")
+Place = int | str
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,28 @@ def test_weights_stay_as_stored_where_the_dtype_of_the_arithmetic_has_no_room(ha
         assert options["device_map"] == "auto"
         assert options["max_memory"]["cpu"] == size // 4
     assert fits(half, Loading(limits={0: 1, "cpu": 2 * size}))  # what another device may hold is no bound here
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "places"),
+    [
+        ("cpu", {0: 5, 1: 5}, ["cpu"]),
+        ("cpu", {"mps": 5}, ["cpu"]),
+        ("cuda", {0: 5, 1: 5, "cpu": 5}, [0, 1, "cpu"]),
+        ("cuda:1", {0: 5, 1: 5, "cpu": 5}, [1, "cpu"]),
+    ],
+)
+def test_what_does_not_fit_stays_on_the_device_that_was_named_and_on_the_host(
+    session_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    free: dict[int | str, int],
+    places: list[int | str],
+) -> None:
+    monkeypatch.setattr(module, "get_max_memory", lambda: free)
+    monkeypatch.setattr(module, "available_memory", lambda: 5)
+    with placed(session_model, Loading(None, torch.device(device))) as options:
+        assert list(options["max_memory"]) == places
 
 
 @pytest.mark.parametrize("family", ["llava", "smolvlm", "gpt2"])

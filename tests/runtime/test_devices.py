@@ -18,6 +18,12 @@ def test_auto_is_the_cpu_without_an_accelerator(monkeypatch: pytest.MonkeyPatch)
         pick_device("meta")
 
 
+def test_a_device_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(()))  # as where there is one
+    with pytest.raises(UsageError, match="--device mps is not supported: pass cpu"):
+        pick_device("mps")
+
+
 @pytest.mark.parametrize(
     ("device", "native", "stored", "expected"),
     [
