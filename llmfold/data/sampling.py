@@ -115,6 +115,8 @@ class Sampler:
         share = sampling.mixture.strewn if len(words) else 0.0
         cache, device = self._cache(length), input_device(self._model)
         tokens = prompts[:, :1].repeat(1, length)
+        if self._model._is_stateful:  # some keep what earlier documents left in their own layers, till a pass without
+            self._model(tokens[:, :1].to(device), use_cache=False)
         ages = torch.zeros(len(documents), dtype=torch.int64)
         for place in range(1, length):
             last = tokens[:, place - 1]

@@ -67,7 +67,10 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[lis
     """The ``count`` most likely next tokens of every prompt, one after the other; fewer where an end token comes.
 
     Prompts go together, padded on the left: padding is masked, and positions count from a prompt's own beginning.
+    Models that carry a state do not mask it there, and some hand no cache on: they take a prompt at a time, as a whole.
     """
+    if model._is_stateful:
+        return [_alone(model, prompt, count) for prompt in prompts]
     device = input_device(model)
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in prompts], device=device)
@@ -83,6 +86,15 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[lis
         written.append(tokens)
         mask, positions = torch.cat((mask, torch.ones_like(tokens)), -1), positions[:, -1:] + 1
     return [_before_end(row, _end_tokens(model)) for row in torch.cat(written, -1).cpu()]
+
+
+def _alone(model: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """:func:`greedy` of one prompt, the whole text at every step."""
+    tokens = torch.tensor([list(prompt)], device=input_device(model))
+    for _ in range(count):
+        likeliest = model(tokens, use_cache=False, logits_to_keep=1).logits[:, -1:].argmax(-1)
+        tokens = torch.cat((tokens, likeliest.to(tokens.device)), -1)
+    return _before_end(tokens[0, len(prompt) :].cpu(), _end_tokens(model))
 
 
 def _end_tokens(model: Any) -> set[int]:

@@ -18,7 +18,7 @@ import torch
 from llmfold.checkpoint import Checkpoint
 from llmfold.checkpoint.dtypes import dtype_name
 from llmfold.data.tokens import input_device
-from llmfold.errors import UsageError
+from llmfold.errors import CheckpointError, UsageError
 from llmfold.evaluation.loading import Loading, max_positions, opened
 from llmfold.evaluation.workers import answering, in_turn, worker
 from llmfold.models import shape_of
@@ -220,6 +220,10 @@ def _round(model: Any, settings: SpeedSettings) -> tuple[float, float]:
     _synchronize(device)
     begin = time.perf_counter()
     out = model(prompt, use_cache=True, logits_to_keep=1)
+    if not hasattr(out, "past_key_values"):
+        raise CheckpointError(
+            f"{type(model).__name__} hands no cache on, so it is not timed: leave speed out of --tasks"
+        )
     token = out.logits[:, -1:].argmax(-1)
     _synchronize(device)
     middle = time.perf_counter()

@@ -200,8 +200,9 @@ def test_batches_are_even_and_bounded_by_the_cache(tmp_path: Path) -> None:
     assert len(Sampling(budget, 0, cache_limit=1).batches(config)) == 10
 
 
-def test_a_batch_depends_on_its_number_only(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "m")
+@pytest.mark.parametrize("family", ["llama", "RecurrentGemma"])
+def test_a_batch_depends_on_its_number_only(tmp_path: Path, family: str) -> None:
+    model = tiny_model(tmp_path / "m", family, num_hidden_layers=3)
     config = AutoConfig.from_pretrained(model)
     asked = Sampling(TokenBudget(12, 6, 2), 3, cache_limit=2 * cache_bytes(config, 12))
     batches = asked.batches(config)

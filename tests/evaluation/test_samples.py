@@ -19,9 +19,9 @@ from llmfold.evaluation.samples import PROMPTS, continue_prompts, find_tokenizer
 QUICK = {"method": "paper", "mlp_ratio": 0.25, "fidelity_tokens": 256}
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "RecurrentGemma"])
 def test_every_token_is_the_most_likely_one_after_all_before_it(tmp_path: Path, family: str) -> None:
-    folder = tiny_model(tmp_path / "m", family)
+    folder = tiny_model(tmp_path / "m", family, num_hidden_layers=3)
     prompts = [[1, 5, 9, 30], [1, 7], [3]]
     with opened(folder, Loading()) as model:
         found = greedy(model, prompts, 12)

@@ -56,6 +56,13 @@ def test_more_tokens_than_positions_are_refused(session_model: Path) -> None:
 
 
 @pytest.mark.usefixtures("forked_workers")
+def test_a_model_that_hands_no_cache_on_is_refused(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m", "RecurrentGemma", num_hidden_layers=3)
+    with pytest.raises(CheckpointError, match="RecurrentGemmaForCausalLM hands no cache on"):
+        speed(model, model, Loading(), SpeedSettings(1, 4, 2, 1))
+
+
+@pytest.mark.usefixtures("forked_workers")
 def test_a_model_that_will_not_load_is_named(session_model: Path, tmp_path: Path) -> None:
     broken = tiny_model(tmp_path / "broken")
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-8])
