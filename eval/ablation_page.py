@@ -15,7 +15,8 @@ def page() -> None:
     """Write the table of all cases that stand."""
     lines = ["# What a fold loses, and to what", ""]
     lines += [
-        "Made by `eval/ablate.py`, whose `Case` says what each word means: all MLPs narrowed, in float32, in memory."
+        "Made by `python eval/ablate.py run MODEL --name NAME --axis AXIS …` (headings are axes; a case by itself is "
+        "`--case word=value,…`), whose `Case` says what each word means: all MLPs narrowed, in float32, in memory."
     ]
     lines += ["Excess log-perplexity by text; errors are means over layers of one MLP's output.", ""]
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The table of the model folding paper (arXiv 2502.10216): LLaMA-7B with 20 % removed, WikiText-2 and four zero-shot
-# tasks, for every method that exists here. Needs the weights, the data sets, and a GPU or much patience.
+# tasks, by seven of the methods here (METHODS names others). Needs the weights, the data sets, and a GPU or much patience.
 #
 #   eval/reproduce_paper.sh [MODEL] [RATIO] [OUTPUT]        default: huggyllama/llama-7b 0.2 reproduce-RATIO
 #

@@ -25,8 +25,8 @@ Qwen2, which has one of another family. In every row `llmfold doctor` must have 
 
 Tokens a second are of greedy text, one sequence, beside the dense model's in the same run; the machine was shared
 with other work, so that ratios near one say nothing. Folds are quick ones that remove little: they show that folders
-load, not how good a fold is. llmfold removes no whole blocks (tried: they cost more than neurons); a source that has
-lost one is folded here. llama.cpp reads files that `llmfold export gguf` writes of the folders.
+load, not how good a fold is. None removes whole blocks, as `--depth` does; a source that has lost one is folded
+here. llama.cpp reads files that `llmfold export gguf` writes of the folders.
 """
 _UNASKED = """Rows that say "not run" were not asked in the runs that this page is of: what doctor says of them is not
 checked.
