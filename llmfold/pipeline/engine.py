@@ -110,7 +110,7 @@ def _prepare(runs: Sequence[Run], ranks: Ranks) -> LayerMethod | None:
             run.plan = plan
         return method
     method = ranks.run_main_first(build)
-    if method is not None and first.config.facts.weighs:
+    if method is not None and first.config.facts.weighs and any(run.measures for run in runs):
         with first.stages("importance"), torch.no_grad():
             method.ready(first.context.read_layer, first.listener.stage)
     for run in runs:

@@ -174,6 +174,12 @@ class Run:
         replans = self.config.measures or self.config.facts.replans
         return self.resumed == len(self.shape.layers) and not replans
 
+    @property
+    def measures(self) -> bool:
+        """Whether anything is left to measure: curves, or a layer."""
+        curves = self.config.measures and not (self.work.folder / SENSITIVITIES_FILE).exists()
+        return curves or self.resumed < len(self.shape.layers)
+
     def finalize_plan(self, method: LayerMethod | None) -> None:
         """Let what the method measures decide the widths, if it may."""
         if method is None:

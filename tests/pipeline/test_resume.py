@@ -15,6 +15,7 @@ from support import edit_tensors, file_hashes, fold, forked, forked_program, tin
 from llmfold.checkpoint import Journal, ShardWriter, WorkFolder, publish
 from llmfold.cli import main
 from llmfold.errors import CheckpointError, OutputError, UsageError, VerificationError
+from llmfold.methods.reconstruction.fold import Reconstruction
 from llmfold.pipeline import run as run_module
 from llmfold.pipeline import verification
 
@@ -110,6 +111,23 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     assert len(report.layers) == LAYERS
     assert file_hashes(out) == undisturbed
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_nothing_is_measured_anew_where_only_the_check_is_left(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"method": "self", "ratio": 0.25, "num_samples": 8, "sequence_length": 12, "refine": 0}
+    fold(source, output=tmp_path / "undisturbed", **options)
+
+    def work() -> None:
+        at_call(run_module, "verify", 1, die)
+        fold(source, output=tmp_path / "out", **options)
+
+    assert forked(work) == -signal.SIGKILL
+    for name in ("ready", "measure", "prepare"):
+        monkeypatch.setattr(Reconstruction, name, None)
+    assert fold(source, output=tmp_path / "out", **options).resumed_layers == LAYERS
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "undisturbed")
 
 
 def test_killed_between_the_renames_of_publishing(tmp_path: Path, source: Path, undisturbed: dict[str, str]) -> None:
