@@ -207,8 +207,8 @@ def page() -> None:
             "table (the pruners of llmfold, SliceGPT and ShortGPT; OSSCAR, which is given data and refits by least "
             "squares, stands beside them); ± is the sample standard deviation over seeds. Made by "
             "`eval/real_model.py`, and what SliceGPT, ShortGPT and OSSCAR give by `eval/slicegpt.py`, "
-            "`eval/shortgpt.py` and `eval/osscar.py`, in float32. A letter behind the seconds names the machine. A row by "
-            "options of its name and heading, underscores for hyphens, and of all seeds from 0 on:",
+            "`eval/shortgpt.py` and `eval/osscar.py`, in float32. A letter behind the seconds names the machine. A row "
+            "by the options of its name and heading, underscores for hyphens, and of all seeds from 0 on:",
             "",
             "```bash",
             f"python eval/real_model.py run MODEL --name {folder.name} --text FILE:FIRST-LAST "
