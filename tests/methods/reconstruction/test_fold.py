@@ -121,13 +121,13 @@ def test_adaptive_widths_load_with_their_modelling_file(tmp_path: Path) -> None:
 def test_heads_that_are_given_stay_and_what_they_lose_alone_is_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged, add = [], Losses.add
+    judged, begin = [], Losses.begin
 
-    def noted(losses: Losses, group: Any, own: Any) -> None:
-        judged.extend(part for _, parts in own.values() for part in parts)
-        add(losses, group, own)
+    def noted(losses: Losses, inputs: Any, narrowed: Any) -> None:
+        judged.extend(narrowed)
+        begin(losses, inputs, narrowed)
 
-    monkeypatch.setattr(Losses, "add", noted)
+    monkeypatch.setattr(Losses, "begin", noted)
     model, options = tiny_model(tmp_path / "m", num_hidden_layers=3), {"method": "self", "allocation": "adaptive"}
     report = fold(model, ratio=0.2, attention_ratio=0, output=tmp_path / "out", **options, **MEASURED)
     layers = report.plan["layers"]
