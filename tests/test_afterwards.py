@@ -86,7 +86,7 @@ def test_a_model_far_from_the_dense_one_gets_a_warning(tmp_path: Path, space: Pa
 
 
 def test_a_task_that_cannot_be_scored_fails_when_the_rest_is_measured_and_saved(
-    session_model: Path, space: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+    session_model: Path, space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = module.evaluate
 

@@ -46,7 +46,7 @@ def head(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-ALIKE = 0.9
+ALIKE = 0.95
 
 
 @pytest.mark.slow
@@ -82,4 +82,4 @@ def test_single_precision_chooses_as_double_does(head: Path, tmp_path: Path, mon
         kept, same = ({tuple(row) for row in stored[gate].tolist()} for stored in tensors)
         assert len(kept & same) >= ALIKE * len(kept), index
         errors = [report.layers[index]["mlp"]["error_after_repair"] for report in (double, single)]
-        assert errors[1] == pytest.approx(errors[0], rel=1e-4 if kept == same else 0.03), index
+        assert errors[1] == pytest.approx(errors[0], rel=1e-4 if kept == same else 0.02), index

@@ -94,9 +94,12 @@ def check_family(config: FoldConfig, shape: ModelShape) -> None:
 
     So does the method where it cannot fold the model itself.
     """
-    if shape.architecture.registered:
-        method_of(config.method).check_model(config, shape)
-        return
+    if not shape.architecture.registered:
+        _check_unregistered(config, shape)
+    method_of(config.method).check_model(config, shape)
+
+
+def _check_unregistered(config: FoldConfig, shape: ModelShape) -> None:
     family, of_type = shape.architecture, f"the model is of type {shape.architecture.model_type}"
     asked = {
         f"--method {config.method}": config.facts.own_widths,
@@ -114,7 +117,6 @@ def check_family(config: FoldConfig, shape: ModelShape) -> None:
             f"--method {config.method} is for layers of one gated MLP and one attention with matrices of their own, "
             f"which {family.causal_lm} has not, and {of_type}: leave it out"
         )
-    method_of(config.method).check_model(config, shape)
 
 
 def check_output_class(config: Mapping[str, Any], plan: FoldPlan) -> None:

@@ -107,8 +107,8 @@ class Losses:
         for index in group:
             if index in own:
                 inputs, narrowed = own[index]
+                given = self.streams.given(inputs)
                 for part in self.judged.together:
-                    given = self.streams.given(inputs)
                     self.streams.advance_all(index, part, narrowed.get(part, inputs.weights), given)
             self.streams.measurement.team.wait()  # the next layer may be another process's
 
