@@ -20,10 +20,12 @@ from llmfold.experiments.settings import Amount, Folds, describe
 from llmfold.experiments.table import Page, Section
 from llmfold.experiments.variants import Variant
 from llmfold.records.fold import PAGE_FILE
+from llmfold.runtime.oom import explain_oom
 from llmfold.runtime.storage import write_text
 
 Notify = Callable[[str], None]
 MARKDOWN_FILE = "compare.md"
+_SMALLER = "pass a smaller --batch-size, or --device cpu"
 _FOLDERS = re.compile(r"(?<![\w.:/])~?/(?:[^\s/:,;'\"]+/)*")
 
 
@@ -96,7 +98,8 @@ class Comparing(ABC, Generic[R, W]):
         """Do every fold that has no result yet."""
         settings = self.folds
         if settings.recompute or self.results.dense.get("key") != self.dense_key:
-            self.results.dense = {"key": self.dense_key, **self.dense()}
+            with explain_oom(_SMALLER):
+                self.results.dense = {"key": self.dense_key, **self.dense()}
         folds = list(settings.folds())
         for number, (amount, variant, seed) in enumerate(folds, 1):
             config = settings.fold_config(variant, amount, seed, self._place(variant, amount, seed))
@@ -139,7 +142,8 @@ class Comparing(ABC, Generic[R, W]):
         common: dict[str, Any] = {"key": key, "method": variant.label, "amount": amount, "seed": seed}
         output: Path = config.output_path
         try:
-            return self._run(**common, **self.measured(config))
+            with explain_oom(_SMALLER):
+                return self._run(**common, **self.measured(config))
         except Exception as error:  # one method must not take the others with it
             expected = isinstance(error, LlmfoldError)
             if self.debug and not expected:

@@ -15,8 +15,11 @@ _ADVICE = "pass --device cpu, or free what else uses the GPU"
 
 
 @contextmanager
-def explain_oom() -> Iterator[None]:
+def explain_oom(advice: str = _ADVICE) -> Iterator[None]:
     """Turn an OutOfMemoryError of the block, where nothing smaller can be tried, into a DeviceError.
+
+    Args:
+        advice: what a person can do.
 
     Raises:
         DeviceError: the GPU's memory has run out.
@@ -24,7 +27,7 @@ def explain_oom() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceError(f"the memory of the GPU does not suffice: {_ADVICE}") from error
+        raise DeviceError(f"the memory of the GPU does not suffice: {advice}") from error
 
 
 def in_smaller_chunks(work: Callable[[int], T], size: int, label: str) -> tuple[T, int]:

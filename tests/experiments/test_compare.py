@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import llmfold
 from llmfold import LlmfoldError, UsageError
+from llmfold.errors import DeviceError
+from llmfold.evaluation.dense_comparison import DenseComparison
 from llmfold.experiments import compare as module
 from llmfold.experiments.compare import Comparison, compare
 from llmfold.experiments.settings import Settings
@@ -141,6 +144,23 @@ def test_a_method_that_fails_is_listed_with_its_reason(
     folds = counting(monkeypatch)
     assert compare(settings(seeds=1)).rows[0].errors == ()
     assert len(folds) == 1
+
+
+def test_measuring_beyond_the_memory_of_a_gpu_says_what_to_do(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    measure = DenseComparison.measure
+    monkeypatch.setattr(DenseComparison, "measure", full)
+    advice = "pass a smaller --batch-size, or --device cpu"
+    rows = compare(settings(seeds=1)).rows
+    assert [row.errors for row in rows] == [(f"the memory of the GPU does not suffice: {advice}",)] * 2
+    monkeypatch.setattr(DenseComparison, "measure", measure)
+    monkeypatch.setattr(DenseComparison, "dense", full)
+    with pytest.raises(DeviceError, match=advice):
+        compare(settings(recompute=True))
 
 
 def test_debug_lets_bugs_through(settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> None:
