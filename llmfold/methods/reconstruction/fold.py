@@ -1,8 +1,8 @@
 """Folding as reconstruction: a narrower layer gives what the layer gave, on the inputs that the dense model gives it.
 
-Every layer is fitted alone. To have it correct what earlier layers got wrong was measured to hurt: their errors add
-up, and the correction is mostly noise that is fitted (eval/results/tried.md). So there is one stream of hidden states,
-the dense model's, and layers are independent.
+Every layer is fitted alone. To have the closed form correct what earlier layers got wrong was measured to hurt: their
+errors add up, and the correction is mostly noise that is fitted (eval/results/tried.md). So there is one stream of
+hidden states, the dense model's, and layers are independent.
 """
 
 from collections.abc import Iterator, Sequence
