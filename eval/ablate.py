@@ -229,7 +229,7 @@ def sums(inputs: NeuronInputs, parts: Iterable[slice]) -> Sums:
 
 
 def fit(
-    case: Case, inputs: NeuronInputs, width: int, known: dict[str, Any]
+    case: Case, inputs: NeuronInputs, width: int, known: dict[str, Any], steps_on: NeuronInputs | None = None
 ) -> tuple[dict[Role, Tensor], dict[str, float]]:
     """Narrow one MLP; returns its tensors, and its errors on the rows fitted to and on those held back.
 
@@ -238,6 +238,7 @@ def fit(
         inputs: the MLP on its layer's states.
         width: neurons to keep.
         known: what other cases on the same inputs have computed.
+        steps_on: other states of the MLP, on which it is refined.
     """
     train_parts, held_parts = split(inputs.layer.measurement.size[0])
     if "train" not in known:
@@ -247,7 +248,7 @@ def fit(
     old, metric = inputs.weights["down"].T, known.get("metrics", {}).get(case.metric)
     if case.metric not in known:
         rows = old
-        if case.target != "alone":  # the best consumer is no longer the one that is there
+        if case.target != "alone" and steps_on is None:  # the best consumer is no longer the one that is there
             every = torch.arange(len(old), device=old.device)
             rows = whole.solve(old, every, SELECTION_RIDGE, "old").float()
         order = eliminate_units(whole.gram, rows, width, SELECTION_RIDGE, metric=metric)
@@ -263,7 +264,9 @@ def fit(
         settings = Refinement(case.refine, case.batch, metric=known.get("metrics", {}).get(case.refine_in))
         trained = start | {"down": trials[best].float().T.contiguous()}
         seed = case.seed + inputs.layer.index
-        refined, (before, facts["refined"]) = refine(trained, inputs, train_parts, held_parts, settings, seed)
+        refined, (before, facts["refined"]) = refine(
+            trained, steps_on or inputs, train_parts, held_parts, settings, seed
+        )
         if facts["refined"] < before:
             return refined, facts
     return start | {"down": whole.solve(old, kept, ridges[best], case.toward).float().T.contiguous()}, facts
@@ -405,7 +408,8 @@ def _fit_on_folded(
     attended, wanted = own - output, torch.cat((given, output + goal - own), -1)
     layer = dataclasses.replace(inputs.layer, after=goal.numpy(), inside=wanted.numpy())  # type: ignore[arg-type]
     inputs = layer.neurons_of(inputs.coupling)
-    mlp, facts = fit(case, inputs, bench.width, {"metrics": maps})
+    alone = case.closed == "alone"
+    mlp, facts = fit(case, dense if alone else inputs, bench.width, {"metrics": maps}, inputs if alone else None)
     after = torch.empty_like(goal)
     for part in chunks(len(goal)):
         x, _, _ = inputs.mlp(part)

@@ -25,6 +25,8 @@ class Case:
         of: what noise is: ``any`` token, ``words`` behind a space, or ``names``, the capitalised of those.
         target: what a block is fitted to: ``alone``, its own output on dense inputs; else a share from 0 to 1 of the
             error of earlier layers that it corrects, on the folded model's inputs.
+        closed: whether with such a share the closed form is fitted to it too (``corrected``), or ``alone`` and the
+            steps of refinement only correct.
         metric: in which neurons are chosen: ``raw``, or one of ``METRICS``.
         ridge: of the refit; None: held-back rows choose it.
         toward: what the ridge pulls to: ``old`` rows, or ``zero``.
@@ -45,6 +47,7 @@ class Case:
     half: bool = False
     of: str = "any"
     target: str = "alone"
+    closed: str = "corrected"
     metric: str = "raw"
     ridge: float | None = None
     toward: str = "old"
