@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT / "eval"))
 import ablate  # type: ignore[import-not-found]
 
 DEMO = ROOT / "llmfold" / "demo" / "wiki-llama"
-CASES = tuple(f"tokens=2048,length=64{more}" for more in ("", ",target=0.0", ",target=1.0", ",metric=fisher"))
+KINDS = ("", ",target=0.0", ",target=1.0", ",metric=fisher", ",refine=8", ",refine=8,target=0.5,closed=alone")
+CASES = tuple(f"tokens=2048,length=64{more}" for more in KINDS)
 
 
 @pytest.fixture
