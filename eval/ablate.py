@@ -238,7 +238,7 @@ def fit(
         inputs: the MLP on its layer's states.
         width: neurons to keep.
         known: what other cases on the same inputs have computed.
-        steps_on: other states of the MLP, on which it is refined.
+        steps_on: other states of the MLP, on which it is refined; the same if None.
     """
     train_parts, held_parts = split(inputs.layer.measurement.size[0])
     if "train" not in known:
@@ -248,7 +248,7 @@ def fit(
     old, metric = inputs.weights["down"].T, known.get("metrics", {}).get(case.metric)
     if case.metric not in known:
         rows = old
-        if case.target != "alone" and steps_on is None:  # the best consumer is no longer the one that is there
+        if case.target != "alone":  # the best consumer is no longer the one that is there
             every = torch.arange(len(old), device=old.device)
             rows = whole.solve(old, every, SELECTION_RIDGE, "old").float()
         order = eliminate_units(whole.gram, rows, width, SELECTION_RIDGE, metric=metric)
@@ -383,7 +383,7 @@ def run_group(bench: Bench, cases: list[Case]) -> Iterator[tuple[Case, dict[str,
             if case.target == "alone" and inside:
                 mlps[case][index], found = fit(case, around, bench.width, known)
             elif inside:
-                mlps[case][index], found = _fit_on_folded(bench, case, folded, around, known["metrics"])
+                mlps[case][index], found = _fit_on_folded(bench, case, folded, around, known)
             seconds[case] += time.perf_counter() - clock
             if inside:
                 unseen_error = held_error(mlps[case][index], foreign, list(chunks(len(unseen))))
@@ -397,7 +397,7 @@ def run_group(bench: Bench, cases: list[Case]) -> Iterator[tuple[Case, dict[str,
 
 
 def _fit_on_folded(
-    bench: Bench, case: Case, folded: dict[Case, Tensor], dense: NeuronInputs, maps: dict[str, Tensor]
+    bench: Bench, case: Case, folded: dict[Case, Tensor], dense: NeuronInputs, known: dict[str, Any]
 ) -> tuple[dict[Role, Tensor], dict[str, float]]:
     """Narrow an MLP on the folded model's inputs, correcting a share of the error that they bring; moves them on."""
     inputs = bench.inputs(dense.layer.index, dense.layer.weights, folded[case], None)
@@ -408,8 +408,10 @@ def _fit_on_folded(
     attended, wanted = own - output, torch.cat((given, output + goal - own), -1)
     layer = dataclasses.replace(inputs.layer, after=goal.numpy(), inside=wanted.numpy())  # type: ignore[arg-type]
     inputs = layer.neurons_of(inputs.coupling)
-    alone = case.closed == "alone"
-    mlp, facts = fit(case, dense if alone else inputs, bench.width, {"metrics": maps}, inputs if alone else None)
+    if case.closed == "alone":
+        mlp, facts = fit(dataclasses.replace(case, target="alone"), dense, bench.width, known, steps_on=inputs)
+    else:
+        mlp, facts = fit(case, inputs, bench.width, {"metrics": known["metrics"]})
     after = torch.empty_like(goal)
     for part in chunks(len(goal)):
         x, _, _ = inputs.mlp(part)
