@@ -1,6 +1,5 @@
 """How much a fold measures: one knob over tokens, the length of their sequences, and refinement, by the model alone."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ class Effort:
     Attributes:
         tokens: to measure on, at least.
         length: tokens of a sequence, or as many as the model has positions.
-        refine: gradient steps on every MLP for so many tokens, and for more by the square root of how many there are.
+        refine: gradient steps on every MLP.
         most: tokens where blocks are wide enough to need them, at ``_FILL`` for each unit of the widest.
         tokens_per_unit: at least so many tokens for each unit, whatever ``most`` says.
         wide: tokens and length instead where an MLP has more than ``WIDE_MLP`` neurons.
@@ -41,10 +40,6 @@ class Effort:
         widest = widest_consumer(shape)
         least = self._size(_widest(shape)).tokens
         return max(least, min(self.most, _FILL * widest), self.tokens_per_unit * widest)
-
-    def refine_for(self, shape: "ModelShape") -> int:
-        """Gradient steps: with more tokens each is needed less often."""
-        return round(self.refine * math.sqrt(self.tokens_for(shape) / self.tokens))
 
     def length_for(self, shape: "ModelShape") -> int:
         """Tokens of a sequence."""

@@ -84,6 +84,18 @@ class ShardWriter(Closing):
             return None
         return begun.sha256.hexdigest()
 
+    def read(self, name: str) -> Tensor:
+        """A copy of a tensor that is written, by this process or by another one; raises OutputError if it cannot be."""
+        place = self._plan.tensors[name]
+        path, tensor = self._folder / place.shard, torch.empty(place.spec.shape, dtype=place.spec.dtype)
+        try:
+            with path.open("rb") as file:
+                file.seek(place.offset)
+                file.readinto(tensor.view(-1).view(torch.uint8).numpy().data)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be read: {error.strerror}") from error
+        return tensor
+
     def _write(self, name: str, tensor: Tensor, begun: "_Begun", shape: tuple[int, ...]) -> "_Begun":
         """Write behind what has begun; ``shape`` is that of the whole tensor."""
         place = self._plan.tensors.get(name)

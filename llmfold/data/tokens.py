@@ -96,13 +96,13 @@ def resolve_effort(config: FoldConfig, shape: ModelShape) -> FoldConfig:
         budget = token_budget(config, shape)
         values.update(num_samples=budget.sequences, sequence_length=budget.length)
     if config.uses("refine"):
-        values.update(refine=refine_steps(config, shape))
+        values.update(refine=refine_steps(config))
     return dataclasses.replace(config, **values)
 
 
-def refine_steps(config: FoldConfig, shape: ModelShape) -> int:
+def refine_steps(config: FoldConfig) -> int:
     """Gradient steps of the refinement: those of the effort, unless the options name them."""
-    return EFFORTS[config.effort].refine_for(shape) if config.refine is None else config.refine
+    return EFFORTS[config.effort].refine if config.refine is None else config.refine
 
 
 def input_device(model: Any) -> torch.device:

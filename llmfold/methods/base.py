@@ -63,6 +63,21 @@ def read_layer(
 
 
 @dataclass(frozen=True)
+class Output:
+    """A folded checkpoint in the making.
+
+    Attributes:
+        work: its folder.
+        layers: their widths.
+        read_layer: gives the stored tensors of a layer that is written, by role.
+    """
+
+    work: Path
+    layers: Sequence[LayerShape]
+    read_layer: ReadLayer
+
+
+@dataclass(frozen=True)
 class FoldContext:
     """Where a method works: the source, the work folder, the device, and the processes that share the work."""
 
@@ -91,7 +106,12 @@ class LayerMethod:
     """Folds layers; whatever it carries from one to the next survives an interrupted run.
 
     As it stands it measures nothing beforehand, carries nothing between layers, and changes none.
+
+    Attributes:
+        reads_back: whether it reads layers of its outputs, which are then written before the next is folded.
     """
+
+    reads_back = False
 
     def ready(self, read_layer: ReadLayer, notify: Notify) -> None:
         """Find out what concerns all layers at once; all processes that share the work call it alike."""
@@ -100,8 +120,8 @@ class LayerMethod:
         """What every layer would lose by every width, or None where the method cannot tell."""
         return None
 
-    def start(self, first_layer: int) -> None:
-        """Get ready to fold from ``first_layer`` on (not 0 where an earlier run was interrupted)."""
+    def start(self, first_layer: int, outputs: Sequence[Output]) -> None:
+        """Get ready to fold into some outputs from ``first_layer`` on (not 0 where an earlier run was interrupted)."""
 
     def groups(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
         """Layers (ascending) in the groups that they are prepared in; by default one."""
@@ -114,11 +134,11 @@ class LayerMethod:
         """Fold one layer: stored tensors in, folded tensors out, on whatever device they ended up."""
         return dict(weights), LayerRecord()
 
-    def fold_at(
-        self, piece: Piece, weights: Weights, before: LayerShape, target_shapes: Sequence[LayerShape]
+    def fold_into(
+        self, piece: Piece, weights: Weights, before: LayerShape, outputs: Sequence[Output]
     ) -> Iterator[Folded]:
-        """:meth:`fold` to several widths, one result at a time; of a layer, or of a piece of it where a method can."""
-        return (self.fold(piece.layer, weights, before, after) for after in target_shapes)
+        """:meth:`fold` for several outputs, one after another; of a layer, or of a piece of it where a method can."""
+        return (self.fold(piece.layer, weights, before, output.layers[piece.layer]) for output in outputs)
 
     def sync_state(self) -> None:
         """Put what the next layer needs on disk, before the layer just folded is journalled as done."""

@@ -56,10 +56,16 @@ class Context:
         kept = (len(self.readers(index)) + len(self.givers(index)) for index in range(len(self.shape.layers)))
         return self.shape.hidden * max(1, *kept)
 
-    def through(self, x: Tensor, weights: Weights, index: int) -> tuple[Tensor, Tensor]:
-        """What is kept of a layer's inside (…, inner_width), and the hidden states after it (…, hidden)."""
+    def through(
+        self, x: Tensor, weights: Weights, index: int, widths: LayerShape | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What is kept of a layer's inside (…, inner_width), and the hidden states after it (…, hidden).
+
+        Arguments are those of :meth:`layer`.
+        """
         readers, givers = self.readers(index), self.givers(index)
-        seen = self._watched(index, weights, x, inputs=readers, outputs=givers)
+        with self._at_widths(index, widths):
+            seen = self.stock.watched(index, weights, x, inputs=readers, outputs=givers)
         assert seen.after is not None
         inside = x.new_zeros(*x.shape[:-1], self.inner_width)
         kept = [*(seen.inputs[path][0] for path in readers), *(seen.outputs[path] for path in givers)]

@@ -1,6 +1,6 @@
 """The engine: one decoder layer at a time from the source's shards, through folding, into the output's shards."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -10,7 +10,7 @@ import torch
 
 from llmfold.config import FoldConfig
 from llmfold.errors import UsageError
-from llmfold.methods.base import LayerMethod
+from llmfold.methods.base import LayerMethod, Output
 from llmfold.models.pieces import Piece
 from llmfold.pipeline.estimate import check_machine
 from llmfold.pipeline.layer_writer import LayerWriter
@@ -124,7 +124,8 @@ def _fold_layers(runs: Sequence[Run], method: LayerMethod | None, ranks: Ranks) 
     pending = {i: missing for i in range(count) if (missing := [run for run in runs if not run.is_done(i)])}
     if method is None or not pending:
         return
-    method.start(min(pending))
+    outputs = {run: run.output() for run in runs}
+    method.start(min(pending), list(outputs.values()))
     groups = list(method.groups(sorted(pending)))
     shares = [ranks.shard(group) if first.config.independent else group for group in groups]
     context, apart = first.context, first.config.facts.by_pieces
@@ -139,25 +140,33 @@ def _fold_layers(runs: Sequence[Run], method: LayerMethod | None, ranks: Ranks) 
             with first.stages("forward"), torch.no_grad():
                 method.prepare(group, context.read_layer)
             for index in share:
+                into = {run: outputs[run] for run in pending[index]}
                 for piece in pieces[index]:
-                    _fold_piece(piece, piece == pieces[index][-1], pending[index], method, ahead, writer)
-                method.on_committed()
+                    _fold_piece(piece, piece == pieces[index][-1], into, method, ahead, writer)
+                if method.reads_back:
+                    writer.wait_copied()
+                with first.stages("forward"), torch.no_grad():
+                    method.on_committed()
         writer.wait_committed()
 
 
 def _fold_piece(
-    piece: Piece, last: bool, runs: Sequence[Run], method: LayerMethod, ahead: ReadAhead[Piece], writer: LayerWriter
+    piece: Piece,
+    last: bool,
+    outputs: Mapping[Run, Output],
+    method: LayerMethod,
+    ahead: ReadAhead[Piece],
+    writer: LayerWriter,
 ) -> None:
     """Fold a layer, or a piece of it, for every run; what is read and made here is held no longer than this."""
-    first, index = runs[0], piece.layer
+    first, index = next(iter(outputs)), piece.layer
     first.listener.stage(f"layer {index}: read")
     with first.stages("read"):
         weights = ahead.take(piece)
     if first.device.type != "cuda":
         writer.wait_copied()  # memory is for the work area now
-    target_shapes = [run.plan.after.layers[index] for run in runs]
     first.listener.stage(f"layer {index}: fold")
     with torch.no_grad():
-        results = method.fold_at(piece, weights, first.shape.layers[index], target_shapes)
-        for run, (folded, record) in zip(runs, results, strict=True):
+        results = method.fold_into(piece, weights, first.shape.layers[index], list(outputs.values()))
+        for run, (folded, record) in zip(outputs, results, strict=True):
             writer.put(run, piece, folded, record, last=last)

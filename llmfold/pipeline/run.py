@@ -17,7 +17,7 @@ from llmfold.config import FoldConfig
 from llmfold.data.tokens import TOKENS_FILE, resolve_effort
 from llmfold.environment import machine
 from llmfold.errors import CheckpointError, LlmfoldError, OutputError, UsageError
-from llmfold.methods.base import FoldContext, LayerMethod
+from llmfold.methods.base import FoldContext, LayerMethod, Output
 from llmfold.methods.method import method_of
 from llmfold.methods.source import BATCH_FOLDER, sample_batches
 from llmfold.models import Role
@@ -230,6 +230,12 @@ class Run:
         write = self.writer.write if piece.experts is None else self.writer.append
         written = {name: write(name, self._cast(tensor)) for name, tensor in named.items()}
         return {name: digest for name, digest in written.items() if digest is not None}
+
+    def output(self) -> Output:
+        """The output, of which layers can be read that are written."""
+        after = self.plan.after
+        assert isinstance(after, StockShape)
+        return Output(self.work.folder, after.layers, partial(after.unpack, read=self.writer.read))
 
     def commit_layer(self, index: int, digests: dict[str, str], record: dict[str, Any]) -> None:
         """Put a layer on disk, and journal it; OutputError where a tensor of it is not whole."""

@@ -129,7 +129,7 @@ def _done(report: FoldRecord) -> str:
     if gone and all(layer["before"] == layer["after"] for layer in report.plan["layers"]):
         sentence = "No block is narrowed"
     if any((layer.get("mlp") or {}).get("refined_errors") for layer in report.layers):
-        steps = f"{report.config['refine']} gradient steps on each layer alone"
+        steps = f"{report.config['refine']} gradient steps on one layer after another"
         sentence += f"; MLPs are refined by {steps}, kept where held-back tokens gain"
     if gone:
         words = removal_words(gone, report.plan["blocks"])

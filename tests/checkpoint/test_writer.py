@@ -50,6 +50,22 @@ def test_returns_the_digest_of_the_bytes_in_the_file(tmp_path, created):
     assert digests == {name: sha256(tensor) for name, tensor in loaded.items()}
 
 
+def test_what_is_written_is_read_back_by_any_writer(tmp_path, created):
+    for name, tensor in TENSORS.items():
+        created.write(name, tensor)
+    with ShardWriter(plan_of(TENSORS), tmp_path) as other:
+        for name, tensor in TENSORS.items():
+            found = other.read(name)
+            assert found.dtype == tensor.dtype
+            assert torch.equal(found, tensor)
+
+
+def test_a_shard_that_is_gone_cannot_be_read(tmp_path, created):
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OutputError, match=r"model.safetensors cannot be read: No such file"):
+        created.read("a")
+
+
 def test_the_file_is_what_safetensors_would_hold(tmp_path):
     """Same tensors, same metadata: another tool may compare the files."""
     with ShardWriter(plan_of({"a": TENSORS["a"]}), tmp_path) as writer:

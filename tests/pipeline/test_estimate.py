@@ -133,9 +133,18 @@ def test_refinement_grows_with_its_steps_and_goes_with_them() -> None:
 
 
 def test_a_forward_stage_is_a_pass_of_the_decoder() -> None:
-    found = cost_of("self", num_samples=8, sequence_length=32)
+    found = cost_of("self", num_samples=8, sequence_length=32, refine=0)
     shape = plan_of(method="self").before
     assert found.stage("forward").large == forward_flops(dataclasses.replace(shape, vocabulary=0), 8 * 32, 32)
+
+
+def test_steps_that_correct_follow_each_layer_with_its_mlp_whole_and_folded() -> None:
+    closed, refined = (cost_of("self", num_samples=8, sequence_length=32, refine=steps) for steps in (0, 1))
+    plan = plan_of(method="self")
+    passes = [forward_flops(dataclasses.replace(each, vocabulary=0), 8 * 32, 32) for each in (plan.before, plan.after)]
+    more = refined.stage("forward").large - closed.stage("forward").large
+    assert plan.after.parameters < plan.before.parameters
+    assert sum(passes) - passes[0] <= more <= sum(passes)  # heads are folded in both
 
 
 def test_clustering_grows_with_the_square_of_the_width() -> None:

@@ -137,7 +137,7 @@ def test_what_became_of_every_layer(report: FoldReport) -> None:
     text = card.render(dataclasses.replace(report, layers=layers, config={**report.config, "refine": 30}))
     assert "| 0 | MLP | 48 → 40 | 0.1 | – | 0.250 |" in text
     assert "| 0 | heads | 48 → 40 | 0.1 | 1.000 | 0.500 |" in text
-    assert "refined by 30 gradient steps on each layer alone" in text
+    assert "refined by 30 gradient steps on one layer after another" in text
     assert "merging clusters" not in text
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from llmfold.folding.layer import LayerRecord, MergeOptions, fold_layer
-from llmfold.methods.base import FoldContext, Folded, LayerMethod, Weights
+from llmfold.methods.base import FoldContext, Folded, LayerMethod, Output, Weights
 from llmfold.methods.method import Notify
 from llmfold.models import LayerShape
 from llmfold.models.pieces import Piece
@@ -20,14 +20,11 @@ class PaperMethod(LayerMethod):
         """Set up; the context's config says how units are clustered, aligned and repaired."""
         self._context = context
 
-    def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
-        """See :func:`llmfold.folding.layer.fold_layer`."""
-        return next(self.fold_at(Piece(index), weights, before, [after]))
-
-    def fold_at(
-        self, piece: Piece, weights: Weights, before: LayerShape, target_shapes: Sequence[LayerShape]
+    def fold_into(
+        self, piece: Piece, weights: Weights, before: LayerShape, outputs: Sequence[Output]
     ) -> Iterator[Folded]:
-        """:meth:`fold` of a layer or a piece of it to several widths, which share the clustering."""
+        """Fold a layer or a piece of it, see :func:`llmfold.folding.layer.fold_layer`; outputs share the clustering."""
+        target_shapes = [output.layers[piece.layer] for output in outputs]
         if all(before == after for after in target_shapes):
             yield from ((dict(weights), LayerRecord()) for _ in target_shapes)
             return

@@ -30,7 +30,7 @@ def from_tokens(context: FoldContext, notify: Notify) -> Reconstruction:
 
     ends = partial(source.measurement.context.ends, context.checkpoint, context.device)
     importance = Importance(source.measurement, ends, sequences_for(tk.token_budget(config, shape)), config.seed)
-    refinement = Refinement(tk.refine_steps(config, shape))
+    refinement = Refinement(tk.refine_steps(config))
     judged = Judged(config, shape)
     measured = source.measurement.first(judged.sequences(*source.measurement.size))
     losses = Losses(Streams(measured, ends), judged) if judged.parts else None

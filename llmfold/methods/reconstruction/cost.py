@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llmfold.data.tokens import refine_steps, token_budget
-from llmfold.methods.reconstruction.held import held_back
+from llmfold.methods.reconstruction.held import corrects, held_back, sequences_followed
 from llmfold.methods.reconstruction.importance import sequences_for
 from llmfold.methods.reconstruction.losses import Judged
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
@@ -12,7 +12,7 @@ from llmfold.methods.reconstruction.refitting import RIDGES
 from llmfold.methods.reconstruction.streams import sequences_carried
 from llmfold.methods.sampling_cost import with_sampling
 from llmfold.models import LayerShape
-from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops, head_flops
+from llmfold.planning.cost import Cost, Stage, attention_flops, decoder_flops, forward_flops, head_flops, layer_flops
 from llmfold.planning.plan import FoldPlan
 from llmfold.planning.sensitivity import kept_neurons
 from llmfold.repair.least_squares import PANEL, WIDE
@@ -31,7 +31,7 @@ _ADAM_TRAFFIC = 10
 def tokens_cost(plan: FoldPlan, processes: int = 1) -> Cost:
     """Cost on token sequences, sampled or read."""
     budget = token_budget(plan.config, plan.before)
-    judged, steps = Judged(plan.config, plan.before), refine_steps(plan.config, plan.before)
+    judged, steps = Judged(plan.config, plan.before), refine_steps(plan.config)
     work = _Work(plan, budget.sequences, budget.length, steps, judged)
     shape, tokens = plan.before, sequences_for(budget) * budget.length
     # A pass forward, and one back that computes every layer again; weights need no gradients.
@@ -96,6 +96,13 @@ class _Work:
         """Tokens that ridges and refinements are judged on."""
         return held_back(self.sequences) * self.length
 
+    @property
+    def followed(self) -> int:
+        """Tokens that are followed through the folded model."""
+        if not corrects(self.plan.before, self.steps, self.sequences):
+            return 0
+        return sequences_followed(self.sequences, self.length) * self.length
+
     def cost(self, before: list[Stage], processes: int) -> Cost:
         """The whole, behind what comes ``before`` it; states lie before, within and after a layer of each process."""
         shape, layers = self.plan.before, self.plan.before.layers
@@ -105,6 +112,8 @@ class _Work:
         layers_at_hand = max(processes, 1 + self.plan.config.removes_blocks)  # a block and the one before it
         states = (3 * layers_at_hand + 1) * self.tokens * shape.hidden * _SINGLE
         states += sum(self._streams) * self._carried * shape.hidden * _SINGLE
+        # Before a layer and after it, and what its MLP is given, is to give, and is to bring the states to.
+        states += 5 * self.followed * shape.hidden * _SINGLE if changed else 0
         if any(self._streams):  # consumers that are judged, as wide as the dense ones
             features = (a.heads * shape.head_dim + a.intermediate * shape.mlps(a) for a in layers)
             wide += max(features) * shape.hidden * _SINGLE
@@ -172,6 +181,7 @@ class _Work:
                     yield self._eliminate_heads("select", a, a.units_in(b))
                 widths = (a.heads * shape.head_dim, b.heads * shape.head_dim)
                 yield self._refit(*widths, self._head_rows(a, self.held))
+            yield self._follow(a, b)
             if a.intermediate != b.intermediate:
                 yield Stage("measure", large=self._gram_of_neurons(a))
                 for _ in range(shape.mlps(a)):
@@ -180,6 +190,13 @@ class _Work:
                     yield self._refit(a.intermediate, b.intermediate, self._neuron_rows(a, self.held))
                     if self.steps and self.held:
                         yield self._refine(b.intermediate)
+
+    def _follow(self, before: LayerShape, after: LayerShape) -> Stage:
+        """States through a folded layer, and through the one whose MLP is not folded yet where that is refined."""
+        behind = replace(before, heads=after.heads, kv_heads=after.kv_heads)
+        run = [after] if before.intermediate == after.intermediate else [behind, after]
+        flops = (layer_flops(self.plan.before, layer, self.followed, self.length) for layer in run)
+        return Stage("forward", large=sum(flops))
 
     def _judged_refits(self, judged: Judged) -> Iterator[Stage]:
         """Each part of each layer that is judged, refit."""

@@ -1,22 +1,25 @@
 """Folding as reconstruction: a narrower layer gives what the layer gave, on the inputs that the dense model gives it.
 
-Every layer is fitted alone. To have the closed form correct what earlier layers got wrong was measured to hurt: their
-errors add up, and the correction is mostly noise that is fitted (eval/results/tried.md). So there is one stream of
-hidden states, the dense model's, and layers are independent.
+Every layer is fitted alone, on one stream of hidden states, the dense model's. To have the closed form correct what
+earlier layers got wrong was measured to hurt: their errors add up, and the correction is mostly noise that is fitted
+(eval/results/tried.md). The gradient steps after it correct a part of that, on a stream of the folded model.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from llmfold.folding.layer import LayerRecord
-from llmfold.methods.base import FoldContext, Folded, LayerMethod, ReadLayer, Weights
+from llmfold.methods.base import FoldContext, Folded, LayerMethod, Output, ReadLayer, Weights
 from llmfold.methods.dense import DenseStates, LayerInputs, Measurement
 from llmfold.methods.method import Notify
+from llmfold.methods.reconstruction.folded import FoldedStates
+from llmfold.methods.reconstruction.held import corrects
 from llmfold.methods.reconstruction.layer import LayerReconstruction, ReconstructionOptions
 from llmfold.methods.reconstruction.orders import Orders
 from llmfold.models import LayerShape
@@ -48,6 +51,9 @@ class Reconstruction(LayerMethod):
         self._chunk = CHUNK
         self._read_layer: ReadLayer | None = None
         self._around: LayerInputs | None = None
+        self.reads_back = corrects(self.shape, options.refinement.steps, measurement.size[0])
+        self._followed: dict[Path, FoldedStates] = {}
+        self._due: list[int] = []
 
     def ready(self, read_layer: ReadLayer, notify: Notify) -> None:
         """Find out what directions of the residual stream matter, if units are selected by that."""
@@ -135,31 +141,55 @@ class Reconstruction(LayerMethod):
         count = self.measurement.team.count
         return (layers[start : start + count] for start in range(0, len(layers), count))
 
+    def start(self, first_layer: int, outputs: Sequence[Output]) -> None:
+        """Get ready to follow the outputs whose layers are narrowed."""
+        if self.reads_back:
+            narrowed = (output for output in outputs if tuple(output.layers) != tuple(self.shape.layers))
+            self._followed = {output.work: FoldedStates(self.measurement, output) for output in narrowed}
+
     def prepare(self, layers: Sequence[int], read_layer: ReadLayer) -> None:
         """Move the dense states to a group of layers; all processes call this alike."""
         self._read_layer = read_layer
         self._move(self._states, layers, read_layer)
+        self._due = list(layers)
+        if not self.measurement.team.shard(layers):
+            self._follow_to(layers[-1])
+
+    def _follow_to(self, index: int) -> None:
+        """Move the folded states to those layers of the group up to one that they have not come to.
+
+        Of several processes each folds a layer of the group and calls this before it refines that, and when it is
+        written: layers are fitted at once, and refined in turn.
+        """
+        while self._due and self._due[0] <= index:
+            layer = self._due.pop(0)
+            for states in self._followed.values():
+                move, team = partial(states.move_to, layer), self.measurement.team
+                _, self._chunk = team.with_oom_retry(move, self._chunk, f"layer {layer}")
 
     def _move(self, states: DenseStates, layers: Sequence[int], read_layer: ReadLayer) -> None:
         move = partial(states.move_to, layers, read_layer)
         _, self._chunk = self.measurement.team.with_oom_retry(move, self._chunk, f"layer {layers[0]}")
 
-    def fold(self, index: int, weights: Weights, before: LayerShape, after: LayerShape) -> Folded:
-        """Choose units, refit their consumers, and refine what is left of the MLP."""
-        return next(self.fold_at(Piece(index), weights, before, [after]))
-
-    def fold_at(
-        self, piece: Piece, weights: Weights, before: LayerShape, target_shapes: Sequence[LayerShape]
+    def fold_into(
+        self, piece: Piece, weights: Weights, before: LayerShape, outputs: Sequence[Output]
     ) -> Iterator[Folded]:
-        """:meth:`fold` of a layer or a piece of it to several widths."""
-        for after in target_shapes:
-            yield (dict(weights), LayerRecord()) if before == after else self._folded(piece, weights, after)
+        """Choose units of a layer or a piece of it, refit their consumers, and refine what is left of the MLP."""
+        for output in outputs:
+            unchanged = before == output.layers[piece.layer]
+            yield (dict(weights), LayerRecord()) if unchanged else self._folded(piece, weights, output)
 
-    def _folded(self, piece: Piece, weights: Weights, after: LayerShape) -> Folded:
-        inputs = self._inputs(piece, weights)
+    def _folded(self, piece: Piece, weights: Weights, output: Output) -> Folded:
+        inputs, states = self._inputs(piece, weights), self._followed.get(output.work)
 
         def attempt(chunk: int) -> Folded:
-            return LayerReconstruction(self.config, self.options, inputs, chunk).fold(piece, weights, after)
+            def follow(folded: Weights, widths: LayerShape) -> LayerInputs:
+                assert states is not None
+                self._follow_to(piece.layer)
+                return states.inputs(inputs, folded, widths, chunk)
+
+            layer = LayerReconstruction(self.config, self.options, inputs, chunk, follow if states else None)
+            return layer.fold(piece, weights, output.layers[piece.layer])
 
         return self.measurement.team.with_oom_retry(attempt, self._chunk, f"layer {piece.layer}")[0]
 
@@ -174,8 +204,10 @@ class Reconstruction(LayerMethod):
         return self._around
 
     def on_committed(self) -> None:
-        """What the pieces of the layer shared goes."""
+        """What the pieces of the layer shared goes, and the states are moved on for other processes."""
         self._around = None
+        if self._due:
+            self._follow_to(self._due[-1])
 
     def data_facts(self) -> dict[str, Any]:
         """What the states are, for the report."""

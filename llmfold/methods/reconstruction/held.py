@@ -1,11 +1,13 @@
-"""Which sequences a layer is fitted on, which judge (about an eighth, the last ones), and which make curves."""
+"""Which sequences a layer is fitted on, which judge (about an eighth), and which are followed or make curves."""
 
 import math
 
+from llmfold.models import ModelShape
 from llmfold.runtime.hidden_states import CHUNK, chunks
 
 _SHARE = 0.125
 _CURVES, _ROWS_PER_UNIT = 0.25, 8
+_FOLLOWED, _FOLLOWED_TOKENS = 0.5, 32_768
 
 
 def held_back(sequences: int) -> int:
@@ -21,6 +23,20 @@ def split(sequences: int, chunk: int = CHUNK) -> tuple[list[slice], list[slice]]
     fitted = sequences - held_back(sequences)
     judging = [slice(part.start + fitted, part.stop + fitted) for part in chunks(sequences - fitted, chunk)]
     return list(chunks(fitted, chunk)), judging
+
+
+def sequences_followed(sequences: int, length: int) -> int:
+    """How many sequences, the last ones, are followed through the folded model: half, but so many tokens at least.
+
+    Those held back are the last of these too, and what is left out are whole chunks.
+    """
+    wanted = max(math.ceil(_FOLLOWED * sequences), -(-_FOLLOWED_TOKENS // length))
+    return sequences - max(0, sequences - wanted) // CHUNK * CHUNK
+
+
+def corrects(shape: ModelShape, steps: int, sequences: int) -> bool:
+    """Whether refinement corrects earlier layers: where each has one MLP, which is added to the states as it is."""
+    return shape.architecture.registered and steps > 0 and held_back(sequences) > 0
 
 
 def sequences_for_curves(sequences: int, length: int, widest: int) -> int:

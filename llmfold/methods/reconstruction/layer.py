@@ -1,8 +1,9 @@
 """Folding one layer: which units go, what their consumers become in closed form, and a refinement of what is left."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ from llmfold.runtime.seeding import mixed_seed
 from llmfold.runtime.timing import StageTimer
 from llmfold.selection.elimination import Elimination, eliminate_blocks, eliminate_units
 
+Follow = Callable[[Weights, LayerShape], LayerInputs]
+"""From a layer whose attention is folded (float32 tensors on the device, and their widths) to states around it."""
 SELECTION_RIDGE = 1e-3
 _GAUSSIAN_ROWS, _GAUSSIAN_BLOCK = 8192, 1024
 _FEW_SHARE = 0.5
@@ -65,6 +68,7 @@ class LayerReconstruction:
         options: ReconstructionOptions,
         inputs: LayerInputs,
         chunk: int = CHUNK,
+        follow: Follow | None = None,
     ) -> None:
         """Set up; nothing is computed yet.
 
@@ -73,7 +77,9 @@ class LayerReconstruction:
             options: settings.
             inputs: the layer with the states around it.
             chunk: sequences at once.
+            follow: gives the states that the MLP is refined on; None: those that it is fitted on.
         """
+        self._chunk, self._follow = chunk, follow
         self._config, self._options, self._inputs = config, options, inputs
         self._measurement, self._widths = inputs.measurement, inputs.shape
         self._shape = self._measurement.shape
@@ -119,13 +125,15 @@ class LayerReconstruction:
 
     def _parts(self, piece: Piece, stored: Weights, after: LayerShape) -> Iterator[tuple[Slots, dict[Role, Tensor]]]:
         """Folded tensors of each coupling of the piece, one after the other, and where they lie in it."""
-        places = piece.couplings(self.couplings)
+        places, attention = piece.couplings(self.couplings), list[tuple[Slots, dict[Role, Tensor]]]()
         if after.heads != self._widths.heads and places.heads is not None:
-            yield places.heads.slots, self._rounded(places.heads.slots, stored, self._attention(after))
+            attention = [(places.heads.slots, self._rounded(places.heads.slots, stored, self._attention(after)))]
+            yield from attention
         if after.intermediate != self._widths.intermediate:
             whole = {each.name: each for each in self.couplings.neurons}
             for place in places.neurons:
-                folded, record = self._mlp(whole[place.name], self._shape.units(place, after))
+                follow = partial(self._followed, attention, after)
+                folded, record = self._mlp(whole[place.name], self._shape.units(place, after), follow)
                 self._record.add_mlp(record)
                 yield place.slots, self._rounded(place.slots, stored, folded)
 
@@ -232,8 +240,27 @@ class LayerReconstruction:
         consumer = Consumer(inputs.coupling.reader, inputs.weights, self._neuron_sums(inputs))
         return kept, refit_consumer(consumer, kept, map(rows, self._judged))
 
-    def _mlp(self, coupling: NeuronCoupling, width: int) -> tuple[dict[Role, Tensor], dict[str, Any]]:
-        """A coupling's tensors at ``width`` neurons, and what the report says of it."""
+    def _followed(self, attention: Iterable[tuple[Slots, dict[Role, Tensor]]], after: LayerShape) -> LayerInputs:
+        """States to refine an MLP on, behind the layer's folded attention."""
+        if self._follow is None:
+            return self._inputs
+        widths = replace(self._widths, heads=after.heads, kv_heads=after.kv_heads)
+        shapes = dict(self._shape.layer_roles(widths))
+        weights = self._measurement.wide(narrowed(self._inputs.weights, attention, shapes, widths))
+        found = self._follow(weights, widths)
+        self._stages.lap("forward")
+        return found
+
+    def _mlp(
+        self, coupling: NeuronCoupling, width: int, follow: Callable[[], LayerInputs]
+    ) -> tuple[dict[Role, Tensor], dict[str, Any]]:
+        """A coupling's tensors at ``width`` neurons, and what the report says of it.
+
+        Args:
+            coupling: the neurons.
+            width: how many are left.
+            follow: gives the states to refine on.
+        """
         inputs, reader, producers = self._inputs.neurons_of(coupling), coupling.reader, coupling.producers
         kept, refitted = self._refit_neurons(inputs, width)
         folded = {role: inputs.weights[role][kept] for role in producers}
@@ -244,12 +271,15 @@ class LayerReconstruction:
         record = {"before": coupling.units, "after": width, **refitted.record}
         refinement, seed = self._options.refinement, mixed_seed(self._config.seed, self._inputs.index)
         if refinement.steps and self._held and not inputs.scarce:
-            start = folded | refitted.train
-            refined, errors = refine(start, inputs, self._train, self._held, refinement, seed)
+            start, on = folded | refitted.train, follow()
+            refined, errors = refine(
+                start, on.neurons_of(coupling), *split(on.measurement.size[0], self._chunk), refinement, seed
+            )
             record["refined_errors"] = errors
             self._stages.lap("refine")
             if errors[1] < errors[0]:
-                record["error_after_repair"] = errors[1]
+                if on is self._inputs:
+                    record["error_after_repair"] = errors[1]
                 return refined, record
         return folded | refitted.whole, record
 

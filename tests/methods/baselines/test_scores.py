@@ -70,7 +70,7 @@ def test_fluctuation_is_variance_times_column_norm(tmp_path: Path, kind: str) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_wanda_scores_the_first_layer_on_the_dense_stream(tmp_path: Path, kind: str) -> None:
     prepared = Prepared(tmp_path, kind, "wanda-sp")
-    prepared.pruner.start(0)
+    prepared.pruner.start(0, [])
     inputs, weights = consumer_inputs(prepared.stock(), prepared.tokens)[0], prepared.weights(0)
     features = {r: (weights[r].abs() * inputs[r].norm(dim=0)).mean(0) for r in ("o", "down")}
     check(scores(prepared, 0), features["down"], features["o"].view(prepared.units, -1).sum(1))
@@ -79,7 +79,7 @@ def test_wanda_scores_the_first_layer_on_the_dense_stream(tmp_path: Path, kind: 
 def test_wanda_scores_later_layers_on_what_pruned_layers_made(tmp_path: Path) -> None:
     prepared = Prepared(tmp_path, "gqa", "wanda-sp")
     pruner, model = prepared.pruner, prepared.stock()
-    pruner.start(0)
+    pruner.start(0, [])
     narrow = type(prepared.layer)(36, 4, 2)
     pruned, _ = pruner.fold(0, prepared.weights(0), prepared.layer, narrow)
     pruner.sync_state()

@@ -100,9 +100,16 @@ def test_refinement_is_judged_against_what_has_not_seen_the_rows_held_back(tmp_p
     options: dict[str, Any] = {"method": "self", "mlp_ratio": 0.5, **MEASURED}
     closed, refined = (fold(model, output=tmp_path / str(n), refine=n, **options).layers for n in (0, 40))
     for before, after in zip(closed, refined, strict=True):
-        errors = after["mlp"]["refined_errors"]
-        assert errors[0] == pytest.approx(before["mlp"]["error_after_repair"], rel=1e-4)
-        assert after["mlp"]["error_after_repair"] == pytest.approx(min(errors), rel=1e-4)
+        assert after["mlp"]["error_after_repair"] == pytest.approx(before["mlp"]["error_after_repair"], rel=1e-4)
+    first = refined[0]["mlp"]  # behind which nothing is wrong yet
+    assert first["refined_errors"][0] == pytest.approx(first["error_after_repair"], rel=1e-4)
+
+
+def test_where_nothing_is_corrected_the_error_after_repair_is_that_of_the_refined(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "m", "Gemma2")
+    report = fold(model, method="self", mlp_ratio=0.5, output=tmp_path / "out", refine=40, **MEASURED)
+    for layer in report.layers:
+        assert layer["mlp"]["error_after_repair"] == pytest.approx(min(layer["mlp"]["refined_errors"]), rel=1e-4)
 
 
 def test_adaptive_widths_load_with_their_modelling_file(tmp_path: Path) -> None:
@@ -257,10 +264,10 @@ def test_the_repair_knows_the_dtype_that_is_written(tmp_path: Path) -> None:
     assert not torch.equal(down, down.bfloat16().float())
 
 
-def test_a_layer_does_not_depend_on_what_others_lose(tmp_path: Path) -> None:
+def test_without_refinement_a_layer_does_not_depend_on_what_others_lose(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "m", num_hidden_layers=3)
     for name, layers in (("alone", {"1": {"mlp": 0.5}}), ("all", {"0-2": {"mlp": 0.5, "attention": 0.5}})):
-        fold(model, method="self", layers=layers, output=tmp_path / name, **MEASURED)
+        fold(model, method="self", layers=layers, refine=0, output=tmp_path / name, **MEASURED)
     alone, every = (load_file(tmp_path / name / SINGLE) for name in ("alone", "all"))
     for name in ("gate", "up", "down"):
         key = f"model.layers.1.mlp.{name}_proj.weight"

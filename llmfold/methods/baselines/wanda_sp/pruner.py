@@ -6,11 +6,13 @@ o_proj scores the mean over outputs, a head the sum over its features. Layers ar
 hidden states that earlier, pruned layers have made.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from llmfold.methods.base import FoldContext, Weights
+from llmfold.methods.base import FoldContext, Output, Weights
 from llmfold.methods.baselines.pruner import Pruner
 from llmfold.methods.baselines.statistics import Moments, consumer_moments
 from llmfold.methods.baselines.structures import Units
@@ -36,7 +38,7 @@ class WandaPruner(Pruner):
         self._before: np.memmap | None = None
         self._after: np.memmap | None = None
 
-    def start(self, first_layer: int) -> None:
+    def start(self, first_layer: int, outputs: Sequence[Output]) -> None:
         """Write the first states, or open those that an interrupted run left."""
         self._index, name = first_layer, _name(first_layer)
         measurement = self._measurement
