@@ -64,8 +64,7 @@ class Context:
         Arguments are those of :meth:`layer`.
         """
         readers, givers = self.readers(index), self.givers(index)
-        with self._at_widths(index, widths):
-            seen = self.stock.watched(index, weights, x, inputs=readers, outputs=givers)
+        seen = self._watched(index, weights, x, widths, inputs=readers, outputs=givers)
         assert seen.after is not None
         inside = x.new_zeros(*x.shape[:-1], self.inner_width)
         kept = [*(seen.inputs[path][0] for path in readers), *(seen.outputs[path] for path in givers)]
@@ -93,8 +92,10 @@ class Context:
         before, now = self.shape.kinds[self.shape.layers[index].kind].full, widths or self.shape.layers[index]
         return nullcontext() if now.group_size == before.group_size else self.stock.sharing(index, now.group_size)
 
-    def _watched(self, index: int, weights: Weights, x: Tensor, **places: Any) -> Seen:
-        with self._at_widths(index):
+    def _watched(
+        self, index: int, weights: Weights, x: Tensor, widths: LayerShape | None = None, **places: Any
+    ) -> Seen:
+        with self._at_widths(index, widths):
             return self.stock.watched(index, weights, x, **places)
 
     def heads(self, x: Tensor, weights: Weights, index: int) -> Tensor:
