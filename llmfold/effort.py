@@ -62,7 +62,7 @@ WIDE_MLP = 4096
 _FILL = 64
 EFFORTS = {
     "quick": Effort(tokens=16_384, length=256, refine=0, wide=Size(tokens=8_192, length=128)),
-    "normal": Effort(tokens=32_768, length=512, refine=200, most=65_536, tokens_per_unit=4),
+    "normal": Effort(tokens=32_768, length=512, refine=200, most=57_344, tokens_per_unit=4),
     "best": Effort(tokens=131_072, length=512, refine=1_600, tokens_per_unit=4),
 }
 DEFAULT_EFFORT = "normal"

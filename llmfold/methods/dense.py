@@ -78,11 +78,6 @@ class Measurement:
         start, parts = self.start, len(list(chunks(sequences)))
         return replace(self, start=lambda: islice(start(), parts), size=(sequences, self.size[1]))
 
-    def last(self, sequences: int, work: Path) -> "Measurement":
-        """The same on the last sequences, with states in a folder of its own; what is left out are whole chunks."""
-        start, left_out = self.start, len(list(chunks(self.size[0] - sequences)))
-        return replace(self, start=lambda: islice(start(), left_out, None), size=(sequences, self.size[1]), work=work)
-
     def wide(self, weights: Weights) -> dict[Role, Tensor]:
         """A layer's tensors in float32 on the device."""
         return {role: tensor.to(self.device, torch.float32) for role, tensor in weights.items()}

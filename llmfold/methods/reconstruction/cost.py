@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llmfold.data.tokens import refine_steps, token_budget
-from llmfold.methods.reconstruction.held import corrects, held_back, sequences_followed
+from llmfold.methods.reconstruction.held import corrects, held_back
 from llmfold.methods.reconstruction.importance import sequences_for
 from llmfold.methods.reconstruction.losses import Judged
 from llmfold.methods.reconstruction.population import PopulationOptions, population_rows
@@ -99,9 +99,7 @@ class _Work:
     @property
     def followed(self) -> int:
         """Tokens that are followed through the folded model."""
-        if not corrects(self.plan.before, self.steps, self.sequences):
-            return 0
-        return sequences_followed(self.sequences, self.length) * self.length
+        return self.tokens if corrects(self.plan.before, self.steps, self.sequences) else 0
 
     def cost(self, before: list[Stage], processes: int) -> Cost:
         """The whole, behind what comes ``before`` it; states lie before, within and after a layer of each process."""
@@ -258,9 +256,9 @@ class _Work:
         return Stage(name, large=products + solved) if n > WIDE else Stage(name, large=products, double=solved)
 
     def _refine(self, k: int) -> Stage:
-        """Steps of Adam: forward, the gradients of all three matrices and of the neurons; and two judgements."""
+        """Steps of Adam: forward, the gradients of all three matrices and of the neurons; and three judgements."""
         entries = 3.0 * self.plan.before.hidden * k
-        rows = self.steps * Refinement.batch * 2 * (2 + 1 / 3) + 2 * 2 * self.held
+        rows = self.steps * Refinement.batch * 2 * (2 + 1 / 3) + 3 * 2 * self.held
         return Stage("refine", large=rows * entries, memory=self.steps * _ADAM_TRAFFIC * _SINGLE * entries)
 
     def _area(self, before: LayerShape, after: LayerShape) -> int:

@@ -4,6 +4,7 @@ Least squares that also corrects what earlier layers got wrong fits noise; gradi
 gain on every text that was tried (eval/results/tried.md).
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 
 from llmfold.methods.base import Output, Weights
 from llmfold.methods.dense import LayerInputs, Measurement
-from llmfold.methods.reconstruction.held import sequences_followed
 from llmfold.models import LayerShape
 from llmfold.runtime.hidden_states import CHUNK, chunks, read, write
 
@@ -26,12 +26,10 @@ class FoldedStates:
         """Set up; nothing is computed yet.
 
         Args:
-            measurement: of the dense model; its last sequences are followed.
+            measurement: of the dense model, whose sequences are followed.
             output: whose layers are run.
         """
-        followed = sequences_followed(*measurement.size)
-        self._skipped = measurement.size[0] - followed
-        self._measurement, self._output = measurement.last(followed, output.work), output
+        self._measurement, self._output = replace(measurement, work=output.work), output
         self._before: np.memmap | None = None
         self._index = 0
 
@@ -80,8 +78,7 @@ class FoldedStates:
         for part in chunks(measurement.size[0], chunk):
             x = read(self._before, part, measurement.device)
             kept, own = context.through(x, weights, index, widths)
-            behind = slice(part.start + self._skipped, part.stop + self._skipped)
-            wanted = torch.lerp(own, read(dense.after, behind, measurement.device), CORRECTION)
+            wanted = torch.lerp(own, read(dense.after, part, measurement.device), CORRECTION)
             context.mlp_outputs(kept, coupling, index).add_(wanted - own)
             write(inside, part, kept)
             write(goal, part, wanted)

@@ -1,4 +1,4 @@
-"""Which sequences a layer is fitted on, which judge (about an eighth), and which are followed or make curves."""
+"""Which sequences a layer is fitted on, which judge (about an eighth), and which make curves."""
 
 import math
 
@@ -7,7 +7,6 @@ from llmfold.runtime.hidden_states import CHUNK, chunks
 
 _SHARE = 0.125
 _CURVES, _ROWS_PER_UNIT = 0.25, 8
-_FOLLOWED, _FOLLOWED_TOKENS = 0.5, 32_768
 
 
 def held_back(sequences: int) -> int:
@@ -23,15 +22,6 @@ def split(sequences: int, chunk: int = CHUNK) -> tuple[list[slice], list[slice]]
     fitted = sequences - held_back(sequences)
     judging = [slice(part.start + fitted, part.stop + fitted) for part in chunks(sequences - fitted, chunk)]
     return list(chunks(fitted, chunk)), judging
-
-
-def sequences_followed(sequences: int, length: int) -> int:
-    """How many sequences, the last ones, are followed through the folded model: half, but so many tokens at least.
-
-    Those held back are the last of these too, and what is left out are whole chunks.
-    """
-    wanted = max(math.ceil(_FOLLOWED * sequences), -(-_FOLLOWED_TOKENS // length))
-    return sequences - max(0, sequences - wanted) // CHUNK * CHUNK
 
 
 def corrects(shape: ModelShape, steps: int, sequences: int) -> bool:

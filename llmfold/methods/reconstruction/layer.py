@@ -273,7 +273,7 @@ class LayerReconstruction:
         if refinement.steps and self._held and not inputs.scarce:
             start, on = folded | refitted.train, follow()
             refined, errors = refine(
-                start, on.neurons_of(coupling), *split(on.measurement.size[0], self._chunk), refinement, seed
+                start, on.neurons_of(coupling), self._train, self._held, refinement, seed
             )
             record["refined_errors"] = errors
             self._stages.lap("refine")
