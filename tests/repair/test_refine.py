@@ -11,6 +11,7 @@ from llmfold.checkpoint import Source
 from llmfold.methods.dense import DenseStates, Measurement, NeuronInputs
 from llmfold.models.context import Context
 from llmfold.pipeline.opening import open_source
+from llmfold.repair import refine as module
 from llmfold.repair.refine import Mlp, Refinement, held_error, refine
 
 CHUNKS = [slice(start, start + 8) for start in range(0, 48, 8)]
@@ -66,6 +67,21 @@ def test_steps_lower_the_error_in_the_metric_that_is_asked_for(inputs: NeuronInp
     everything, _ = refine(start, inputs, TRAIN, HELD, Refinement(steps=100, batch=128, rate=2e-2), 0)
     assert trace[1] < 0.9 * held_error(everything, inputs, HELD, few)
     assert trace[1] < 0.5 * trace[0]
+
+
+def test_half_of_the_way_is_taken_where_all_of_it_goes_too_far(
+    inputs: NeuronInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of Adam moves each number by its rate: twice of what is right, then half of that is."""
+    start, errors = narrowed(inputs), {}
+    for ways in ((1.0,), (0.5,), (1.0, 0.5)):
+        monkeypatch.setattr(module, "_WAYS", ways)
+        for rate in (1e-3, 2.0):
+            found, trace = refine(start, inputs, TRAIN, HELD, Refinement(steps=1, batch=128, rate=rate), 0)
+            assert trace == pytest.approx([held_error(start, inputs, HELD), held_error(found, inputs, HELD)])
+            errors[ways, rate] = trace[1]
+    for rate, better in ((1e-3, 1.0), (2.0, 0.5)):
+        assert errors[(1.0, 0.5), rate] == errors[(better,), rate] < errors[(1.5 - better,), rate]
 
 
 def test_the_dense_mlp_has_no_error(inputs: NeuronInputs) -> None:

@@ -272,9 +272,7 @@ class LayerReconstruction:
         refinement, seed = self._options.refinement, mixed_seed(self._config.seed, self._inputs.index)
         if refinement.steps and self._held and not inputs.scarce:
             start, on = folded | refitted.train, follow()
-            refined, errors = refine(
-                start, on.neurons_of(coupling), self._train, self._held, refinement, seed
-            )
+            refined, errors = refine(start, on.neurons_of(coupling), self._train, self._held, refinement, seed)
             record["refined_errors"] = errors
             self._stages.lap("refine")
             if errors[1] < errors[0]:

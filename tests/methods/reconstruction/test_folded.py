@@ -1,6 +1,5 @@
 """The states of the model folded so far: they are the output's own, and an MLP is to make up for half of the drift."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,44 +29,36 @@ Followed = tuple[LayerInputs, LayerInputs, dict[Role, Tensor]]
 
 
 @pytest.fixture
-def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Followed]:
-    """The last sequences before layer 1 of a model whose layer 0 lost neurons and heads; and the dense layer 1."""
-
-    def built(sequences: int) -> Followed:
-        monkeypatch.setattr(module, "sequences_followed", lambda *_: sequences)
-        tiny = tiny_stock("llama")
-        embedded, context = tiny.shape.stock.embed(tiny.outside, some_tokens(*SIZE)), Context(tiny.shape)
-        first = lambda: (embedded[part] for part in chunks(SIZE[0]))  # noqa: E731
-        measurement = Measurement(context, first, SIZE, tmp_path, torch.device("cpu"))
-        dense, tensors = DenseStates(measurement), {index: dict(tiny.layer(index)) for index in range(2)}
-        dense.move_to([1], tensors.__getitem__)
-        layer = tiny.shape.layers[0]
-        less = layer.with_units(layer.intermediate // 2, 1)
-        narrow = {role: tensors[0][role][tuple(map(slice, size))] for role, size in tiny.shape.layer_roles(less)}
-        output = Output(tmp_path / "out", [less, *tiny.shape.layers[1:]], [narrow, tensors[1]].__getitem__)
-        states = FoldedStates(measurement, output)
-        states.move_to(1)
-        around = dense.around(1, tensors[1])
-        return states.inputs(around, tensors[1], around.shape), around, tensors[1]
-
-    return built
+def followed(tmp_path: Path) -> Followed:
+    """The states before layer 1 of a model whose layer 0 lost neurons and heads; and the dense layer 1."""
+    tiny = tiny_stock("llama")
+    embedded, context = tiny.shape.stock.embed(tiny.outside, some_tokens(*SIZE)), Context(tiny.shape)
+    first = lambda: (embedded[part] for part in chunks(SIZE[0]))  # noqa: E731
+    measurement = Measurement(context, first, SIZE, tmp_path, torch.device("cpu"))
+    dense, tensors = DenseStates(measurement), {index: dict(tiny.layer(index)) for index in range(2)}
+    dense.move_to([1], tensors.__getitem__)
+    layer = tiny.shape.layers[0]
+    less = layer.with_units(layer.intermediate // 2, 1)
+    narrow = {role: tensors[0][role][tuple(map(slice, size))] for role, size in tiny.shape.layer_roles(less)}
+    output = Output(tmp_path / "out", [less, *tiny.shape.layers[1:]], [narrow, tensors[1]].__getitem__)
+    states = FoldedStates(measurement, output)
+    states.move_to(1)
+    around = dense.around(1, tensors[1])
+    return states.inputs(around, tensors[1], around.shape), around, tensors[1]
 
 
-@pytest.mark.parametrize("sequences", [SIZE[0], 8])
 @torch.no_grad()
-def test_the_mlp_is_to_bring_the_states_half_way_to_those_of_the_dense_model(
-    followed: Callable[[int], Followed], sequences: int
-) -> None:
-    inputs, dense, weights = followed(sequences)
+def test_the_mlp_is_to_bring_the_states_half_way_to_those_of_the_dense_model(followed: Followed) -> None:
+    inputs, dense, weights = followed
     (coupling,) = dense.measurement.shape.couplings(dense.shape).neurons
-    x, before = (torch.from_numpy(np.array(states)) for states in (inputs.before, dense.before[-sequences:]))
+    x, before = (torch.from_numpy(np.array(states)) for states in (inputs.before, dense.before))
     assert x.shape == before.shape
     assert (x - before).norm() > 1e-2 * before.norm()
     context = dense.measurement.context
     silent = {**weights, coupling.slots["down"].tensor: torch.zeros_like(weights[coupling.slots["down"].tensor])}
     attended, own = (context.layer(x, each, 1) for each in (silent, weights))
-    wanted = (own + torch.from_numpy(np.array(dense.after[-sequences:]))) / 2
-    given, output, w = inputs.neurons_of(coupling).mlp(slice(0, sequences))
+    wanted = (own + torch.from_numpy(np.array(dense.after))) / 2
+    given, output, w = inputs.neurons_of(coupling).mlp(slice(0, SIZE[0]))
     torch.testing.assert_close(attended.flatten(0, 1) + output, wanted.flatten(0, 1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(w, 1 / (wanted.square().mean(-1).flatten() + 1e-6))
     own_output = coupling.outputs(given, coupling.view(weights, dense.shape))

@@ -1,9 +1,9 @@
-"""Which sequences are fitted on, which judge, which are followed, and which make curves."""
+"""Which sequences are fitted on, which judge, and which make curves."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmfold.methods.reconstruction.held import held_back, sequences_followed, sequences_for_curves, split
+from llmfold.methods.reconstruction.held import held_back, sequences_for_curves, split
 from llmfold.runtime.hidden_states import CHUNK
 
 SEQUENCES, LENGTHS, WIDEST = st.integers(1, 2_000), st.integers(2, 2_048), st.integers(1, 20_000)
@@ -15,16 +15,6 @@ def test_all_sequences_are_fitted_on_or_judge_and_none_does_both(sequences: int)
     seen = [number for part in (*fitted, *judging) for number in range(part.start, part.stop)]
     assert seen == list(range(sequences))
     assert sum(part.stop - part.start for part in judging) == held_back(sequences) < sequences
-
-
-@given(SEQUENCES, LENGTHS)
-def test_half_is_followed_with_what_judges_and_without_whole_chunks(sequences: int, length: int) -> None:
-    followed = sequences_followed(sequences, length)
-    assert (sequences - followed) % CHUNK == 0
-    assert min(sequences, max(sequences / 2, 32_768 / length)) <= followed <= sequences
-    assert followed == sequences or followed < max(sequences / 2, 32_768 / length) + 1 + CHUNK
-    assert held_back(followed) <= held_back(sequences)
-    assert (held_back(followed) > 0) == (held_back(sequences) > 0)
 
 
 @given(SEQUENCES, LENGTHS, WIDEST)
