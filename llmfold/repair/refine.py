@@ -78,6 +78,15 @@ def refine(
         The refined MLP, all of the way or half of it, and relative squared errors on the rows held back: before, and
         after.
     """
+    refined = _descended(mlp, inputs, train, settings, seed)
+    ways = [{role: mlp[role].lerp(tensor, way) for role, tensor in refined.items()} for way in _WAYS]
+    before, *errors = (held_error(each, inputs, held, settings) for each in (mlp, *ways))
+    after = min(errors)
+    return ways[errors.index(after)], [before, after]
+
+
+def _descended(mlp: Mlp, inputs: MlpSamples, train: Sequence[slice], settings: Refinement, seed: int) -> Mlp:
+    """The MLP after all steps; gradients and moments are gone when it returns."""
     first, last = train[0].start * inputs.tokens, train[-1].stop * inputs.tokens
     generator = torch.Generator().manual_seed(seed)
     refined = {role: tensor.clone().requires_grad_() for role, tensor in mlp.items()}
@@ -95,10 +104,7 @@ def refine(
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    ways = [{role: mlp[role].lerp(tensor.detach(), way) for role, tensor in refined.items()} for way in _WAYS]
-    before, *errors = (held_error(each, inputs, held, settings) for each in (mlp, *ways))
-    after = min(errors)
-    return ways[errors.index(after)], [before, after]
+    return {role: tensor.detach() for role, tensor in refined.items()}
 
 
 def held_error(mlp: Mlp, inputs: MlpSamples, parts: Sequence[slice], settings: Refinement = Refinement()) -> float:
