@@ -104,6 +104,8 @@ def _descended(mlp: Mlp, inputs: MlpSamples, train: Sequence[slice], settings: R
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+    optimiser.zero_grad()
+    optimiser.state.clear()  # the optimiser is in a cycle, and would hold them until garbage is collected
     return {role: tensor.detach() for role, tensor in refined.items()}
 
 
